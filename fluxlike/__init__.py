@@ -1,0 +1,157 @@
+"""fluxlike: models as plain trees of parameters, for PyTorch.
+
+grads = fl.gradient(loss, model, x, y)
+model, state = fl.update(state, model, grads)
+"""
+
+from fluxlike import init, losses
+from fluxlike.data.loader import DataLoader
+from fluxlike.data.observations import num_observations, splitobs
+from fluxlike.data.onehot import onecold, onehot, onehotbatch
+from fluxlike.files.tensors import load, save
+from fluxlike.layers.activations import (
+    elu,
+    flatten,
+    gelu,
+    identity,
+    leaky_relu,
+    log_softmax,
+    relu,
+    selu,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    tanh,
+)
+from fluxlike.layers.basic import Dense, Embedding
+from fluxlike.layers.compose import Chain, SkipConnection
+from fluxlike.layers.conv import Conv
+from fluxlike.layers.errors import LayerError
+from fluxlike.layers.normalise import BatchNorm, Dropout, LayerNorm
+from fluxlike.layers.pool import (
+    AdaptiveMaxPool,
+    AdaptiveMeanPool,
+    GlobalMaxPool,
+    GlobalMeanPool,
+    MaxPool,
+    MeanPool,
+)
+from fluxlike.optimisers.adjust import adjust, freeze, thaw
+from fluxlike.optimisers.links import ClipGlobalNorm, ClipGrad, ClipNorm, OptimiserChain, WeightDecay
+from fluxlike.optimisers.rule import Rule
+from fluxlike.optimisers.rules import Adam, AdamW, Descent, Momentum, Nesterov
+from fluxlike.optimisers.state import ParamState, setup
+from fluxlike.optimisers.update import steps, update
+from fluxlike.placement.device import cpu, get_device, gpu, to_device
+from fluxlike.placement.dtype import bf16, f16, f32, f64, stays_float32
+from fluxlike.scope.assigned import assign, current
+from fluxlike.scope.mode import automode, mode, testmode, training, trainmode
+from fluxlike.transforms.gradient import gradient, withgradient
+from fluxlike.transforms.updates import apply_updates, withupdates
+from fluxlike.trees import algebra as tree
+from fluxlike.trees.at import at
+from fluxlike.trees.fmap import children, fleaves, fmap, fmap_with_path
+from fluxlike.trees.functor import functor, leaf
+from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.nonfinite import find_nonfinite
+from fluxlike.trees.show import summary
+from fluxlike.trees.state_dict import load_state_dict, state_dict
+from fluxlike.trees.trainables import combine, partition, trainables
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "AdaptiveMaxPool",
+    "AdaptiveMeanPool",
+    "Assigned",
+    "BatchNorm",
+    "Chain",
+    "ClipGlobalNorm",
+    "ClipGrad",
+    "ClipNorm",
+    "Conv",
+    "DataLoader",
+    "Dense",
+    "Descent",
+    "Dropout",
+    "Embedding",
+    "GlobalMaxPool",
+    "GlobalMeanPool",
+    "LayerError",
+    "LayerNorm",
+    "MaxPool",
+    "MeanPool",
+    "Momentum",
+    "Nesterov",
+    "OptimiserChain",
+    "ParamState",
+    "Rule",
+    "SkipConnection",
+    "WeightDecay",
+    "adjust",
+    "apply_updates",
+    "assign",
+    "at",
+    "automode",
+    "bf16",
+    "children",
+    "combine",
+    "cpu",
+    "current",
+    "elu",
+    "f16",
+    "f32",
+    "f64",
+    "find_nonfinite",
+    "flatten",
+    "fleaves",
+    "fmap",
+    "fmap_with_path",
+    "freeze",
+    "functor",
+    "gelu",
+    "get_device",
+    "gpu",
+    "gradient",
+    "identity",
+    "init",
+    "leaf",
+    "leaky_relu",
+    "load",
+    "load_state_dict",
+    "log_softmax",
+    "losses",
+    "mode",
+    "num_observations",
+    "onecold",
+    "onehot",
+    "onehotbatch",
+    "partition",
+    "relu",
+    "save",
+    "selu",
+    "setup",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "splitobs",
+    "state_dict",
+    "stays_float32",
+    "steps",
+    "summary",
+    "tanh",
+    "testmode",
+    "thaw",
+    "to_device",
+    "trainables",
+    "training",
+    "trainmode",
+    "tree",
+    "update",
+    "withgradient",
+    "withupdates",
+]

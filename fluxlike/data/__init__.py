@@ -1,0 +1,1 @@
+"""Data: batches from arrays in memory, splits, one-hot labels."""

@@ -1,0 +1,73 @@
+"""Batches from arrays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fluxlike.data.observations import num_observations
+from fluxlike.trees.structure import flatten
+
+__all__ = ["DataLoader"]
+
+
+class DataLoader:
+    """Iterate over a data set in batches, by slicing its arrays instead of collating samples.
+
+    Args:
+        data: a tree of tensors and numpy arrays; the first axis counts the observations.
+        batch_size: observations a batch.
+        shuffle: whether each epoch has a new order, by torch's generator; else batches are views,
+            in order. (default: False)
+        partial: whether a last, smaller batch is kept. (default: True)
+
+    Iterating gives trees like `data` with tensors (numpy arrays become tensors), ``len`` the number
+    of batches.
+
+    Raises:
+        TypeError: a leaf of `data` that is no array.
+        ValueError: arrays of different lengths, or a `batch_size` below 1.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> loader = fl.DataLoader((torch.arange(5), torch.arange(5) ** 2), batch_size=2)
+        >>> [y.tolist() for x, y in loader]
+        [[0, 1], [4, 9], [16]]
+    """
+
+    def __init__(self, data: Any, batch_size: int, *, shuffle: bool = False, partial: bool = True) -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: write a whole number of at least 1")
+        self._observations = num_observations(data)
+        leaves, self._treedef = flatten(data)
+        self._arrays = [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in leaves]
+        self.batch_size, self.shuffle, self.partial = batch_size, shuffle, partial
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self._observations, self.batch_size)
+        return whole + (1 if rest and self.partial else 0)
+
+    def __iter__(self) -> Iterator[Any]:
+        n, size = self._observations, self.batch_size
+        stop = n if self.partial else n - n % size
+        unflatten = self._treedef.unflatten
+        if not self.shuffle:
+            for start in range(0, stop, size):
+                yield unflatten([x[start : start + size] for x in self._arrays])
+            return
+        order = torch.randperm(n)
+        orders = {x.device: order.to(x.device) for x in self._arrays}
+        by_array: list[tuple[Tensor, Tensor]] = [(x, orders[x.device]) for x in self._arrays]
+        for start in range(0, stop, size):
+            end = min(start + size, stop)
+            yield unflatten([x.index_select(0, rows[start:end]) for x, rows in by_array])
+
+    def __repr__(self) -> str:
+        return (
+            f"DataLoader({self._observations} observations, batch_size={self.batch_size}, "
+            f"shuffle={self.shuffle}, partial={self.partial})"
+        )

@@ -1,0 +1,118 @@
+"""One-hot labels and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["onecold", "onehot", "onehotbatch"]
+
+
+def onehot(label: Any, classes: Sequence[Any], /) -> Tensor:
+    """One label as a vector with a 1 at its class.
+
+    Args:
+        label: one of the classes.
+        classes: all classes, in order.
+
+    Returns:
+        float, of shape (C,), in the default dtype.
+
+    Raises:
+        ValueError: the label is not among the classes.
+
+    Example:
+        >>> import fluxlike as fl
+        >>> fl.onehot("b", ["a", "b", "c"])
+        tensor([0., 1., 0.])
+    """
+    return onehotbatch([label], classes)[0]
+
+
+def onehotbatch(labels: Any, classes: Sequence[Any], /) -> Tensor:
+    """Labels as one-hot vectors.
+
+    Args:
+        labels: a sequence of labels, or a tensor or array of any shape (N, …).
+        classes: all classes, in order, such as ``range(10)``.
+
+    Returns:
+        float, of shape (N, C, …), in the default dtype, on the device of the labels.
+
+    Raises:
+        ValueError: a label is not among the classes, or a class is there twice.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.onehotbatch(torch.tensor([2, 0]), range(3))
+        tensor([[0., 0., 1.],
+                [1., 0., 0.]])
+    """
+    names = list(classes)
+    if len(set(names)) != len(names):
+        raise ValueError(f"the classes {names} hold one twice")
+    numbers = _numbers(labels, names)
+    hot = torch.nn.functional.one_hot(numbers, len(names))
+    return hot.movedim(-1, 1 if hot.ndim > 1 else 0).to(torch.get_default_dtype())
+
+
+def _numbers(labels: Any, names: list[Any]) -> Tensor:
+    """The class number of every label."""
+    if not isinstance(labels, Tensor):
+        given = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+        if all(isinstance(n, (int, float, bool)) for n in names):
+            labels = torch.as_tensor(given)
+        else:
+            position = {name: i for i, name in enumerate(names)}
+            unknown = [x for x in given if x not in position]
+            if unknown:
+                raise ValueError(f"the label {unknown[0]!r} is not among the classes {names}")
+            return torch.tensor([position[x] for x in given])
+    known = torch.tensor(names, device=labels.device)
+    match = labels.unsqueeze(-1) == known
+    missing = ~match.any(-1)
+    if bool(missing.any()):
+        raise ValueError(f"the label {labels[missing][0].item()!r} is not among the classes {names}")
+    return match.int().argmax(-1)
+
+
+def onecold(y: Tensor, classes: Sequence[Any] | None = None, /, *, dim: int = 1) -> Any:
+    """The class of the highest score: undoes `onehotbatch`.
+
+    Args:
+        y: scores or one-hot vectors of shape (N, C, …), or (C,) for one.
+        classes: all classes, in order. (default: the numbers 0 to C-1)
+        dim: the axis of the classes. (default: 1)
+
+    Returns:
+        int64 class numbers of shape (N, …); with `classes` of numbers a tensor of those; with other
+        classes a (nested) list of them.
+
+    Raises:
+        ValueError: as many classes as scores are needed.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> scores = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
+        >>> fl.onecold(scores)
+        tensor([1, 0])
+        >>> fl.onecold(scores, ["cat", "dog"])
+        ['dog', 'cat']
+    """
+    axis = 0 if y.ndim == 1 else dim
+    numbers = y.argmax(axis)
+    if classes is None:
+        return numbers
+    names = list(classes)
+    if len(names) != y.shape[axis]:
+        raise ValueError(f"{len(names)} classes were given for {y.shape[axis]} scores")
+    if all(isinstance(n, (int, float, bool)) for n in names):
+        return torch.tensor(names, device=y.device)[numbers]
+
+    def name(i: Any) -> Any:
+        return [name(j) for j in i] if isinstance(i, list) else names[i]
+
+    return name(numbers.tolist())

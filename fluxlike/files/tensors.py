@@ -1,0 +1,300 @@
+"""`save` and `load`: any tree in one safetensors file, with its structure as JSON.
+
+Tensors are stored once, under the path of their first place. The header's metadata lists every leaf
+by path: which stored tensor it is, or the plain value itself. Functions and other objects are
+written as their names, to be compared, never imported: loading runs no code.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fluxlike.trees import paths
+from fluxlike.trees.functor import PIN
+from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.show import value_text
+from fluxlike.trees.state_dict import fit, is_plain
+from fluxlike.trees.structure import flatten, structure_of
+
+__all__ = ["load", "save"]
+
+_FORMAT = "fluxlike"
+_VERSION = 1
+
+
+def save(path: str | os.PathLike[str], tree: Any, /) -> None:
+    """Write a tree to a safetensors file: a model, the state of an optimiser, or both in a dict.
+
+    Ties are kept, and each tensor is stored once. The file is written beside its place and renamed,
+    so a save that dies half-way leaves an older file whole.
+
+    Args:
+        path: the file. One that is there is replaced.
+        tree: any tree.
+
+    Raises:
+        ValueError: a tensor on the meta device, or of a layout or dtype that the format lacks.
+        OSError: the file can't be written.
+
+    Example:
+        >>> import tempfile, os, fluxlike as fl
+        >>> model = fl.Dense(2, 1, fl.tanh)
+        >>> state = fl.setup(fl.Adam(), model)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = os.path.join(folder, "run.safetensors")
+        ...     fl.save(file, {"model": model, "state": state})
+        ...     run = fl.load(file, like={"model": fl.Dense(2, 1, fl.tanh), "state": state})
+        >>> fl.tree.allclose(run["model"], model)
+        True
+    """
+    leaves, treedef = flatten(tree)
+    where = structure_of(treedef).paths
+    stored = _Stored()
+    entries = {p: stored.entry(p, x) for p, x in zip(where, leaves, strict=True)}
+    about = {"version": _VERSION, "leaves": entries, "riding": dict(_riding(tree, ""))}
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        save_file(stored.tensors, temporary, metadata={_FORMAT: json.dumps(about)})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"can't save to {path}: {error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+class _Stored:
+    """The tensors of a file, each once, by the name under which it is stored."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[int, str] = {}
+        self._memory: set[int] = set()
+
+    def entry(self, path: str, x: Any) -> dict[str, Any]:
+        """What the header says of one leaf."""
+        if isinstance(x, Tensor):
+            return {"tensor": self._store(path, x, path), **_view(x)}
+        if isinstance(x, Assigned):
+            return {"assigned": self._store(path, x.value, path), **_view(x.value)}
+        if isinstance(x, (np.ndarray, np.generic)):
+            kind = "array" if isinstance(x, np.ndarray) else "scalar"
+            try:
+                tensor = torch.from_numpy(np.array(x))
+            except TypeError:
+                raise ValueError(f"{path} is a numpy array of {x.dtype}, which can't be saved") from None
+            return {kind: self._store(path, tensor, path), **_view(tensor)}
+        if isinstance(x, bytes):
+            return {"bytes": base64.b64encode(x).decode()}
+        if isinstance(x, complex):
+            return {"complex": [repr(x.real), repr(x.imag)]}
+        if isinstance(x, float) and not math.isfinite(x):
+            return {"float": repr(float(x))}
+        if x is None or isinstance(x, (bool, int, float, str)):
+            return {"value": x}
+        return {"name": _object_name(x)}
+
+    def _store(self, path: str, x: Tensor, name: str) -> str:
+        if id(x) in self._names:
+            return self._names[id(x)]
+        if x.is_meta:
+            raise ValueError(f"{path or 'the tensor'} is on the meta device, which holds no data to save")
+        if x.layout is not torch.strided or x.is_quantized:
+            raise ValueError(
+                f"{path or 'the tensor'} is {x.dtype if x.is_quantized else x.layout}, which safetensors "
+                "can't hold; save x.to_dense() or its parts"
+            )
+        name = name or "tree"
+        self._names[id(x)] = name
+        x = x.detach().cpu().resolve_conj().resolve_neg()
+        if x.dtype == torch.complex128:
+            x = torch.view_as_real(x)
+        x = x.contiguous()
+        memory = x.untyped_storage().data_ptr()
+        if memory in self._memory or x.untyped_storage().nbytes() != x.numel() * x.element_size():
+            x = x.clone()
+        self._memory.add(memory)
+        self.tensors[name] = x
+        return name
+
+
+def _view(x: Tensor) -> dict[str, str]:
+    return {"as": "complex128"} if x.dtype == torch.complex128 else {}
+
+
+def _object_name(x: Any) -> str:
+    return getattr(x, "__name__", None) or f"{type(x).__name__} object"
+
+
+def _riding(node: Any, path: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """For each node the plain attributes that are not children, in print, to be compared."""
+    if not paths.is_node(node):
+        return
+    inner = list(paths.children(node))
+    names = {step.entry for step, _ in inner}
+    values = {
+        n: repr(v)
+        for n, v in getattr(node, "__dict__", {}).items()
+        if n not in names and n != PIN and _printable(v)
+    }
+    if values and not isinstance(node, dict):
+        yield path, values
+    for step, child in inner:
+        yield from _riding(child, path + step.text)
+
+
+def _printable(x: Any) -> bool:
+    if isinstance(x, (tuple, list)):
+        return all(map(_printable, x))
+    return x is None or isinstance(x, (bool, int, float, str))
+
+
+def load(path: str | os.PathLike[str], /, *, like: Any) -> Any:
+    """Read a tree that `save` wrote.
+
+    Args:
+        path: the file.
+        like: a tree of the structure expected, such as a newly made model and state. Functions and
+            other objects are taken from it, tensors and numbers from the file; tensors go to the
+            devices that it has them on (from the meta device to main memory).
+
+    Returns:
+        A tree of the structure and ties of `like`.
+
+    Raises:
+        ValueError: the file is truncated or was not written by `save`; or a leaf is missing, is not in
+            `like`, or has another shape, dtype, type, name or setting. All mismatches are named.
+        FileNotFoundError: there is no such file.
+
+    Example:
+        >>> import tempfile, os, torch, fluxlike as fl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = os.path.join(folder, "weights.safetensors")
+        ...     fl.save(file, {"w": torch.ones(2)})
+        ...     fl.load(file, like={"w": torch.empty(2)})
+        {'w': tensor([1., 1.])}
+    """
+    leaves, treedef = flatten(like)
+    where = structure_of(treedef).paths
+    found, names, riding = _read(path)
+    faults = _compare_names(dict(zip(where, leaves, strict=True)), names, found)
+    faults += _compare_riding(like, riding)
+    if faults:
+        raise ValueError(f"the file {path} does not fit the model:\n  " + "\n  ".join(faults))
+    tree = fit(like, found, what=f"the file {path}")
+    loaded, treedef = flatten(tree)
+    moved: dict[int, Tensor] = {}
+    for i, (x, old) in enumerate(zip(loaded, leaves, strict=True)):
+        if isinstance(x, Tensor):
+            device = torch.device("cpu") if old.is_meta else old.device
+            loaded[i] = moved.setdefault(id(x), x.to(device))
+        elif isinstance(x, Assigned):
+            loaded[i] = Assigned(x.value.to(old.value.device))
+    return treedef.unflatten(loaded)
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """The values of a file by path, the names of its objects by path, and its settings."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if _FORMAT not in metadata:
+                raise ValueError(
+                    f"{path} is a safetensors file, but not one that fluxlike.save wrote; read its tensors "
+                    "with safetensors.torch.load_file"
+                )
+            # Copies, because the file's own memory is mapped and may change under us.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
+    try:
+        about = json.loads(metadata[_FORMAT])
+        if about["version"] != _VERSION:
+            raise ValueError(f"it is of version {about['version']!r}; this fluxlike reads {_VERSION}")
+        names = {p: e["name"] for p, e in about["leaves"].items() if "name" in e}
+        found = {p: _value(e, tensors) for p, e in about["leaves"].items() if "name" not in e}
+        riding = {p: dict(values) for p, values in about["riding"].items()}
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        IndexError,
+        RecursionError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(
+            f"{path} has a header that can't be read: {type(error).__name__}: {error}"
+        ) from error
+    return found, names, riding
+
+
+def _value(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    """One leaf, from what the header says of it."""
+    for kind in ("tensor", "assigned", "array", "scalar"):
+        if kind in entry:
+            name = entry[kind] or "tree"
+            if entry.get("as") == "complex128" and not tensors[name].is_complex():
+                tensors[name] = torch.view_as_complex(tensors[name])  # once, so that ties stay ties
+            x = tensors[name]
+            if kind == "tensor":
+                return x
+            if kind == "assigned":
+                return Assigned(x)
+            return x.numpy() if kind == "array" else x.numpy()[()]
+    if "bytes" in entry:
+        return base64.b64decode(entry["bytes"])
+    if "complex" in entry:
+        return complex(*map(float, entry["complex"]))
+    if "float" in entry:
+        return float(entry["float"])
+    value = entry["value"]
+    if not (value is None or isinstance(value, (bool, int, float, str))):
+        raise TypeError(f"a plain value is a {type(value).__name__}")
+    return value
+
+
+def _compare_names(wanted: dict[str, Any], names: dict[str, str], found: dict[str, Any]) -> list[str]:
+    """What is wrong with the functions and other objects."""
+    faults = []
+    for path, x in wanted.items():
+        if path in names and (is_plain(x) or _object_name(x) != names[path]):
+            here = repr(x) if is_plain(x) and not isinstance(x, Tensor) else value_text(x)
+            faults.append(f"{path} is {names[path]} in the file, the model has {here}")
+        elif path in found and not is_plain(x):
+            faults.append(
+                f"{path} is a {type(found[path]).__name__} in the file, the model has {value_text(x)}"
+            )
+        elif path not in names and path not in found:
+            faults.append(f"{path or 'the root'} is missing in the file")
+    faults += [f"{p} is not in the model" for p in [*names, *found] if p not in wanted]
+    return faults
+
+
+def _compare_riding(like: Any, riding: dict[str, dict[str, str]]) -> list[str]:
+    """Settings such as a stride that differ: the same weights would give other predictions."""
+    faults = []
+    for path, mine in _riding(like, ""):
+        for name, value in riding.get(path, {}).items():
+            if name in mine and mine[name] != value:
+                faults.append(f"{path}.{name} is {value} in the file, the model has {mine[name]}")
+    return faults

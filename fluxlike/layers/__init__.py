@@ -1,0 +1,1 @@
+"""Layers, as plain classes registered with `functor`."""

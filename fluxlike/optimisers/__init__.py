@@ -1,0 +1,1 @@
+"""Optimisers: the interface, the rules, and the links that go around them."""

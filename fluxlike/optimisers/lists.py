@@ -1,0 +1,81 @@
+"""Arithmetic on lists of tensors: one foreach call, or one by one inside functorch's transforms.
+
+Each takes a number, a 0-d tensor or a list as its second operand. Nothing is written in place, so
+that an update can be differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike.transforms import _functorch
+
+__all__ = ["Tensors", "add", "addcmul", "clamp", "div", "lerp", "mul", "sqrt", "sub"]
+
+Tensors = list[Tensor]
+Operand = float | Tensor | Sequence[Tensor]
+
+
+def _binary(name: str) -> Callable[[Sequence[Tensor], Operand], Tensors]:
+    foreach, single = getattr(torch, f"_foreach_{name}"), getattr(torch, name)
+
+    def op(xs: Sequence[Tensor], y: Operand) -> Tensors:
+        if not _functorch.active():
+            return list(foreach(xs, y))
+        ys = y if isinstance(y, (list, tuple)) else [y] * len(xs)
+        return [single(x, y) for x, y in zip(xs, ys, strict=True)]
+
+    op.__doc__ = f"``{name}(x, y)`` for every x of a list."
+    return op
+
+
+add = _binary("add")
+mul = _binary("mul")
+div = _binary("div")
+
+
+def sub(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensors:
+    """``x - y`` for every pair of two lists."""
+    if not _functorch.active():
+        return list(torch._foreach_sub(_list(xs), _list(ys)))
+    return [x - y for x, y in zip(xs, ys, strict=True)]
+
+
+def sqrt(xs: Sequence[Tensor]) -> Tensors:
+    """The square root of every tensor of a list."""
+    return [x.sqrt() for x in xs] if _functorch.active() else list(torch._foreach_sqrt(_list(xs)))
+
+
+def clamp(xs: Sequence[Tensor], low: Any, high: Any) -> Tensors:
+    """Every tensor of a list, limited elementwise."""
+    if _functorch.active() or isinstance(high, Tensor):
+        return [torch.clamp(x, low, high) for x in xs]
+    return list(torch._foreach_clamp_max(torch._foreach_clamp_min(_list(xs), low), high))
+
+
+def lerp(xs: Sequence[Tensor], ys: Sequence[Tensor], weight: float | Tensor) -> Tensors:
+    """``x + weight · (y - x)`` for every pair of two lists."""
+    if _functorch.active() or isinstance(weight, Tensor):
+        return [torch.lerp(x, y, _like(weight, x)) for x, y in zip(xs, ys, strict=True)]
+    return list(torch._foreach_lerp(_list(xs), _list(ys), weight))
+
+
+def addcmul(
+    xs: Sequence[Tensor], ys: Sequence[Tensor], zs: Sequence[Tensor], value: float | Tensor
+) -> Tensors:
+    """``x + value · y · z`` for every triple of three lists."""
+    if _functorch.active() or isinstance(value, Tensor):
+        return [x + value * (y * z) for x, y, z in zip(xs, ys, zs, strict=True)]
+    return list(torch._foreach_addcmul(_list(xs), _list(ys), _list(zs), value))
+
+
+def _like(weight: float | Tensor, x: Tensor) -> Any:
+    return weight.to(x.dtype) if isinstance(weight, Tensor) else weight
+
+
+def _list(xs: Sequence[Tensor]) -> list[Tensor]:
+    return xs if isinstance(xs, list) else list(xs)

@@ -1,0 +1,132 @@
+"""The state of an optimiser: a tree in the model's shape, with a `ParamState` per parameter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike.optimisers.rule import Rule, as_functor, is_rule
+from fluxlike.trees.functor import functor
+from fluxlike.trees.structure import flatten, structure_of
+from fluxlike.trees.trainables import parameters
+
+__all__ = ["ParamState", "computed", "is_param_state", "setup"]
+
+
+@functor
+@dataclass(frozen=True, slots=True)
+class ParamState:
+    """What an optimiser keeps for one parameter.
+
+    Attributes:
+        rule: the rule that moves it, with its hyperparameters.
+        state: the rule's own state.
+        frozen: whether updates pass it by.
+    """
+
+    rule: Any
+    state: Any
+    frozen: bool = False
+
+
+def is_param_state(x: object, /) -> bool:
+    """Whether `x` is a `ParamState`."""
+    return type(x) is ParamState
+
+
+def computed(x: Tensor, /) -> Tensor:
+    """A parameter or gradient in the form in which rules compute: real, and at least float32."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return x.float()
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def setup(rule: Rule | Callable[[str], Rule], model: Any, /) -> Any:
+    """The first state of an optimiser for a model.
+
+    Args:
+        rule: a rule for all parameters, or a function from the path of a parameter to its rule.
+        model: any tree.
+
+    Returns:
+        A tree in the model's shape, with a `ParamState` at each parameter (at all places of a tied
+        one) and None elsewhere. It is a tree like any other: save it, move it, map over it.
+
+    Raises:
+        TypeError: `rule` is no rule, or a class instead of an object.
+        ValueError: the function gives different rules to places that are tied.
+
+    Warns:
+        UserWarning: there is nothing to train.
+
+    Example:
+        >>> import fluxlike as fl
+        >>> model = fl.Chain(fl.Dense(4, 3), fl.Dense(3, 2))
+        >>> state = fl.setup(fl.Adam(1e-3), model)
+        >>> state.layers[0].weight.rule
+        Adam(lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0)
+        >>> by_path = lambda path: fl.Descent(0.1) if path.startswith(".layers[0]") else fl.Adam()
+        >>> fl.setup(by_path, model).layers[0].bias.rule
+        Descent(lr=0.1)
+    """
+    leaves, treedef = flatten(model)
+    structure = structure_of(treedef)
+    found = parameters(leaves, structure.trainable)
+    if not found.first:
+        warnings.warn("setup found no parameter to train in the model", stacklevel=2)
+    rule_at = _rule_function(rule)
+    made: dict[int, tuple[str, ParamState]] = {}
+    counters: dict[Any, Tensor] = {}  # parameters that move together share one counter
+    result: list[Any] = [None] * len(leaves)
+    for i, x in enumerate(leaves):
+        if id(x) not in found.number:
+            continue
+        path = structure.paths[i]
+        chosen = rule_at(path)
+        if not is_rule(chosen):
+            raise TypeError(_no_rule(chosen, path))
+        if id(x) in made:
+            first, entry = made[id(x)]
+            if entry.rule is not chosen and entry.rule != chosen:
+                raise ValueError(
+                    f"{first} and {path} are tied, but have the rules {entry.rule!r} and {chosen!r}; "
+                    "give all places of a tied parameter the same rule"
+                )
+        else:
+            as_functor(chosen)
+            entry = ParamState(chosen, _shared_counters(chosen.init(computed(x.detach())), counters))
+            made[id(x)] = path, entry
+        result[i] = entry
+    return treedef.unflatten(result)
+
+
+def _rule_function(rule: Any) -> Callable[[str], Any]:
+    if is_rule(rule):
+        return lambda path: rule
+    if isinstance(rule, type) or not callable(rule):
+        raise TypeError(_no_rule(rule, None))
+    return rule
+
+
+def _no_rule(rule: Any, path: str | None) -> str:
+    where = "" if path is None else f" for {path}"
+    if isinstance(rule, type):
+        return f"setup got the class {rule.__name__}{where} instead of a rule: write {rule.__name__}()"
+    if isinstance(rule, torch.optim.Optimizer):
+        return f"setup got a torch optimiser{where}: write the rule, such as fluxlike.Adam(1e-3)"
+    hint = "; to leave a parameter alone, freeze(state, where)" if rule is None else ""
+    return f"setup got {rule!r}{where} instead of a rule such as Adam(1e-3){hint}"
+
+
+def _shared_counters(state: Any, counters: dict[Any, Tensor]) -> Any:
+    """A rule's state with one tensor for all counters of equal value on one device."""
+    leaves, treedef = flatten(state)
+    for i, x in enumerate(leaves):
+        if isinstance(x, Tensor) and x.ndim == 0 and x.dtype == torch.int64 and not x.is_meta:
+            leaves[i] = counters.setdefault((x.device, int(x)), x)
+    return treedef.unflatten(leaves)

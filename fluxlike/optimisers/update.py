@@ -1,0 +1,308 @@
+"""`update` and `steps`: one step of an optimiser over a whole tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike.optimisers import lists
+from fluxlike.optimisers.links import OptimiserChain, apply_all
+from fluxlike.optimisers.rule import LeafError
+from fluxlike.optimisers.state import ParamState, computed, is_param_state
+from fluxlike.transforms.motors import enclosed
+from fluxlike.transforms.updates import put_assigned
+from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.structure import flatten, leaves_like, require_same, structure_of
+
+__all__ = ["steps", "update"]
+
+
+def update(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
+    """One step: the model moved by its gradients, and the next state of the optimiser.
+
+    A parameter without a gradient (None) or frozen stays as it is, its state too. Gradients found
+    at several places of a tied parameter are added up. `Assigned` buffers get their new value. No
+    argument is changed. Inside `gradient`, the step is differentiable.
+
+    Args:
+        state: what `setup` or the last `update` returned.
+        model: the model.
+        grads: the gradients, a tree with the structure of the model.
+
+    Returns:
+        ``(model, state)``, both of the structure that they had.
+
+    Raises:
+        ValueError: the trees differ in structure; or a gradient differs from its parameter in
+            shape, dtype or device; or the state is on another device. It names the place.
+        TypeError: model and state are swapped.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> model = {"w": torch.tensor([1.0, 2.0])}
+        >>> state = fl.setup(fl.Descent(0.1), model)
+        >>> model, state = fl.update(state, model, {"w": torch.tensor([10.0, 10.0])})
+        >>> model
+        {'w': tensor([0., 1.])}
+    """
+    step = _Step(state, model, grads)
+    return step.moved_model(), step.next_state()
+
+
+def steps(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
+    """The steps that `update` would subtract, without applying them, and the next state.
+
+    Args:
+        state: as in `update`.
+        model: as in `update`.
+        grads: as in `update`.
+
+    Returns:
+        ``(steps, state)``: a tree of the model's structure with what is subtracted from each
+        parameter, at the first place of a tied one, and None elsewhere.
+
+    Raises:
+        ValueError: as `update`.
+        TypeError: as `update`.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> model = {"w": torch.tensor([1.0, 2.0])}
+        >>> fl.steps(fl.setup(fl.Descent(0.1), model), model, {"w": torch.ones(2)})[0]
+        {'w': tensor([0.1000, 0.1000])}
+    """
+    step = _Step(state, model, grads)
+    return step.step_tree(), step.next_state()
+
+
+class _Slot:
+    """One parameter that moves: where it stands, and everything its rule needs."""
+
+    __slots__ = ("entry", "first", "grad", "param", "places", "state", "step")
+
+    def __init__(self, first: int, param: Tensor, entry: ParamState) -> None:
+        self.first, self.param, self.entry = first, param, entry
+        self.places = [first]
+        self.grad: Tensor | None = None
+        self.state = entry.state
+        self.step: Tensor | None = None
+
+
+class _Step:
+    def __init__(self, state: Any, model: Any, grads: Any) -> None:
+        self.entries, self.state_def = flatten(state, is_param_state)
+        _check_order(self.entries, model)
+        self.leaves, self.treedef = flatten(model)
+        require_same(self.state_def, self.treedef, name="state", like="the model")
+        self.grads = leaves_like(self.treedef, grads, name="grads", like="the model")
+        self.detach = not enclosed()
+        self.moving = self._collect()
+        if self.moving:
+            self._apply()
+
+    @property
+    def _paths(self) -> tuple[str, ...]:
+        return structure_of(self.treedef).paths
+
+    def _collect(self) -> list[_Slot]:
+        """The parameters that have a gradient and are not frozen, each tied one once."""
+        slots: dict[int, _Slot] = {}
+        frozen: set[int] = set()
+        for i, (x, entry, g) in enumerate(zip(self.leaves, self.entries, self.grads, strict=True)):
+            if type(entry) is not ParamState:
+                if isinstance(g, Tensor):
+                    self._report_stray(i)
+                continue
+            if isinstance(g, Assigned):
+                raise ValueError(f"{self._paths[i]} is a parameter, and grads assign it as a buffer")
+            slot = slots.get(id(x))
+            if slot is None:
+                slot = slots[id(x)] = _Slot(i, x, entry)
+            else:
+                self._tie(slot, i, entry)
+            if entry.frozen:
+                frozen.add(id(x))
+            if g is not None:
+                self._check_gradient(i, x, g)
+                slot.grad = g if slot.grad is None else slot.grad + g
+        return [s for key, s in slots.items() if s.grad is not None and key not in frozen]
+
+    def _tie(self, slot: _Slot, i: int, entry: ParamState) -> None:
+        slot.places.append(i)
+        if entry.rule is not slot.entry.rule and entry.rule != slot.entry.rule:
+            raise ValueError(
+                f"{self._paths[slot.first]} and {self._paths[i]} are tied, but the state has the rules "
+                f"{slot.entry.rule!r} and {entry.rule!r} for them; adjust both places alike"
+            )
+
+    def _check_gradient(self, i: int, x: Any, g: Any) -> None:
+        if (
+            isinstance(g, Tensor)
+            and isinstance(x, Tensor)
+            and g.shape == x.shape
+            and g.dtype == x.dtype
+            and g.device == x.device
+        ):
+            return
+        path = self._paths[i] or "the root"
+        if not isinstance(x, Tensor):
+            raise ValueError(
+                f"at {path}, the state is that of a parameter, but the model has {x!r}; after surgery, "
+                "call setup(rule, model) again"
+            )
+        if not isinstance(g, Tensor):
+            raise ValueError(f"at {path}, grads hold {g!r} of {type(g).__name__}; write a tensor or None")
+        for what, found, wanted, hint in (
+            ("the shape", tuple(g.shape), tuple(x.shape), "nothing is broadcast"),
+            ("the dtype", g.dtype, x.dtype, "cast the gradient"),
+            ("the device", g.device, x.device, "move one with fluxlike.to_device"),
+        ):
+            if found != wanted:
+                raise ValueError(
+                    f"at {path}, the gradient has {what} {found} and the parameter {wanted}; {hint}"
+                )
+
+    def _report_stray(self, i: int) -> None:
+        path, x = self._paths[i] or "the root", self.leaves[i]
+        if isinstance(x, Tensor) and structure_of(self.treedef).trainable[i]:
+            what = "the state holds nothing for it; after surgery, call setup(rule, model) again"
+        elif isinstance(x, Tensor):
+            what = "the model has a buffer there; buffers move by Assigned"
+        else:
+            what = f"the model has the constant {x!r} there"
+        raise ValueError(f"grads hold a tensor at {path}, but {what}")
+
+    def _apply(self) -> None:
+        for slot in self.moving:
+            if slot.grad.layout is not torch.strided:  # type: ignore[union-attr]
+                slot.grad = slot.grad.to_dense()  # type: ignore[union-attr]
+            slot.step = computed(slot.grad)  # type: ignore[arg-type]
+            self._check_state_device(slot)
+            if self.detach and slot.param.requires_grad and slot.param.grad_fn is None:
+                slot.param = slot.param.detach()
+        params = [computed(slot.param) for slot in self.moving]
+        links = _links(self.moving)
+        for k in range(max(len(rules) for rules, _ in links)):
+            for members in _sharing(k, links):
+                self._apply_link(k, members, links, params)
+        for slot, (_, states) in zip(self.moving, links, strict=True):
+            slot.state = tuple(states) if isinstance(slot.entry.rule, OptimiserChain) else states[0]
+        self._params = params
+
+    def _apply_link(self, k: int, members: list[int], links: list[Any], params: list[Tensor]) -> None:
+        slots = [self.moving[m] for m in members]
+        grads: list[Tensor] = [s.step for s in slots]  # type: ignore[misc]
+        rule = links[members[0]][0][k]
+        try:
+            states, out = apply_all(
+                rule, [links[m][1][k] for m in members], [params[m] for m in members], grads
+            )
+        except LeafError as error:
+            path = self._paths[slots[error.leaf].first] or "the root"
+            raise ValueError(f"{type(rule).__name__} at {path}: {error}") from None
+        if len(states) != len(members) or len(out) != len(members):
+            raise ValueError(
+                f"{type(rule).__name__}.apply_all returned {len(states)} states and {len(out)} steps "
+                f"for {len(members)} leaves"
+            )
+        for m, slot, after, d in zip(members, slots, states, out, strict=True):
+            if not isinstance(d, Tensor) or d.shape != params[m].shape:
+                found = tuple(d.shape) if isinstance(d, Tensor) else repr(d)
+                raise ValueError(
+                    f"{type(rule).__name__} gave {self._paths[slot.first]} a step of {found}; the "
+                    f"parameter has the shape {tuple(params[m].shape)}"
+                )
+            links[m][1][k] = after
+            slot.step = d
+
+    def _check_state_device(self, slot: _Slot) -> None:
+        state, device = slot.state, slot.param.device
+        tensors = state if isinstance(state, (tuple, list)) else flatten(state)[0]
+        for t in tensors:
+            if isinstance(t, Tensor) and t.device != device:
+                raise ValueError(
+                    f"the state of {self._paths[slot.first] or 'the root'} is on {t.device}, the parameter "
+                    f"on {device}; write state = fluxlike.to_device(state, {str(device)!r})"
+                )
+
+    def moved_model(self) -> Any:
+        result = put_assigned(self.leaves, self.grads, self._paths)
+        if not self.moving:
+            return self.treedef.unflatten(result)
+        result = list(result)
+        moved = lists.sub(self._params, [s.step for s in self.moving])  # type: ignore[misc]
+        for slot, x in zip(self.moving, moved, strict=True):
+            new = _restored(x, slot.param)
+            for i in slot.places:
+                result[i] = new
+        return self.treedef.unflatten(result)
+
+    def step_tree(self) -> Any:
+        result: list[Any] = [None] * len(self.leaves)
+        for slot in self.moving:
+            step = slot.step
+            assert step is not None
+            result[slot.first] = torch.view_as_complex(step) if slot.param.is_complex() else step
+        return self.treedef.unflatten(result)
+
+    def next_state(self) -> Any:
+        entries = list(self.entries)
+        for slot in self.moving:
+            new = ParamState(slot.entry.rule, slot.state, slot.entry.frozen)
+            for i in slot.places:
+                entries[i] = new
+        return self.state_def.unflatten(entries)
+
+
+def _restored(x: Tensor, like: Tensor) -> Tensor:
+    """A computed parameter in the dtype that the model has it in, rounded once."""
+    if like.is_complex():
+        x = torch.view_as_complex(x)
+    return x.to(like.dtype)
+
+
+def _links(moving: list[_Slot]) -> list[tuple[Sequence[Any], list[Any]]]:
+    """For each parameter the links of its rule, and the state of each link."""
+    return [
+        (s.entry.rule.rules, list(s.state))
+        if isinstance(s.entry.rule, OptimiserChain)
+        else ((s.entry.rule,), [s.state])
+        for s in moving
+    ]
+
+
+def _sharing(k: int, links: list[tuple[Sequence[Any], list[Any]]]) -> list[list[int]]:
+    """The parameters grouped by their k-th link: the same object, or one of equal value."""
+    by_object: dict[int, list[int]] = {}
+    for m, (rules, _) in enumerate(links):
+        if k < len(rules):
+            by_object.setdefault(id(rules[k]), []).append(m)
+    if len(by_object) < 2:
+        return list(by_object.values())
+    by_value: dict[Any, list[int]] = {}
+    for members in by_object.values():
+        rule = links[members[0]][0][k]
+        try:
+            hash(rule)
+            key: Any = (type(rule), rule)
+        except TypeError:
+            key = id(rule)
+        by_value.setdefault(key, []).extend(members)
+    return [sorted(members) for members in by_value.values()]
+
+
+def _check_order(entries: list[Any], model: Any) -> None:
+    """Refuse something else in the place of the state, such as the model."""
+    if any(is_param_state(x) for x in entries) or not any(isinstance(x, Tensor) for x in entries):
+        return
+    if any(is_param_state(x) for x in flatten(model, is_param_state)[0]):
+        raise TypeError(
+            "the state and the model are swapped: write model, state = update(state, model, grads)"
+        )
+    raise TypeError(
+        "the first argument of update holds tensors, but no state of an optimiser: write "
+        "state = setup(rule, model), then model, state = update(state, model, grads)"
+    )

@@ -1,0 +1,1 @@
+"""Floor 3, placement: devices and dtypes."""

@@ -1,0 +1,146 @@
+"""Moving whole trees: `to_device`, `cpu`, `gpu`, `get_device`."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike.scope.assigned import Assigned, derive
+from fluxlike.trees.fmap import fmap_with_path
+from fluxlike.trees.structure import flatten, structure_of
+
+__all__ = ["cpu", "get_device", "gpu", "to_device"]
+
+
+def to_device(tree: Any, device: torch.device | str | int, /) -> Any:
+    """A tree with all its tensors on a device.
+
+    Args:
+        tree: any tree: a model, a state of an optimiser, a batch.
+        device: where to; ``torch.device``, ``"cuda:1"`` or a number.
+
+    Returns:
+        A tree of the same structure and ties; tensors that are there already are kept. Copies from
+        pinned memory don't block.
+
+    Raises:
+        ValueError: a tensor is on the meta device, which has no data to move.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.to_device({"w": torch.ones(1)}, "cpu")
+        {'w': tensor([1.])}
+        >>> fl.to_device({"w": torch.ones(1)}, "meta")["w"].device
+        device(type='meta')
+    """
+    target = torch.device(device)
+
+    def move(path: str, x: Any) -> Any:
+        if isinstance(x, Assigned):
+            return Assigned(move(path, x.value))
+        if not isinstance(x, Tensor):
+            return x
+        if x.is_meta and target.type != "meta":
+            raise ValueError(
+                f"{path or 'the tensor'} is on the meta device, which holds no data to move to {target}; "
+                "fill the model first: load(path, like=model)"
+            )
+        pinned = target.type == "cuda" and x.device.type == "cpu" and x.is_pinned()
+        new = x.to(target, non_blocking=pinned)
+        derive(new, x)
+        return new
+
+    return fmap_with_path(move, tree, leaves="all")
+
+
+def cpu(tree: Any, /) -> Any:
+    """A tree with all its tensors in main memory.
+
+    Args:
+        tree: any tree.
+
+    Returns:
+        A tree of the same structure and ties.
+
+    Raises:
+        ValueError: a tensor is on the meta device.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.cpu([torch.ones(1)])
+        [tensor([1.])]
+    """
+    return to_device(tree, "cpu")
+
+
+_warned = False
+
+
+def gpu(tree: Any, /) -> Any:
+    """A tree with all its tensors on the accelerator: CUDA, else MPS, else XPU.
+
+    Args:
+        tree: any tree.
+
+    Returns:
+        A tree of the same structure and ties; the tree itself where there is no accelerator.
+
+    Raises:
+        ValueError: a tensor is on the meta device.
+
+    Warns:
+        UserWarning: once, where there is no accelerator.
+
+    Example:
+        >>> import torch, warnings, fluxlike as fl
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     model = fl.gpu(fl.Dense(2, 1))
+    """
+    for kind in ("cuda", "mps", "xpu"):
+        backend = getattr(torch, kind, None)
+        if backend is not None and backend.is_available():
+            return to_device(tree, kind)
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn("gpu found no accelerator (CUDA, MPS, XPU); trees stay where they are", stacklevel=2)
+    return tree
+
+
+def get_device(tree: Any, /) -> torch.device:
+    """The device of all tensors of a tree.
+
+    Args:
+        tree: any tree.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: the tensors are on different devices (it names two paths), or there are none.
+
+    Example:
+        >>> import fluxlike as fl
+        >>> fl.get_device(fl.Dense(2, 1))
+        device(type='cpu')
+    """
+    leaves, treedef = flatten(tree)
+    where = structure_of(treedef).paths
+    found: dict[torch.device, str] = {}
+    for path, x in zip(where, leaves, strict=True):
+        tensor = x.value if isinstance(x, Assigned) else x
+        if isinstance(tensor, Tensor):
+            found.setdefault(tensor.device, path)
+    if not found:
+        raise ValueError("get_device: the tree holds no tensor, so it is on no device")
+    if len(found) > 1:
+        (a, at_a), (b, at_b) = list(found.items())[:2]
+        raise ValueError(
+            f"the tree is on several devices: {at_a} is on {a}, {at_b} on {b}; write "
+            f"to_device(tree, {str(a)!r})"
+        )
+    return next(iter(found))

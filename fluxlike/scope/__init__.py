@@ -1,0 +1,1 @@
+"""Floor 2, scope: what surrounds one call of a transform."""

@@ -1,0 +1,154 @@
+"""One argument of a gradient: which of its leaves are differentiated, and its gradient as a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike.scope.assigned import Frame
+from fluxlike.transforms.motors import Motor
+from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.places import Where, selected_leaves
+from fluxlike.trees.structure import flatten, structure_of
+from fluxlike.trees.trainables import parameters
+
+__all__ = ["Argument"]
+
+
+class Argument:
+    """An argument that is differentiated, taken apart for one call.
+
+    Attributes:
+        tree: what the function gets: the argument with handles and aliases for its tensors.
+        handles: the handles of the parameters, each tied one once.
+        buffers: the aliases of the tensors that are not parameters.
+    """
+
+    def __init__(self, tree: Any, number: int, motor: Motor, wrt: Where | tuple[Where, ...] | None) -> None:
+        self._number, self._motor = number, motor
+        self._is_float = isinstance(tree, float)
+        if self._is_float:
+            tree = torch.tensor(tree, dtype=torch.float64)
+        self._leaves, self._treedef = flatten(tree)
+        self._structure = structure_of(self._treedef)
+        self._first = self._choose(tree, wrt)
+        if not self._first:
+            self._report_no_parameter(tree, wrt)
+        self._open()
+
+    @property
+    def holds_functor(self) -> bool:
+        return self._structure.holds_functor
+
+    def _choose(self, tree: Any, wrt: Where | tuple[Where, ...] | None) -> list[int]:
+        """The indices of the leaves to differentiate, the first of each tie."""
+        first = parameters(self._leaves, self._structure.trainable).first
+        if wrt is None:
+            return first
+        chosen = selected_leaves(tree, self._leaves, self._treedef, wrt)
+        tied = {id(self._leaves[i]) for i in chosen}
+        return [i for i in first if id(self._leaves[i]) in tied]
+
+    def _open(self) -> None:
+        motor, leaves = self._motor, self._leaves
+        trainable = self._structure.trainable
+        stand_in: dict[int, Tensor] = {id(leaves[i]): motor.handle(leaves[i]) for i in self._first}
+        self.handles = list(stand_in.values())
+        self.buffers: list[Tensor] = []
+        self._buffer_places: list[int] = []
+        for i, x in enumerate(leaves):
+            if not isinstance(x, Tensor) or id(x) in stand_in:
+                continue
+            if trainable[i] and x.dtype.is_floating_point:  # left out by wrt=
+                stand_in[id(x)] = motor.constant(x)
+                continue
+            stand_in[id(x)] = alias = motor.alias(x)
+            self.buffers.append(alias)
+            self._buffer_places.append(i)
+        self.tree = self._treedef.unflatten([stand_in.get(id(x), x) for x in leaves])
+        self._versions = self._read_versions()
+
+    def _read_versions(self) -> list[int] | None:
+        if not self._motor.concrete:
+            return None
+        try:
+            return [x._version for x in self._leaves if isinstance(x, Tensor)]
+        except RuntimeError:
+            path = next(
+                p
+                for p, x in zip(self._structure.paths, self._leaves, strict=True)
+                if isinstance(x, Tensor) and x.is_inference()
+            )
+            raise ValueError(
+                f"{self._say(path)} was made under torch.inference_mode and can't be differentiated; "
+                "make it outside, or pass fluxlike.tree.clone(model)"
+            ) from None
+
+    def check_unchanged(self) -> None:
+        """Raise where the function wrote to a tensor of the argument."""
+        now = self._read_versions()
+        if now == self._versions:
+            return
+        assert now is not None
+        assert self._versions is not None
+        at = [i for i, x in enumerate(self._leaves) if isinstance(x, Tensor)]
+        changed = next(i for i, a, b in zip(at, self._versions, now, strict=True) if a != b)
+        self.report_write(self._structure.paths[changed])
+
+    def report_write(self, path: str, cause: BaseException | None = None) -> None:
+        raise ValueError(
+            f"{self._say(path)} was changed in place by the function that is differentiated; "
+            "compute a new tensor instead (w = w + 1, not w += 1), and move buffers with "
+            "fluxlike.assign"
+        ) from cause
+
+    def path_of_storage(self, x: Tensor) -> str | None:
+        """The path of the handle or alias whose memory `x` is in."""
+        pointer = x.untyped_storage().data_ptr()
+        for path, mine in zip(self._structure.paths, self._leaves, strict=True):
+            if isinstance(mine, Tensor) and mine.untyped_storage().data_ptr() == pointer:
+                return path
+        return None
+
+    def gradient_tree(self, grads: Sequence[Tensor | None], frame: Frame) -> Any:
+        """The gradients and the assigned buffers, in the structure of the argument."""
+        close = self._motor.close
+        if self._is_float and self._motor.concrete:
+            return None if grads[0] is None else float(grads[0])
+        result: list[Any] = [None] * len(self._leaves)
+        for i, g in zip(self._first, grads, strict=True):
+            if g is not None:
+                result[i] = close(g)
+        for i, alias in zip(self._buffer_places, self.buffers, strict=True):
+            value = frame.values.get(id(alias))
+            if value is not None:
+                result[i] = Assigned(close(value))
+        return self._treedef.unflatten(result)
+
+    def _say(self, path: str) -> str:
+        return f"{path or 'the whole'} of argument {self._number}"
+
+    def _report_no_parameter(self, tree: Any, wrt: Any) -> None:
+        if isinstance(tree, int):
+            raise TypeError(
+                f"argument {self._number} is the {type(tree).__name__} {tree!r}, which can't be "
+                f"differentiated; write {float(tree)!r}"
+            )
+        kinds = sorted({self._kind(i) for i in range(len(self._leaves))})
+        what = f"holds {', '.join(kinds)}" if kinds else "is empty"
+        where = "" if wrt is None else " at the places of wrt="
+        raise ValueError(
+            f"there is no parameter in argument {self._number}{where}: a {type(tree).__qualname__} that "
+            f"{what}. Parameters are floating or complex tensors reached through trainable children; "
+            "use argnums= to differentiate another argument"
+        )
+
+    def _kind(self, i: int) -> str:
+        x = self._leaves[i]
+        if not isinstance(x, Tensor):
+            return type(x).__name__
+        kind = f"{str(x.dtype).removeprefix('torch.')} tensors"
+        return kind if self._structure.trainable[i] else f"buffers ({kind})"

@@ -1,0 +1,143 @@
+"""The three ways to run one gradient. What encloses the call decides which; the numbers are equal.
+
+Each motor gives the function handles in place of the tensors to differentiate (`handle`) and
+aliases in place of the others (`alias`), so that a tensor reached another way, by a closure or
+another argument, is a constant. `close` takes results out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fluxlike.transforms import _functorch
+
+__all__ = ["Motor", "enclosed", "motor"]
+
+_depth: ContextVar[int] = ContextVar("fluxlike_gradient_depth", default=0)
+
+
+def enclosed() -> bool:
+    """Whether a gradient of fluxlike or a transform of functorch surrounds this call."""
+    return _depth.get() > 0 or _functorch.active()
+
+
+class Motor(Protocol):
+    """One way to run a gradient."""
+
+    #: Whether a Python float may come back as one, and in-place changes can be seen.
+    concrete: bool
+
+    def handle(self, x: Tensor, /) -> Tensor:
+        """The tensor that stands for `x` in the function, differentiable."""
+
+    def alias(self, x: Tensor, /) -> Tensor:
+        """Another tensor object with the content of `x`."""
+
+    def constant(self, x: Tensor, /) -> Tensor:
+        """`x`, not differentiated by this gradient."""
+
+    def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
+        """The gradient of the loss for each handle, None for one that it does not reach."""
+
+    def close(self, x: Tensor, /) -> Tensor:
+        """A result, as the caller of the gradient may have it."""
+
+
+class Outermost:
+    """torch's autograd directly, on detached leaves; results carry no graph."""
+
+    concrete = True
+
+    def handle(self, x: Tensor, /) -> Tensor:
+        return x.detach().requires_grad_()
+
+    def alias(self, x: Tensor, /) -> Tensor:
+        return x.detach()
+
+    def constant(self, x: Tensor, /) -> Tensor:
+        return x.detach() if x.requires_grad else x
+
+    def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(loss, handles, allow_unused=True)
+
+    def close(self, x: Tensor, /) -> Tensor:
+        return x.detach() if x.requires_grad else x
+
+
+class Nested:
+    """Inside another gradient: autograd again, building the graph that the outer one needs.
+
+    Under ``no_grad`` the caller wants no graph through this gradient, so its results are detached.
+    """
+
+    concrete = False
+
+    def __init__(self, differentiable: bool) -> None:
+        self._differentiable = differentiable
+
+    def handle(self, x: Tensor, /) -> Tensor:
+        return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+
+    def alias(self, x: Tensor, /) -> Tensor:
+        return x.view_as(x)
+
+    def constant(self, x: Tensor, /) -> Tensor:
+        return x
+
+    def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(
+            loss, handles, allow_unused=True, retain_graph=True, create_graph=self._differentiable
+        )
+
+    def close(self, x: Tensor, /) -> Tensor:
+        return x if self._differentiable else x.detach()
+
+
+class FunctorchLevel:
+    """Inside functorch's transforms, fluxlike's or torch's own: one more level of theirs."""
+
+    concrete = False
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+
+    def handle(self, x: Tensor, /) -> Tensor:
+        return _functorch.differentiable(x, self._level)
+
+    def alias(self, x: Tensor, /) -> Tensor:
+        return _functorch.wrap(x, self._level)
+
+    def constant(self, x: Tensor, /) -> Tensor:
+        return x
+
+    def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(loss, handles, allow_unused=True, create_graph=True)
+
+    def close(self, x: Tensor, /) -> Tensor:
+        return _functorch.unwrap(x, self._level)
+
+
+_outermost = Outermost()
+
+
+@contextmanager
+def motor() -> Iterator[Motor]:
+    """The motor for a gradient called here, open while it runs."""
+    depth = _depth.get()
+    token = _depth.set(depth + 1)
+    try:
+        if _functorch.active():
+            with _functorch.grad_level() as level:
+                yield FunctorchLevel(level)
+        elif depth:
+            yield Nested(torch.is_grad_enabled())
+        else:
+            yield _outermost
+    finally:
+        _depth.reset(token)

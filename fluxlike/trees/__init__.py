@@ -1,0 +1,1 @@
+"""Floor 1, trees: registration, flattening, mapping, surgery, arithmetic, printing."""

@@ -1,0 +1,234 @@
+"""Registration: which classes are nodes of a tree, and what their children are."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast, overload
+
+import optree
+import torch
+
+from fluxlike.trees import _torch_pytree
+from fluxlike.trees.nodes import PIN, Spec, adds_attributes, declared, flattener, rebuilder, require_names
+
+__all__ = ["NAMESPACE", "PIN", "Spec", "functor", "is_leaf_class", "leaf", "spec_of"]
+
+NAMESPACE = "fluxlike"
+
+C = TypeVar("C", bound=type)
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set on every class written in Python
+
+
+_specs: dict[type, Spec] = {}
+_leaf_classes: set[type] = set()
+_lock = threading.RLock()
+
+
+def spec_of(cls: type, /) -> Spec | None:
+    """The registration of `cls`; a subclass of a functor is registered like it on first sight."""
+    spec = _specs.get(cls)
+    if spec is not None or is_leaf_class(cls):
+        return spec
+    for parent in cls.__mro__[1:]:
+        if parent in _specs:
+            _register(cls, _specs[parent])
+            return _specs[cls]
+    return None
+
+
+def is_leaf_class(cls: type, /) -> bool:
+    """Whether `leaf` was said of `cls` or of a class it inherits from, nearer than a functor."""
+    for ancestor in cls.__mro__:
+        if ancestor in _leaf_classes:
+            return True
+        if ancestor in _specs:
+            return False
+    return False
+
+
+@overload
+def functor(cls: C, /) -> C: ...
+@overload
+def functor(
+    cls: C,
+    /,
+    *,
+    children: Sequence[str] | None = ...,
+    trainable: Sequence[str] | None = ...,
+    buffers: Sequence[str] | None = ...,
+) -> C: ...
+@overload
+def functor(
+    *,
+    children: Sequence[str] | None = ...,
+    trainable: Sequence[str] | None = ...,
+    buffers: Sequence[str] | None = ...,
+) -> Callable[[C], C]: ...
+
+
+def functor(
+    cls: Any = None,
+    /,
+    *,
+    children: Sequence[str] | None = None,
+    trainable: Sequence[str] | None = None,
+    buffers: Sequence[str] | None = None,
+) -> Any:
+    """Register a class, so that its objects are nodes of a tree of parameters.
+
+    Works on dataclasses (frozen too), `attrs` classes, classes with ``__slots__`` and plain
+    classes, as a decorator or as a call on a class that is not yours. Objects are rebuilt
+    without calling ``__init__``, ``__new__`` or ``__post_init__``; cached properties are dropped,
+    so they are computed anew. A subclass is registered like its parent on first sight.
+
+    Args:
+        cls: the class.
+        children: the attributes that are part of the tree; the others ride along unchanged.
+            (default: every attribute)
+        trainable: the children below which tensors are trained; those below the others are
+            buffers. (default: all)
+        buffers: the children below which tensors are not trained. Say this or `trainable`.
+
+    Returns:
+        The class itself, or a decorator where `cls` is left out.
+
+    Raises:
+        TypeError: `cls` is not a class, is a ``torch.nn.Module``, or has a built-in base that
+            can't be rebuilt without its constructor.
+        ValueError: a name that the class does not have, or a class registered differently before.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> @fl.functor
+        ... class Affine:
+        ...     def __init__(self, n):
+        ...         self.scale, self.shift = torch.ones(n), torch.zeros(n)
+        ...     def __call__(self, x):
+        ...         return self.scale * x + self.shift
+        >>> fl.gradient(lambda m, x: m(x).sum(), Affine(2), torch.tensor([3.0, 4.0])).scale
+        tensor([3., 4.])
+    """
+    if cls is None:
+        return functools.partial(functor, children=children, trainable=trainable, buffers=buffers)
+    if not isinstance(cls, type):
+        raise TypeError(
+            f"functor takes a class, found {cls!r} of type {type(cls).__name__}; "
+            "write functor(TheClass) or @functor above its definition"
+        )
+    if trainable is not None and buffers is not None:
+        raise ValueError(
+            f"functor({cls.__qualname__}): give trainable= or buffers=, not both: "
+            "what one does not name is the other"
+        )
+    spec = Spec(
+        _names(cls, "children", children),
+        _names(cls, "trainable", trainable),
+        _names(cls, "buffers", buffers) or (),
+    )
+    if spec.children is not None:
+        for option, names in (("trainable", spec.trainable or ()), ("buffers", spec.buffers)):
+            require_names(cls, option, names, spec.children, "its children=")
+    _check_class(cls, spec)
+    with _lock:
+        known = _specs.get(cls)
+        if known is None:
+            _register(cls, spec)
+        elif known != spec:
+            raise ValueError(
+                f"{cls.__qualname__} is registered already, as {_say(known)}, and now as "
+                f"{_say(spec)}; register a class once, before its first use (a subclass that was "
+                "used before its own registration counts as registered like its parent)"
+            )
+    return cls
+
+
+def leaf(cls: C, /) -> C:
+    """Make the objects of a class leaves: trees hold them whole, and never look inside.
+
+    Args:
+        cls: the class; its subclasses are leaves too, unless registered with `functor`.
+
+    Returns:
+        The class itself, so that it can be used as a decorator.
+
+    Raises:
+        ValueError: the class is a functor already.
+        TypeError: `cls` is not a class, or optree knows it as a container.
+
+    Example:
+        >>> import fluxlike as fl
+        >>> @fl.leaf
+        ... class Vocabulary:
+        ...     def __init__(self, words):
+        ...         self.words = words
+        >>> fl.children(Vocabulary(["a", "b"]))
+        {}
+    """
+    if not isinstance(cls, type):
+        raise TypeError(f"leaf takes a class, found {cls!r}")
+    if cls in _specs:
+        raise ValueError(f"{cls.__qualname__} is a functor already; a class is a node or a leaf")
+    if optree.register_pytree_node.get(cls) is not None or optree.is_namedtuple_class(cls):
+        raise TypeError(
+            f"{cls.__qualname__} is a container that trees look into; wrap it in a class of your own"
+        )
+    with _lock:
+        _leaf_classes.add(cls)
+    return cls
+
+
+def _names(cls: type, option: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if isinstance(names, str):
+        raise ValueError(
+            f"functor({cls.__qualname__}): {option}={names!r} is one string; write {option}=({names!r},)"
+        )
+    return tuple(names)
+
+
+def _say(spec: Spec) -> str:
+    said = [f"{k}={v!r}" for k, v in spec._asdict().items() if v]
+    return f"functor({', '.join(said)})"
+
+
+def _check_class(cls: type, spec: Spec) -> None:
+    if issubclass(cls, torch.nn.Module):
+        raise TypeError(
+            f"{cls.__qualname__} is a torch.nn.Module, which keeps parameters, modes and hooks in "
+            "itself and can't be a plain tree; train the tree dict(module.named_parameters()), "
+            "and call the module with it by torch.func.functional_call"
+        )
+    builtin = [b for b in cls.__mro__ if b is not object and not b.__flags__ & _HEAP_TYPE]
+    if builtin or issubclass(cls, torch.Tensor):
+        name = builtin[0].__name__ if builtin else "Tensor"
+        hint = (
+            "; a named tuple is a node already, without registration"
+            if optree.is_namedtuple_class(cls)
+            else "; hold it in an attribute instead"
+        )
+        raise TypeError(f"{cls.__qualname__} inherits from {name}, whose content is not in attributes{hint}")
+    attributes = declared(cls)
+    if attributes is not None and not adds_attributes(cls):
+        for option in ("children", "trainable", "buffers"):
+            require_names(cls, option, getattr(spec, option) or (), attributes, "its attributes")
+
+
+def _register(cls: type, spec: Spec) -> None:
+    with _lock:
+        if cls in _specs:
+            return
+        flatten, rebuild = flattener(cls, spec), rebuilder(cls)
+        optree.register_pytree_node(
+            cls, flatten, cast(Any, rebuild), path_entry_type=optree.GetAttrEntry, namespace=NAMESPACE
+        )
+        _torch_pytree.register(cls, flatten, rebuild)
+        _specs[cls] = spec
+        for hook in _on_register:
+            hook(cls)
+
+
+#: Called with each class as it is registered (the printing of trees gives it a `repr`).
+_on_register: list[Callable[[type], None]] = []

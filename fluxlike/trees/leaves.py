@@ -1,0 +1,133 @@
+"""Kinds of leaves: parameter, buffer, constant, and the buffer assignments that ride in gradients."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from fluxlike.trees.functor import is_leaf_class, spec_of
+
+__all__ = ["Assigned", "can_train", "is_harmless", "what_holds_tensors"]
+
+
+class Assigned:
+    """The new value of a buffer, at that buffer's place in a tree of gradients.
+
+    `gradient` puts it there for every buffer that a layer assigned, and `update` puts its value
+    into the new model. It is a leaf that `fmap` and arithmetic on trees pass by.
+
+    Attributes:
+        value: the new value, with the shape and dtype of the buffer.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        if isinstance(self.value, Tensor):
+            return f"Assigned({str(self.value.dtype).removeprefix('torch.')}{list(self.value.shape)})"
+        return f"Assigned({self.value!r})"
+
+
+# For torch's own transforms it is a node, so that they unwrap the tensor that it carries.
+_pytree.register_pytree_node(
+    Assigned, lambda a: ([a.value], None), lambda values, _: Assigned(next(iter(values)))
+)
+
+
+def can_train(x: object, /) -> bool:
+    """Whether a leaf is of the kind that is trained: a floating or complex strided tensor."""
+    return (
+        isinstance(x, Tensor)
+        and (x.dtype.is_floating_point or x.dtype.is_complex)
+        and x.layout is torch.strided
+    )
+
+
+# Types whose objects are constants for certain; others are looked into, object by object.
+_harmless: set[type] = {
+    Tensor,
+    torch.nn.Parameter,
+    Assigned,
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type,
+    range,
+    slice,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.ModuleType,
+    np.ndarray,
+    np.ufunc,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    torch.layout,
+    torch.memory_format,
+    torch.Generator,
+}
+
+
+def is_harmless(types_: Iterable[type], /) -> bool:
+    """Whether objects of all these types can be leaves without a closer look."""
+    return _harmless.issuperset(types_)
+
+
+def what_holds_tensors(x: Any, /) -> str | None:
+    """Where inside a leaf a tensor or a functor hides, as an attribute path, or None."""
+    if type(x) in _harmless:
+        return None
+    if isinstance(x, (Tensor, np.generic, np.ndarray, type, enum.Enum)) or is_leaf_class(type(x)):
+        if not isinstance(x, type):
+            _harmless.add(type(x))
+        return None
+    return _search(x, "", set())
+
+
+def _search(x: Any, place: str, seen: set[int]) -> str | None:
+    if isinstance(x, Tensor) or (place and not isinstance(x, type) and spec_of(type(x)) is not None):
+        return place
+    if id(x) in seen or (type(x) in _harmless and not isinstance(x, (list, tuple, dict))):
+        return None
+    seen.add(id(x))
+    for name, part in _parts(x):
+        found = _search(part, place + name, seen)
+        if found is not None:
+            return found
+    return None
+
+
+def _parts(x: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(x, dict):
+        return [(f"[{k!r}]", v) for k, v in x.items()]
+    if isinstance(x, (list, tuple, set, frozenset)):
+        return [(f"[{i}]", v) for i, v in enumerate(x)]
+    if isinstance(x, functools.partial):
+        return [(".func", x.func), (".args", x.args), (".keywords", x.keywords)]
+    if isinstance(x, types.MethodType):
+        return [(".__self__", x.__self__)]
+    if isinstance(x, type) or type(x).__module__ in ("builtins", "types", "torch"):
+        return []
+    slots = [n for base in type(x).__mro__ for n in _as_tuple(base.__dict__.get("__slots__", ()))]
+    held = {n: getattr(x, n) for n in slots if n not in ("__dict__", "__weakref__") and hasattr(x, n)}
+    held.update(getattr(x, "__dict__", ()))
+    return [(f".{n}", v) for n, v in held.items()]
+
+
+def _as_tuple(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)

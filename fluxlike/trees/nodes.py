@@ -1,0 +1,205 @@
+"""Nodes: how an object of a registered class is taken apart, and rebuilt without its constructor."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+__all__ = [
+    "PIN",
+    "Riding",
+    "Spec",
+    "Static",
+    "adds_attributes",
+    "declared",
+    "flattener",
+    "rebuilder",
+    "require_names",
+]
+
+#: The attribute in which `trainmode` and `testmode` keep a node's pinned mode. It rides along
+#: with the node, is never a child, and two trees that differ only in it have equal treedefs.
+PIN = "_pinned_mode"
+
+
+class Spec(NamedTuple):
+    """What was said when a class was registered: names, or None for 'every attribute'."""
+
+    children: tuple[str, ...] | None = None
+    trainable: tuple[str, ...] | None = None
+    buffers: tuple[str, ...] = ()
+
+    def trains(self, name: str) -> bool:
+        """Whether parameters below the child `name` are trainable."""
+        if self.trainable is not None:
+            return name in self.trainable
+        return name not in self.buffers
+
+
+def require_names(cls: type, option: str, names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise unless the names given as `option` are all among the known ones."""
+    known = tuple(known)
+    missing = [n for n in names if n not in known]
+    if missing:
+        raise ValueError(
+            f"functor({cls.__qualname__}): {option}= names {missing[0]!r}, which is not among "
+            f"{where}: {', '.join(known) or 'none'}"
+        )
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    """Every slot of the class, parents first, under the name that getattr takes."""
+    names = []
+    for base in reversed(cls.__mro__):
+        slots = base.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name in ("__dict__", "__weakref__", PIN):
+                continue
+            hidden = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{base.__name__.lstrip('_')}{name}" if hidden else name)
+    return tuple(dict.fromkeys(names))
+
+
+def _has_dict(cls: type) -> bool:
+    return any("__dict__" in base.__dict__ for base in cls.__mro__)
+
+
+def declared(cls: type) -> tuple[str, ...] | None:
+    """The attributes of a class whose definition lists them all, else None."""
+    if dataclasses.is_dataclass(cls):
+        return tuple(f.name for f in dataclasses.fields(cls))
+    attrs_fields = getattr(cls, "__attrs_attrs__", None)
+    if attrs_fields is not None:
+        return tuple(f.name for f in attrs_fields)
+    return None if _has_dict(cls) else _slots(cls)
+
+
+def adds_attributes(cls: type) -> bool:
+    """Whether a dataclass or attrs class may set attributes that are not among its fields."""
+    return any(hasattr(cls, name) for name in ("__post_init__", "__attrs_post_init__"))
+
+
+class Riding:
+    """The attributes of one node that are not children: equal by value, ignoring a pinned mode."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Riding):
+            return NotImplemented
+        mine = {k: v for k, v in self.values.items() if k != PIN}
+        theirs = {k: v for k, v in other.values.items() if k != PIN}
+        return mine.keys() == theirs.keys() and all(_same(v, theirs[k]) for k, v in mine.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(k for k in self.values if k != PIN))
+
+    def __repr__(self) -> str:
+        return f"Riding({self.values!r})"
+
+
+_NOTHING = Riding({})
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    try:
+        return bool(a == b)
+    except (ValueError, RuntimeError, TypeError):  # arrays: equal only if the same
+        return False
+
+
+# What optree keeps for a node: the names of its children, and the attributes that ride along.
+Static = tuple[tuple[str, ...], Riding]
+
+
+def flattener(cls: type, spec: Spec) -> Callable[[Any], tuple[tuple[Any, ...], Static, tuple[str, ...]]]:
+    """Build ``flatten(node)`` → (children, static, names); what is read of the class, is read once."""
+    # Which attributes an object has may differ between objects of one class; each set of them is
+    # analysed once: how to read the children, their names, the names that ride along.
+    layouts: dict[tuple[str, ...], tuple[Callable[[Any], Any], tuple[str, ...], tuple[str, ...], Static]] = {}
+    fixed = _slots(cls)
+    order = declared(cls) or ()
+
+    def analyse(present: tuple[str, ...]) -> tuple[Any, ...]:
+        names = [n for n in present if not isinstance(_class_attribute(cls, n), functools.cached_property)]
+        names.sort(key=lambda n: order.index(n) if n in order else len(order))
+        chosen = spec.children if spec.children is not None else tuple(n for n in names if n != PIN)
+        for option in ("children", "trainable", "buffers"):
+            require_names(cls, option, getattr(spec, option) or (), names, "the attributes of this object")
+        rides = tuple(n for n in names if n not in chosen)
+        layouts[present] = _reader(chosen), chosen, rides, (chosen, _NOTHING)
+        return layouts[present]
+
+    def flatten_dict(node: Any) -> tuple[tuple[Any, ...], Static, tuple[str, ...]]:
+        attributes = node.__dict__
+        present = tuple(attributes)
+        layout = layouts.get(present)
+        read, names, rides, static = layout if layout is not None else analyse(present)
+        if rides:
+            static = (names, Riding({n: attributes[n] for n in rides}))
+        return read(attributes), static, names
+
+    def flatten_slots(node: Any) -> tuple[tuple[Any, ...], Static, tuple[str, ...]]:
+        attributes = {n: getattr(node, n) for n in fixed if hasattr(node, n)}
+        attributes.update(getattr(node, "__dict__", ()))
+        if hasattr(node, PIN):
+            attributes[PIN] = getattr(node, PIN)
+        present = tuple(attributes)
+        layout = layouts.get(present)
+        read, names, rides, static = layout if layout is not None else analyse(present)
+        if rides:
+            static = (names, Riding({n: attributes[n] for n in rides}))
+        return read(attributes), static, names
+
+    return flatten_slots if fixed else flatten_dict
+
+
+def _reader(names: tuple[str, ...]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """A function from attributes to the tuple of those named."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda attributes: tuple(attributes[name] for name in names)
+
+
+def _class_attribute(cls: type, name: str) -> Any:
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            return base.__dict__[name]
+    return None
+
+
+def rebuilder(cls: type) -> Callable[[Static, Iterable[Any]], Any]:
+    """Build ``unflatten(static, children)`` → node, which calls no code of the class."""
+    new, assign = object.__new__, object.__setattr__
+
+    def rebuild_dict(static: Static, children: Iterable[Any]) -> Any:
+        node: Any = new(cls)
+        names, riding = static
+        attributes = node.__dict__
+        attributes.update(zip(names, children, strict=True))
+        if riding is not _NOTHING:
+            attributes.update(riding.values)
+        return node
+
+    def rebuild_slots(static: Static, children: Iterable[Any]) -> Any:
+        node: Any = new(cls)
+        names, riding = static
+        for name, value in zip(names, children, strict=True):
+            assign(node, name, value)
+        for name, value in riding.values.items():
+            assign(node, name, value)
+        return node
+
+    return rebuild_slots if _slots(cls) else rebuild_dict

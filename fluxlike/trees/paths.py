@@ -1,0 +1,135 @@
+"""Paths: the names of places in a tree, as text such as ``.layers[2].bias`` or ``['head']``."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import optree
+
+from fluxlike.trees.functor import NAMESPACE
+
+__all__ = ["Step", "children", "descend", "is_node", "lookup", "replace", "steps", "text"]
+
+
+class Step(NamedTuple):
+    """One step down from a node: its text, and the entry under which the node keeps the child."""
+
+    text: str
+    entry: Any
+
+
+def _step(entry: optree.PyTreeEntry) -> Step:
+    return Step(entry.codify(""), entry.entry)
+
+
+def text(accessor: optree.PyTreeAccessor, /) -> str:
+    """The path that an accessor of optree stands for."""
+    return accessor.codify("")
+
+
+def steps(treedef: optree.PyTreeSpec, /) -> list[str]:
+    """The text of the step to each child of the root."""
+    return [entry.codify("") for entry in _entries(treedef)]
+
+
+def _entries(treedef: optree.PyTreeSpec) -> list[optree.PyTreeEntry]:
+    return [accessor[0] for accessor in treedef.one_level().accessors()]  # type: ignore[union-attr]
+
+
+def is_node(x: Any, /) -> bool:
+    """Whether `x` is a container or an object of a registered class."""
+    return not optree.tree_is_leaf(x, none_is_leaf=True, namespace=NAMESPACE)
+
+
+def children(node: Any, /) -> Iterator[tuple[Step, Any]]:
+    """Each child of a node, with the step to it; nothing for a leaf."""
+    if not is_node(node):
+        return
+    found, treedef = _one_level(node)
+    for entry, child in zip(_entries(treedef), found, strict=True):
+        yield _step(entry), child
+
+
+def _one_level(node: Any) -> tuple[list[Any], optree.PyTreeSpec]:
+    root = iter([False])  # the first object asked about is the node itself
+    return optree.tree_flatten(
+        node, is_leaf=lambda _: next(root, True), none_is_leaf=True, namespace=NAMESPACE
+    )
+
+
+_STEP = re.compile(r"\.?([A-Za-z_]\w*)|\[([^\[\]]+)\]")
+
+
+def _parse(path: str) -> list[str | int]:
+    """The entries that a path names, whatever the nodes turn out to be."""
+    entries: list[str | int] = []
+    position = 0
+    while position < len(path):
+        match = _STEP.match(path, position)
+        if match is None:
+            raise ValueError(
+                f"{path!r} is not a path: can't read {path[position:]!r}; a path is written as "
+                "'.layers[2].bias' or \"['head'].weight\""
+            )
+        name, key = match.groups()
+        try:
+            entries.append(name if name is not None else ast.literal_eval(key))
+        except (ValueError, SyntaxError):
+            raise ValueError(f"{path!r} is not a path: write the key as a literal, [2] or ['head']") from None
+        position = match.end()
+    return entries
+
+
+def lookup(tree: Any, path: str, /) -> tuple[tuple[Any, ...], Any]:
+    """The entries on the way to the place that `path` names, and what is there.
+
+    Raises:
+        ValueError: the path can't be read.
+        KeyError: there is no such place; it says how far the path goes and what is there.
+    """
+    node, done, entries = tree, "", []
+    for wanted in _parse(path):
+        found = list(children(node))
+        for step, child in found:
+            if _names(wanted, step, len(found)):
+                entries.append(step.entry)
+                node, done = child, done + step.text
+                break
+        else:
+            known = ", ".join(step.text for step, _ in found) or "nothing, it is a leaf"
+            raise KeyError(
+                f"no place {path!r}: {done or 'the root'} is a {type(node).__name__} holding {known}"
+            )
+    return tuple(entries), node
+
+
+def _names(wanted: str | int, step: Step, count: int) -> bool:
+    """Whether one entry of a path means this step; indices may count from the end."""
+    if isinstance(wanted, int) and wanted < 0 and isinstance(step.entry, int):
+        wanted += count
+    return step.entry == wanted or step.text == f".{wanted}"
+
+
+def descend(node: Any, entries: tuple[Any, ...], /) -> Any:
+    """What stands at the end of a way down."""
+    for entry in entries:
+        node = next(child for step, child in children(node) if step.entry == entry)
+    return node
+
+
+def replace(tree: Any, new: dict[tuple[Any, ...], Any], /) -> Any:
+    """A tree with other values at some places; what is not on the way to them is kept as it is."""
+    if () in new:
+        return new[()]
+    below: dict[Any, dict[tuple[Any, ...], Any]] = {}
+    for entries, value in new.items():
+        below.setdefault(entries[0], {})[entries[1:]] = value
+    found, treedef = _one_level(tree)
+    changed = [
+        replace(child, below[entry.entry]) if entry.entry in below else child
+        for entry, child in zip(_entries(treedef), found, strict=True)
+    ]
+    return treedef.unflatten(changed)

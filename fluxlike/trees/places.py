@@ -1,0 +1,135 @@
+"""Choosing places in a tree: by a selector, a path, a predicate, or a tuple of these."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optree
+
+from fluxlike.trees import paths
+from fluxlike.trees.functor import NAMESPACE
+from fluxlike.trees.structure import flatten, structure_of
+
+__all__ = ["Entries", "Where", "find_places", "selected_leaves"]
+
+Where = str | Callable[..., Any]
+Entries = tuple[Any, ...]  # the way down to a place: attribute names, keys and indices
+
+
+class _Marker:
+    """Stands for one leaf while a selector runs, so that a place is found by identity alone."""
+
+    def __init__(self, index: int, path: str) -> None:
+        self.index, self.path = index, path
+
+    def __repr__(self) -> str:
+        return f"<the leaf at {self.path}>"
+
+
+def find_places(tree: Any, where: Where | tuple[Where, ...], /) -> tuple[list[Entries], bool]:
+    """The places that `where` chooses, and whether they are several by the look of it.
+
+    Raises:
+        TypeError: `where` is no selector, path, predicate or tuple of these.
+        ValueError: the selector returned something that is not a place.
+        KeyError: there is no such path, or the predicate chose nothing.
+    """
+    leaves, treedef = flatten(tree)
+    if isinstance(where, tuple):
+        each = [find_places(tree, w)[0] for w in where]
+        return [place for found in each for place in found], True
+    if isinstance(where, str):
+        return [paths.lookup(tree, where)[0]], False
+    if not callable(where):
+        raise TypeError(
+            f"where={where!r} is a {type(where).__name__}; write a selector such as "
+            "lambda m: m.layers[0], a path such as '.layers[0]', or a predicate of (path, node)"
+        )
+    if _is_predicate(where):
+        found_by_predicate = _search(tree, where)
+        if not found_by_predicate:
+            raise KeyError("the predicate chose no place of the tree")
+        return found_by_predicate, True
+    marked = _mark(tree)
+    try:
+        chosen = where(marked)
+    except Exception as error:
+        raise ValueError(
+            f"the selector failed ({type(error).__name__}: {error}); it sees the tree with a "
+            "marker in place of each leaf, so it can follow attributes, keys and indices only; "
+            "to choose by what a leaf is, write a predicate of two arguments, (path, node)"
+        ) from error
+    known = _places_by_identity(marked)
+    if id(chosen) in known:
+        return [known[id(chosen)]], False
+    if isinstance(chosen, (tuple, list)) and chosen and all(id(c) in known for c in chosen):
+        return [known[id(c)] for c in chosen], True
+    raise ValueError(
+        f"the selector returned {chosen!r}, which is not a place of the tree: an attribute that is "
+        "not a child, or a value that was computed; places are "
+        f"{', '.join(structure_of(treedef).paths[:8]) or 'none'}{', …' if len(leaves) > 8 else ''}"
+    )
+
+
+def selected_leaves(
+    tree: Any, leaves: Sequence[Any], treedef: optree.PyTreeSpec, where: Where | tuple[Where, ...], /
+) -> set[int]:
+    """The indices of the leaves at or below the chosen places of a tree, given flattened too."""
+    numbered = treedef.unflatten(range(len(leaves)))
+    places, _ = find_places(tree, where)
+    chosen: set[int] = set()
+    for entries in places:
+        chosen.update(
+            optree.tree_leaves(paths.descend(numbered, entries), none_is_leaf=True, namespace=NAMESPACE)
+        )
+    return chosen
+
+
+def _is_predicate(where: Callable[..., Any]) -> bool:
+    required = [
+        p
+        for p in inspect.signature(where).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) not in (1, 2):
+        raise TypeError(
+            f"where= takes {len(required)} arguments; a selector takes the tree, a predicate the "
+            "path and the node"
+        )
+    return len(required) == 2
+
+
+def _mark(tree: Any) -> Any:
+    # An empty tuple is one object for the whole of Python: it counts as a leaf while marking,
+    # so that each gets a marker of its own.
+    leaves, treedef = flatten(tree, lambda x: type(x) is tuple and not x)
+    where = structure_of(treedef).paths
+    return treedef.unflatten([_Marker(i, where[i]) for i in range(len(leaves))])
+
+
+def _places_by_identity(marked: Any) -> dict[int, Entries]:
+    known: dict[int, Entries] = {}
+
+    def visit(node: Any, entries: Entries) -> None:
+        known[id(node)] = entries
+        for step, child in paths.children(node):
+            visit(child, (*entries, step.entry))
+
+    visit(marked, ())
+    return known
+
+
+def _search(tree: Any, predicate: Callable[[str, Any], Any]) -> list[Entries]:
+    found: list[Entries] = []
+
+    def visit(node: Any, path: str, entries: Entries) -> None:
+        if predicate(path, node):
+            found.append(entries)
+            return
+        for step, child in paths.children(node):
+            visit(child, path + step.text, (*entries, step.entry))
+
+    visit(tree, "", ())
+    return found

@@ -1,0 +1,146 @@
+"""A model as nested dicts of tensors and plain values, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fluxlike.trees import paths
+from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.structure import flatten, structure_of
+
+__all__ = ["fit", "is_plain", "load_state_dict", "state_dict"]
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, np.ndarray, np.generic, Assigned)
+
+
+def is_plain(x: object, /) -> bool:
+    """Whether a leaf is a value that can be written down, as functions and other objects can't."""
+    return isinstance(x, (Tensor, *_PLAIN))
+
+
+def state_dict(tree: Any, /) -> Any:
+    """A tree as nested dicts: attribute names, keys and indices lead to tensors and plain values.
+
+    Args:
+        tree: any tree.
+
+    Returns:
+        A dict for every node that holds values. Functions and other objects are left out; tensors
+        are the tree's own, not copies.
+
+    Example:
+        >>> import fluxlike as fl
+        >>> d = fl.state_dict(fl.Chain(fl.Dense(2, 1), fl.relu))
+        >>> d["layers"][0]["bias"]
+        tensor([0.])
+        >>> list(d["layers"])
+        [0]
+    """
+    flatten(tree)
+    return _nested(tree)
+
+
+def _nested(node: Any) -> Any:
+    if not paths.is_node(node):
+        return node
+    return {
+        step.entry: _nested(child)
+        for step, child in paths.children(node)
+        if paths.is_node(child) or is_plain(child)
+    }
+
+
+def load_state_dict(tree: Any, d: Any, /) -> Any:
+    """A new tree with the tensors and plain values of a state dict.
+
+    Args:
+        tree: the tree to take the structure, the ties and everything that is no plain value from.
+        d: nested dicts, as `state_dict` returns them.
+
+    Returns:
+        A tree of the same structure; `tree` is unchanged.
+
+    Raises:
+        ValueError: something is missing, is not in the tree, has another shape, dtype or type, or
+            differs between places that are tied. All mismatches are named at once.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> a, b = fl.Dense(2, 1), fl.Dense(2, 1)
+        >>> fl.tree.allclose(fl.load_state_dict(a, fl.state_dict(b)), b)
+        True
+    """
+    flatten(tree)
+    return fit(tree, dict(_places(tree, d, "")), what="the state")
+
+
+def fit(tree: Any, found: dict[str, Any], /, *, what: str) -> Any:
+    """A new tree with the tensors and plain values `found` by path; `what` names them in errors.
+
+    Raises:
+        ValueError: as `load_state_dict`.
+    """
+    leaves, treedef = flatten(tree)
+    where = structure_of(treedef).paths
+    wanted = {where[i]: i for i, x in enumerate(leaves) if is_plain(x)}
+    faults = [f"{p or 'the root'} is missing" for p in wanted if p not in found]
+    faults += [f"{p or 'the root'} is not in the model" for p in found if p not in wanted]
+    result = list(leaves)
+    loaded: dict[int, tuple[int, Tensor]] = {}  # a tied tensor of the tree → first place, value
+    given: dict[int, int] = {}  # a tensor found → the tensor of the tree that it went to
+    for path, i in wanted.items():
+        if path not in found:
+            continue
+        old, new = leaves[i], found[path]
+        fault = _mismatch(old, new)
+        if fault:
+            faults.append(f"{path or 'the root'} {fault}")
+            continue
+        if isinstance(old, Tensor):
+            if id(old) in loaded:
+                first, value = loaded[id(old)]
+                if new is not value and not _equal(new, value):
+                    faults.append(f"{path} is tied to {where[first]} in the model, but their values differ")
+                new = value
+            elif given.setdefault(id(new), id(old)) != id(old):
+                new = new.clone()  # one tensor found at two places must not tie two of the model
+            loaded.setdefault(id(old), (i, new))
+        result[i] = new
+    if faults:
+        raise ValueError(f"{what} does not fit the model:\n  " + "\n  ".join(faults))
+    return treedef.unflatten(result)
+
+
+def _places(node: Any, d: Any, path: str) -> list[tuple[str, Any]]:
+    """Every value of a state dict with the path that it has, or would have, in the tree."""
+    if not isinstance(d, dict):
+        return [(path, d)]
+    steps = {step.entry: (step.text, child) for step, child in paths.children(node)}
+    found: list[tuple[str, Any]] = []
+    for key, value in d.items():
+        text, child = steps.get(key, (f"[{key!r}]", None))
+        found += _places(child, value, path + text)
+    return found
+
+
+def _mismatch(old: Any, new: Any) -> str | None:
+    numbers = type(old) in (int, float) and type(new) in (int, float)
+    if isinstance(old, Tensor) != isinstance(new, Tensor) or (
+        type(old) is not type(new) and not isinstance(old, Tensor) and not numbers
+    ):
+        return f"is a {type(new).__name__}, the model has a {type(old).__name__}"
+    if isinstance(old, Assigned):
+        return _mismatch(old.value, new.value)
+    if isinstance(old, (Tensor, np.ndarray, np.generic)):
+        if old.shape != new.shape:
+            return f"has the shape {tuple(new.shape)}, the model has {tuple(old.shape)}"
+        if old.dtype != new.dtype:
+            return f"is of {new.dtype}, the model of {old.dtype}; convert one of them first"
+    return None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.device == b.device and bool((a == b).logical_or((a != a) & (b != b)).all())

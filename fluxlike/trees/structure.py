@@ -1,0 +1,201 @@
+"""Flatten and rebuild, with the checks that every transform relies on.
+
+`flatten` is the only door into a tree: it names objects of unregistered classes that hold
+tensors, registers subclasses of functors on first sight, and reports cycles. What depends on the
+structure alone (paths, which places are trainable) is worked out once a treedef.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from typing import Any, NoReturn
+
+import optree
+import torch
+
+from fluxlike.trees import paths
+from fluxlike.trees.functor import NAMESPACE, spec_of
+from fluxlike.trees.leaves import is_harmless, what_holds_tensors
+
+__all__ = ["Structure", "flatten", "leaves_like", "require_same", "structure_of"]
+
+IsLeaf = Callable[[Any], bool]
+
+
+def flatten(tree: Any, /, is_leaf: IsLeaf | None = None) -> tuple[list[Any], optree.PyTreeSpec]:
+    """All leaves of a tree, constants and None included, and its treedef.
+
+    Raises:
+        TypeError: an object of an unregistered class holds tensors.
+        ValueError: the tree contains itself.
+    """
+    for _ in range(100):  # each round registers at least one class; one is the usual number
+        try:
+            leaves, treedef = optree.tree_flatten(tree, is_leaf, none_is_leaf=True, namespace=NAMESPACE)
+        except RecursionError as error:
+            _report_cycle(tree, error)
+        types = set(map(type, leaves))
+        if is_harmless(types) or not _look_closer(leaves, treedef, is_leaf):
+            return leaves, treedef
+    raise RuntimeError("registering subclasses on first sight does not come to an end")
+
+
+def _look_closer(leaves: list[Any], treedef: optree.PyTreeSpec, is_leaf: IsLeaf | None) -> bool:
+    """Whether a class was registered on first sight, so that the tree must be flattened again."""
+    for i, x in enumerate(leaves):
+        known = optree.register_pytree_node.get(type(x), namespace=NAMESPACE) is not None
+        if is_leaf is not None and (known or is_leaf(x)):
+            continue
+        if not isinstance(x, type) and not known and spec_of(type(x)) is not None:
+            return True
+        held = what_holds_tensors(x)
+        if held is not None:
+            _report_unregistered(structure_of(treedef).paths[i], x, held)
+    return False
+
+
+def _report_unregistered(path: str, x: Any, held: str) -> NoReturn:
+    place = path or "the tree itself"
+    name = type(x).__qualname__
+    if isinstance(x, torch.nn.Module):
+        hint = (
+            "a torch.nn.Module keeps its parameters to itself; use the tree "
+            "dict(module.named_parameters()), and call the module with it by "
+            "torch.func.functional_call"
+        )
+    elif type(x).__name__ in ("partial", "method"):
+        hint = (
+            "its tensors would be treated as constants; make it a class with a __call__, "
+            "registered with @fluxlike.functor"
+        )
+    else:
+        hint = (
+            f"register the class: put @fluxlike.functor above {name}, or call "
+            f"fluxlike.functor({name}); if its tensors are not parameters, fluxlike.leaf({name}) "
+            "makes it a constant"
+        )
+    raise TypeError(f"{place} is a {name}, which is not registered and holds a tensor at {held}: {hint}")
+
+
+def _report_cycle(tree: Any, error: RecursionError) -> NoReturn:
+    def visit(node: Any, path: str, above: dict[int, str]) -> None:
+        if id(node) in above:
+            origin = above[id(node)] or "the tree itself"
+            raise ValueError(
+                f"{path} is {origin} again: a tree can't contain itself; hold a key or an index "
+                "there instead of the object"
+            ) from error
+        if not paths.is_node(node):
+            return
+        above = {**above, id(node): path}
+        for step, child in paths.children(node):
+            visit(child, path + step.text, above)
+
+    with contextlib.suppress(RecursionError):
+        visit(tree, "", {})
+    raise ValueError("the tree is nested too deeply to be flattened (1,000 levels)") from error
+
+
+class Structure:
+    """What a treedef alone says: the paths of its leaves, and which places are trainable."""
+
+    def __init__(self, treedef: optree.PyTreeSpec) -> None:
+        self._accessors = treedef.accessors()
+        self._root = treedef.type
+        self.num_leaves = treedef.num_leaves
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The path of every leaf, such as ``.layers[2].bias``."""
+        return tuple(paths.text(accessor) for accessor in self._accessors)
+
+    @cached_property
+    def trainable(self) -> tuple[bool, ...]:
+        """Whether each leaf is reached only through trainable children."""
+        return tuple(all(_trains(entry) for entry in accessor) for accessor in self._accessors)
+
+    @cached_property
+    def holds_functor(self) -> bool:
+        """Whether any node is an object of a registered class."""
+        types = [self._root, *(entry.type for accessor in self._accessors for entry in accessor)]
+        return any(t is not None and spec_of(t) is not None for t in dict.fromkeys(types))
+
+
+def _trains(entry: optree.PyTreeEntry) -> bool:
+    spec = spec_of(entry.type)
+    return spec is None or spec.trains(entry.entry)
+
+
+@lru_cache(maxsize=1024)
+def structure_of(treedef: optree.PyTreeSpec, /) -> Structure:
+    """The `Structure` of a treedef, worked out once."""
+    return Structure(treedef)
+
+
+@lru_cache(maxsize=1024)
+def _same_shape(a: optree.PyTreeSpec, b: optree.PyTreeSpec) -> bool:
+    """Whether two treedefs differ at most in what rides along with their nodes."""
+    return structure_of(a).paths == structure_of(b).paths and _kinds(a) == _kinds(b)
+
+
+def _kinds(treedef: optree.PyTreeSpec) -> list[Any]:
+    return [treedef.type, [_kinds(child) for child in treedef.children()]]
+
+
+def leaves_like(
+    treedef: optree.PyTreeSpec,
+    other: Any,
+    /,
+    *,
+    name: str,
+    like: str,
+    is_leaf: IsLeaf | None = None,
+) -> list[Any]:
+    """The leaves of `other`, which must have the structure `treedef`.
+
+    Attributes that ride along may differ (an edited dropout rate, a pinned mode): they are no
+    part of the structure. `name` and `like` name the two trees in the error.
+
+    Raises:
+        ValueError: the structures differ; it names the first place where they do.
+    """
+    leaves, found = flatten(other, is_leaf)
+    require_same(found, treedef, name=name, like=like)
+    return leaves
+
+
+def require_same(found: optree.PyTreeSpec, treedef: optree.PyTreeSpec, /, *, name: str, like: str) -> None:
+    """Raise a ValueError that names the first difference, unless the structures agree."""
+    if found == treedef or _same_shape(found, treedef):
+        return
+    raise ValueError(
+        f"{name} and {like} differ in structure: {_first_difference(found, treedef, name, like)}"
+    )
+
+
+def _first_difference(
+    found: optree.PyTreeSpec, wanted: optree.PyTreeSpec, name: str, like: str, path: str = ""
+) -> str:
+    where = path or "the root"
+    mine, theirs = found.type, wanted.type
+    if mine is not theirs:
+        return f"at {where}, {name} has {_say(mine)}, {like} has {_say(theirs)}"
+    entries, expected = found.entries(), wanted.entries()
+    if list(entries) != list(expected):
+        missing = [e for e in expected if e not in entries]
+        extra = [e for e in entries if e not in expected]
+        if missing:
+            return f"at {where}, {name} lacks {missing[0]!r}, which {like} has"
+        if extra:
+            return f"at {where}, {name} has {extra[0]!r}, which {like} lacks"
+        return f"at {where}, {name} has {list(entries)}, {like} has them in the order {list(expected)}"
+    for step, a, b in zip(paths.steps(found), found.children(), wanted.children(), strict=True):
+        if a != b and not _same_shape(a, b):
+            return _first_difference(a, b, name, like, path + step)
+    return f"at {where}, the nodes are of different kinds"
+
+
+def _say(kind: type | None) -> str:
+    return "a leaf" if kind is None else f"a {kind.__qualname__}"
