@@ -47,11 +47,14 @@ class Chain:
         Dense(8, 2)  # 18 parameters
     """
 
+    names: tuple[str, ...] | None = None
+
     def __init__(self, *layers: Callable[..., Any], **named: Callable[..., Any]) -> None:
         if layers and named:
             raise TypeError("Chain takes layers either in order or by name, not both")
         self.layers = layers or tuple(named.values())
-        self.names = tuple(named) if named else None
+        if named:
+            self.names = tuple(named)
         for i, layer in enumerate(self.layers):
             if not callable(layer):
                 raise TypeError(

@@ -7,7 +7,7 @@ model was only closed over, and nothing may change it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 
 from torch import Tensor
@@ -22,11 +22,11 @@ class Frame:
 
     __slots__ = ("_kept", "_origin", "_parameters", "values")
 
-    def __init__(self, buffers: Iterable[Tensor], parameters: Iterable[Tensor] = ()) -> None:
+    def __init__(self, buffers: Iterable[Tensor], parameters: Sequence[Tensor] = ()) -> None:
         # By id, because equal tensors are not the same buffer; `_kept` keeps the ids from reuse.
         self._kept = list(buffers)
         self._origin: dict[int, Tensor] = {id(b): b for b in self._kept}
-        self._parameters = frozenset(map(id, parameters))
+        self._parameters = parameters
         self.values: dict[int, Tensor] = {}
 
     def origin(self, buffer: Tensor) -> Tensor | None:
@@ -35,7 +35,7 @@ class Frame:
 
     def trains(self, x: Tensor) -> bool:
         """Whether `x` is a parameter of the arguments, which can't be assigned."""
-        return id(x) in self._parameters
+        return any(x is p for p in self._parameters)
 
     def derive(self, new: Tensor, origin: Tensor) -> None:
         """Note that `new` is `origin` with another dtype or on another device."""

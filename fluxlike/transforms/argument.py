@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluxlike.scope.assigned import Frame
 from fluxlike.transforms.motors import Motor
-from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.places import Where, selected_leaves
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters
@@ -34,68 +34,77 @@ class Argument:
             tree = torch.tensor(tree, dtype=torch.float64)
         self._leaves, self._treedef = flatten(tree)
         self._structure = structure_of(self._treedef)
-        self._first = self._choose(tree, wrt)
-        if not self._first:
+        self._open(self._chosen(tree, wrt), motor)
+        if not self.handles:
             self._report_no_parameter(tree, wrt)
-        self._open()
 
     @property
     def holds_functor(self) -> bool:
+        """Whether the argument holds an object of a registered class."""
         return self._structure.holds_functor
 
-    def _choose(self, tree: Any, wrt: Where | tuple[Where, ...] | None) -> list[int]:
-        """The indices of the leaves to differentiate, the first of each tie."""
-        first = parameters(self._leaves, self._structure.trainable).first
-        if wrt is None:
-            return first
-        chosen = selected_leaves(tree, self._leaves, self._treedef, wrt)
-        tied = {id(self._leaves[i]) for i in chosen}
-        return [i for i in first if id(self._leaves[i]) in tied]
+    def _chosen(self, tree: Any, wrt: Where | tuple[Where, ...] | None) -> set[int] | None:
+        """The ids of the tensors to differentiate; None for every tensor that can be."""
+        if wrt is None and self._structure.all_trainable:
+            return None
+        wanted = set(parameters(self._leaves, self._structure.trainable).number)
+        if wrt is not None:
+            places = selected_leaves(tree, self._leaves, self._treedef, wrt)
+            wanted &= {id(self._leaves[i]) for i in places}
+        return wanted
 
-    def _open(self) -> None:
-        motor, leaves = self._motor, self._leaves
-        trainable = self._structure.trainable
-        stand_in: dict[int, Tensor] = {id(leaves[i]): motor.handle(leaves[i]) for i in self._first}
-        self.handles = list(stand_in.values())
+    def _open(self, wanted: set[int] | None, motor: Motor) -> None:
+        """Put a handle in the place of every tensor to differentiate, an alias in that of a buffer."""
+        leaves, trainable = self._leaves, self._structure.trainable
+        self.handles: list[Tensor] = []
         self.buffers: list[Tensor] = []
+        self._first: list[int] = []  # the leaf that each handle stands for
         self._buffer_places: list[int] = []
+        self._tensors: list[tuple[int, Tensor]] = []
+        stand_in: dict[int, Tensor] = {}
+        opened = list(leaves)
         for i, x in enumerate(leaves):
-            if not isinstance(x, Tensor) or id(x) in stand_in:
+            if not isinstance(x, Tensor):
                 continue
-            if trainable[i] and x.dtype.is_floating_point:  # left out by wrt=
-                stand_in[id(x)] = motor.constant(x)
-                continue
-            stand_in[id(x)] = alias = motor.alias(x)
-            self.buffers.append(alias)
-            self._buffer_places.append(i)
-        self.tree = self._treedef.unflatten([stand_in.get(id(x), x) for x in leaves])
+            key = id(x)
+            new = stand_in.get(key)
+            if new is None:
+                if can_train(x) if wanted is None else key in wanted:
+                    new = motor.handle(x)
+                    self.handles.append(new)
+                    self._first.append(i)
+                elif trainable[i] and can_train(x):  # left out by wrt=
+                    new = motor.constant(x)
+                else:
+                    new = motor.alias(x)
+                    self.buffers.append(new)
+                    self._buffer_places.append(i)
+                stand_in[key] = new
+                self._tensors.append((i, x))
+            opened[i] = new
+        self.tree = self._treedef.unflatten(opened)
         self._versions = self._read_versions()
 
     def _read_versions(self) -> list[int] | None:
+        """How often each tensor of the argument was written to, where that can be told."""
         if not self._motor.concrete:
             return None
         try:
-            return [x._version for x in self._leaves if isinstance(x, Tensor)]
+            return [x._version for _, x in self._tensors]
         except RuntimeError:
-            path = next(
-                p
-                for p, x in zip(self._structure.paths, self._leaves, strict=True)
-                if isinstance(x, Tensor) and x.is_inference()
-            )
+            i = next(i for i, x in self._tensors if x.is_inference())
             raise ValueError(
-                f"{self._say(path)} was made under torch.inference_mode and can't be differentiated; "
-                "make it outside, or pass fluxlike.tree.clone(model)"
+                f"{self._say(self._structure.paths[i])} was made under torch.inference_mode and can't be "
+                "differentiated; make it outside, or pass fluxlike.tree.clone(model)"
             ) from None
 
     def check_unchanged(self) -> None:
         """Raise where the function wrote to a tensor of the argument."""
         now = self._read_versions()
-        if now == self._versions:
+        if now is None or self._versions is None or now == self._versions:
             return
-        assert now is not None
-        assert self._versions is not None
-        at = [i for i, x in enumerate(self._leaves) if isinstance(x, Tensor)]
-        changed = next(i for i, a, b in zip(at, self._versions, now, strict=True) if a != b)
+        changes = zip(self._tensors, self._versions, now, strict=True)
+        changed = next(i for (i, _), before, after in changes if before != after)
         self.report_write(self._structure.paths[changed])
 
     def report_write(self, path: str, cause: BaseException | None = None) -> None:

@@ -99,7 +99,7 @@ def withgradient(
             "gradient can't work under torch.inference_mode, where autograd records nothing for "
             "good; use torch.no_grad, which it sees through, or call it outside"
         )
-    numbers, single = _numbers(argnums, len(args))
+    numbers, single = ((0,), True) if argnums == 0 and args else _numbers(argnums, len(args))
     if wrt is not None and not single:
         raise ValueError(f"wrt= chooses places of one argument, but argnums={argnums!r} names several")
     with motor() as run:

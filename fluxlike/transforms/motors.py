@@ -7,15 +7,14 @@ another argument, is a constant. `close` takes results out again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from fluxlike.transforms import _functorch
+from fluxlike.transforms import _autograd, _functorch
 
 __all__ = ["Motor", "enclosed", "motor"]
 
@@ -64,7 +63,7 @@ class Outermost:
         return x.detach() if x.requires_grad else x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(loss, handles, allow_unused=True)
+        return _autograd.grad(loss, handles)
 
     def close(self, x: Tensor, /) -> Tensor:
         return x.detach() if x.requires_grad else x
@@ -91,9 +90,7 @@ class Nested:
         return x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(
-            loss, handles, allow_unused=True, retain_graph=True, create_graph=self._differentiable
-        )
+        return _autograd.grad(loss, handles, retain_graph=True, create_graph=self._differentiable)
 
     def close(self, x: Tensor, /) -> Tensor:
         return x if self._differentiable else x.detach()
@@ -117,7 +114,7 @@ class FunctorchLevel:
         return x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(loss, handles, allow_unused=True, create_graph=True)
+        return _autograd.grad(loss, handles, retain_graph=True, create_graph=True)
 
     def close(self, x: Tensor, /) -> Tensor:
         return _functorch.unwrap(x, self._level)
@@ -126,18 +123,21 @@ class FunctorchLevel:
 _outermost = Outermost()
 
 
-@contextmanager
-def motor() -> Iterator[Motor]:
-    """The motor for a gradient called here, open while it runs."""
-    depth = _depth.get()
-    token = _depth.set(depth + 1)
-    try:
+class motor:
+    """The motor for a gradient called here, open inside a ``with`` statement."""
+
+    __slots__ = ("_level", "_token")
+
+    def __enter__(self) -> Motor:
+        depth = _depth.get()
+        self._token = _depth.set(depth + 1)
+        self._level = None
         if _functorch.active():
-            with _functorch.grad_level() as level:
-                yield FunctorchLevel(level)
-        elif depth:
-            yield Nested(torch.is_grad_enabled())
-        else:
-            yield _outermost
-    finally:
-        _depth.reset(token)
+            self._level = _functorch.grad_level()
+            return FunctorchLevel(self._level.__enter__())
+        return Nested(torch.is_grad_enabled()) if depth else _outermost
+
+    def __exit__(self, *error: Any) -> None:
+        if self._level is not None:
+            self._level.__exit__(*error)
+        _depth.reset(self._token)

@@ -45,13 +45,16 @@ _pytree.register_pytree_node(
 )
 
 
+_TRAINED = frozenset(
+    dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
+)
+
+
 def can_train(x: object, /) -> bool:
     """Whether a leaf is of the kind that is trained: a floating or complex strided tensor."""
-    return (
-        isinstance(x, Tensor)
-        and (x.dtype.is_floating_point or x.dtype.is_complex)
-        and x.layout is torch.strided
-    )
+    return isinstance(x, Tensor) and x.dtype in _TRAINED and x.layout is torch.strided
 
 
 # Types whose objects are constants for certain; others are looked into, object by object.

@@ -117,6 +117,11 @@ class Structure:
         return tuple(all(_trains(entry) for entry in accessor) for accessor in self._accessors)
 
     @cached_property
+    def all_trainable(self) -> bool:
+        """Whether every place is trainable, so that no class names buffers."""
+        return all(self.trainable)
+
+    @cached_property
     def holds_functor(self) -> bool:
         """Whether any node is an object of a registered class."""
         types = [self._root, *(entry.type for accessor in self._accessors for entry in accessor)]
