@@ -49,6 +49,15 @@ class ListRule:
         """The formula for all leaves that share the rule."""
         raise NotImplementedError
 
+    def move_all(
+        self, states: Sequence[Any], params: Sequence[Tensor], grads: Sequence[Tensor], /
+    ) -> tuple[Sequence[Any], Sequence[Tensor]] | None:
+        """States and parameters after the step, by a kernel that does both; None without one.
+
+        It is asked where nothing is differentiated, and the rule is the last link.
+        """
+        return None
+
 
 class LeafError(ValueError):
     """An error about one leaf of a list; `update` adds its path."""

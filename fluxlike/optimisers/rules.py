@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fluxlike.optimisers import lists
+from fluxlike.optimisers import _fused, lists
 from fluxlike.optimisers.links import decayed
 from fluxlike.optimisers.lists import Tensors
 from fluxlike.optimisers.rule import Hyper, ListRule, count, positive, within
@@ -168,6 +168,28 @@ class Adam(ListRule):
     ) -> tuple[list[AdamState], Tensors]:
         return self._adam(states, decayed(grads, params, self.weight_decay))
 
+    def move_all(
+        self, states: Sequence[AdamState], params: Sequence[Tensor], grads: Sequence[Tensor], /
+    ) -> tuple[list[AdamState], Tensors] | None:
+        return self._move(_fused.adam, states, params, grads)
+
+    def _move(
+        self,
+        kernel: _fused.Kernel,
+        states: Sequence[AdamState],
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+    ) -> tuple[list[AdamState], Tensors] | None:
+        beta1, beta2 = self.betas
+        hyper = (self.lr, beta1, beta2, self.eps, self.weight_decay)
+        m, v = [s.exp_avg for s in states], [s.exp_avg_sq for s in states]
+        if any(isinstance(h, Tensor) for h in hyper) or not _fused.can_fuse(params, grads, m, v):
+            return None
+        steps = {id(s.step): s.step + 1 for s in states}
+        keys = [id(s.step) for s in states]
+        p, m, v = _fused.run(kernel, params, grads, m, v, [steps[k] for k in keys], hyper)
+        return [AdamState(*s) for s in zip(m, v, (steps[k] for k in keys), strict=True)], p
+
     def _adam(self, states: Sequence[AdamState], grads: Sequence[Tensor]) -> tuple[list[AdamState], Tensors]:
         beta1, beta2 = self.betas
         m = lists.lerp([s.exp_avg for s in states], grads, 1 - beta1)
@@ -220,3 +242,8 @@ class AdamW(Adam):
         after, d = self._adam(states, grads)
         rate = self.lr * self.weight_decay if self.couple else self.weight_decay
         return after, decayed(d, params, rate)
+
+    def move_all(
+        self, states: Sequence[AdamState], params: Sequence[Tensor], grads: Sequence[Tensor], /
+    ) -> tuple[list[AdamState], Tensors] | None:
+        return self._move(_fused.adamw, states, params, grads) if self.couple else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluxlike.optimisers import lists
 from fluxlike.optimisers.links import OptimiserChain, apply_all
-from fluxlike.optimisers.rule import LeafError
+from fluxlike.optimisers.rule import LeafError, ListRule
 from fluxlike.optimisers.state import ParamState, computed, is_param_state
 from fluxlike.transforms.motors import enclosed
 from fluxlike.transforms.updates import put_assigned
@@ -48,7 +48,7 @@ def update(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
         >>> model
         {'w': tensor([0., 1.])}
     """
-    step = _Step(state, model, grads)
+    step = _Step(state, model, grads, kernels=not enclosed())
     return step.moved_model(), step.next_state()
 
 
@@ -74,25 +74,32 @@ def steps(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
         >>> fl.steps(fl.setup(fl.Descent(0.1), model), model, {"w": torch.ones(2)})[0]
         {'w': tensor([0.1000, 0.1000])}
     """
-    step = _Step(state, model, grads)
+    step = _Step(state, model, grads, kernels=False)
     return step.step_tree(), step.next_state()
+
+
+_Links = tuple[Sequence[Any], list[Any]]  # the links of one parameter's rule, and the state of each
 
 
 class _Slot:
     """One parameter that moves: where it stands, and everything its rule needs."""
 
-    __slots__ = ("entry", "first", "grad", "param", "places", "state", "step")
+    __slots__ = ("after", "before", "entry", "first", "grad", "param", "places", "state", "step")
 
     def __init__(self, first: int, param: Tensor, entry: ParamState) -> None:
         self.first, self.param, self.entry = first, param, entry
         self.places = [first]
         self.grad: Tensor | None = None
         self.state = entry.state
-        self.step: Tensor | None = None
+        self.step: Tensor | None = None  # what is subtracted, in the form in which rules compute
+        self.before = param  # the parameter in that form
+        self.after: Tensor | None = None  # the same, moved
 
 
 class _Step:
-    def __init__(self, state: Any, model: Any, grads: Any) -> None:
+    """One step taken apart; `kernels` allows kernels that move parameters without a step in between."""
+
+    def __init__(self, state: Any, model: Any, grads: Any, *, kernels: bool) -> None:
         self.entries, self.state_def = flatten(state, is_param_state)
         _check_order(self.entries, model)
         self.leaves, self.treedef = flatten(model)
@@ -101,7 +108,7 @@ class _Step:
         self.detach = not enclosed()
         self.moving = self._collect()
         if self.moving:
-            self._apply()
+            self._apply(kernels)
 
     @property
     def _paths(self) -> tuple[str, ...]:
@@ -175,11 +182,12 @@ class _Step:
             what = f"the model has the constant {x!r} there"
         raise ValueError(f"grads hold a tensor at {path}, but {what}")
 
-    def _apply(self) -> None:
+    def _apply(self, kernels: bool) -> None:
         for slot in self.moving:
-            if slot.grad.layout is not torch.strided:  # type: ignore[union-attr]
-                slot.grad = slot.grad.to_dense()  # type: ignore[union-attr]
-            slot.step = computed(slot.grad)  # type: ignore[arg-type]
+            assert slot.grad is not None
+            if slot.grad.layout is not torch.strided:
+                slot.grad = slot.grad.to_dense()
+            slot.step = computed(slot.grad)
             self._check_state_device(slot)
             if self.detach and slot.param.requires_grad and slot.param.grad_fn is None:
                 slot.param = slot.param.detach()
@@ -187,19 +195,29 @@ class _Step:
         links = _links(self.moving)
         for k in range(max(len(rules) for rules, _ in links)):
             for members in _sharing(k, links):
-                self._apply_link(k, members, links, params)
-        for slot, (_, states) in zip(self.moving, links, strict=True):
-            slot.state = tuple(states) if isinstance(slot.entry.rule, OptimiserChain) else states[0]
-        self._params = params
+                self._apply_link(k, members, links, params, kernels)
+        for slot, x, (_, states) in zip(self.moving, params, links, strict=True):
+            chain = isinstance(slot.entry.rule, OptimiserChain)
+            slot.state = tuple(states) if chain else states[0]
+            slot.before = x
 
-    def _apply_link(self, k: int, members: list[int], links: list[Any], params: list[Tensor]) -> None:
+    def _apply_link(
+        self, k: int, members: list[int], links: list[_Links], params: list[Tensor], kernels: bool
+    ) -> None:
         slots = [self.moving[m] for m in members]
         grads: list[Tensor] = [s.step for s in slots]  # type: ignore[misc]
         rule = links[members[0]][0][k]
+        states = [links[m][1][k] for m in members]
+        values = [params[m] for m in members]
+        if kernels and isinstance(rule, ListRule) and all(k == len(links[m][0]) - 1 for m in members):
+            moved = rule.move_all(states, values, grads)
+            if moved is not None:
+                for m, slot, after, x in zip(members, slots, *moved, strict=True):
+                    links[m][1][k] = after
+                    slot.after = x
+                return
         try:
-            states, out = apply_all(
-                rule, [links[m][1][k] for m in members], [params[m] for m in members], grads
-            )
+            states, out = apply_all(rule, states, values, grads)
         except LeafError as error:
             path = self._paths[slots[error.leaf].first] or "the root"
             raise ValueError(f"{type(rule).__name__} at {path}: {error}") from None
@@ -212,8 +230,8 @@ class _Step:
             if not isinstance(d, Tensor) or d.shape != params[m].shape:
                 found = tuple(d.shape) if isinstance(d, Tensor) else repr(d)
                 raise ValueError(
-                    f"{type(rule).__name__} gave {self._paths[slot.first]} a step of {found}; the "
-                    f"parameter has the shape {tuple(params[m].shape)}"
+                    f"{type(rule).__name__} gave {self._paths[slot.first] or 'the root'} a step of {found}; "
+                    f"the parameter has the shape {tuple(params[m].shape)}"
                 )
             links[m][1][k] = after
             slot.step = d
@@ -233,9 +251,14 @@ class _Step:
         if not self.moving:
             return self.treedef.unflatten(result)
         result = list(result)
-        moved = lists.sub(self._params, [s.step for s in self.moving])  # type: ignore[misc]
-        for slot, x in zip(self.moving, moved, strict=True):
-            new = _restored(x, slot.param)
+        stepping = [s for s in self.moving if s.after is None]
+        if stepping:
+            moved = lists.sub([s.before for s in stepping], [s.step for s in stepping])  # type: ignore[misc]
+            for slot, x in zip(stepping, moved, strict=True):
+                slot.after = x
+        for slot in self.moving:
+            assert slot.after is not None
+            new = _restored(slot.after, slot.param)
             for i in slot.places:
                 result[i] = new
         return self.treedef.unflatten(result)
@@ -264,7 +287,7 @@ def _restored(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.dtype)
 
 
-def _links(moving: list[_Slot]) -> list[tuple[Sequence[Any], list[Any]]]:
+def _links(moving: list[_Slot]) -> list[_Links]:
     """For each parameter the links of its rule, and the state of each link."""
     return [
         (s.entry.rule.rules, list(s.state))
@@ -274,7 +297,7 @@ def _links(moving: list[_Slot]) -> list[tuple[Sequence[Any], list[Any]]]:
     ]
 
 
-def _sharing(k: int, links: list[tuple[Sequence[Any], list[Any]]]) -> list[list[int]]:
+def _sharing(k: int, links: list[_Links]) -> list[list[int]]:
     """The parameters grouped by their k-th link: the same object, or one of equal value."""
     by_object: dict[int, list[int]] = {}
     for m, (rules, _) in enumerate(links):

@@ -1,0 +1,79 @@
+"""The one file that calls torch's fused optimiser kernels (private parts of torch).
+
+A kernel reads and writes each number once, where a list of foreach operations walks through memory
+ten times. It writes in place, so it gets copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike.optimisers.lists import Tensors
+
+__all__ = ["Kernel", "adam", "adamw", "can_fuse", "run"]
+
+
+Kernel = Callable[..., None]
+adam: Kernel = torch._fused_adam_
+adamw: Kernel = torch._fused_adamw_
+
+
+def can_fuse(*lists: Sequence[Tensor]) -> bool:
+    """Whether a kernel can take these lists: plain, dense, of one dtype, and without a graph."""
+    first = lists[0][0]
+    dtype, device = first.dtype, first.device
+    return dtype in (torch.float32, torch.float64) and all(
+        type(x) is Tensor
+        and x.dtype == dtype
+        and x.device == device
+        and x.is_contiguous()
+        and not x.requires_grad
+        and x.numel() > 0
+        for xs in lists
+        for x in xs
+    )
+
+
+def run(
+    kernel: Kernel,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    hyper: tuple[Any, Any, Any, Any, Any],
+) -> tuple[Tensors, Tensors, Tensors]:
+    """The next parameters and moments by one of Adam's kernels.
+
+    Args:
+        kernel: `adam` or `adamw`.
+        params: the parameters.
+        grads: their gradients.
+        exp_avgs: their first moments.
+        exp_avg_sqs: their second moments.
+        steps: for each, the number of this step, counted from 1.
+        hyper: lr, the two betas, eps and weight_decay.
+    """
+    p, m, v = ([x.clone() for x in xs] for xs in (params, exp_avgs, exp_avg_sqs))
+    counts = {id(t): t.to(torch.float32) for t in steps}  # the kernels want floats
+    lr, beta1, beta2, eps, weight_decay = hyper
+    kernel(
+        p,
+        list(grads),
+        m,
+        v,
+        [],
+        [counts[id(t)] for t in steps],
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=weight_decay,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
+    return p, m, v
