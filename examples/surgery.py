@@ -1,7 +1,7 @@
 """Freezing and surgery: a network that knows the digits 0 to 4 learns 5 to 9 with a new head.
 
-    python examples/surgery.py            a few seconds
-    python examples/surgery.py --quick    fewer epochs
+python examples/surgery.py            a few seconds
+python examples/surgery.py --quick    fewer epochs
 """
 
 from __future__ import annotations
@@ -73,15 +73,16 @@ def main():
 
     # Then all of it, the backbone at a tenth of the rate, its first layer frozen.
     model = fl.automode(model)
-    by_path = lambda path: fl.AdamW(3e-3 if path.startswith(".layers[1]") else 3e-4)
-    state = fl.setup(by_path, model)
+    state = fl.setup(lambda path: fl.AdamW(3e-3 if path.startswith(".layers[1]") else 3e-4), model)
     state = fl.freeze(state, lambda s: s["backbone"].layers[0])
     first_layer = model["backbone"].layers[0]
     model, state = fit(model, state, train, epochs)
     frozen = model["backbone"].layers[0].weight is first_layer.weight
     print(f"digits 5 to 9, fine-tuned: {accuracy(model, test):.1%}; the first layer is frozen: {frozen}")
     if not (untouched and frozen and accuracy(model, test) >= goal):
-        raise SystemExit(f"expected a fine-tuned accuracy of at least {goal:.0%}, and frozen layers untouched")
+        raise SystemExit(
+            f"expected a fine-tuned accuracy of at least {goal:.0%}, and frozen layers untouched"
+        )
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fluxlike.trees import paths
@@ -61,6 +59,9 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
         >>> fl.tree.allclose(run["model"], model)
         True
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     leaves, treedef = flatten(tree)
     where = structure_of(treedef).paths
     stored = _Stored()
@@ -73,7 +74,7 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except safetensors.SafetensorError as error:
+    except SafetensorError as error:
         raise ValueError(f"can't save to {path}: {error}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -212,10 +213,12 @@ def load(path: str | os.PathLike[str], /, *, like: Any) -> Any:
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """The values of a file by path, the names of its objects by path, and its settings."""
+    from safetensors import SafetensorError, safe_open
+
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if _FORMAT not in metadata:
                 raise ValueError(
@@ -224,7 +227,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str],
                 )
             # Copies, because the file's own memory is mapped and may change under us.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
     try:
         about = json.loads(metadata[_FORMAT])
