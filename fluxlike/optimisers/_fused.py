@@ -17,6 +17,8 @@ from fluxlike.optimisers.lists import Tensors
 __all__ = ["Kernel", "adam", "adamw", "can_fuse", "run"]
 
 
+_CACHED = 1 << 19  # bytes of one list in a block; four lists of it fit a core's cache
+
 Kernel = Callable[..., None]
 adam: Kernel = torch._fused_adam_
 adamw: Kernel = torch._fused_adamw_
@@ -58,22 +60,41 @@ def run(
         steps: for each, the number of this step, counted from 1.
         hyper: lr, the two betas, eps and weight_decay.
     """
-    p, m, v = ([x.clone() for x in xs] for xs in (params, exp_avgs, exp_avg_sqs))
     counts = {id(t): t.to(torch.float32) for t in steps}  # the kernels want floats
     lr, beta1, beta2, eps, weight_decay = hyper
-    kernel(
-        p,
-        list(grads),
-        m,
-        v,
-        [],
-        [counts[id(t)] for t in steps],
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=weight_decay,
-        eps=eps,
-        amsgrad=False,
-        maximize=False,
-    )
+    p: Tensors = []
+    m: Tensors = []
+    v: Tensors = []
+    for start, stop in _blocks(params):
+        copies = [[x.clone() for x in xs[start:stop]] for xs in (params, exp_avgs, exp_avg_sqs)]
+        kernel(
+            copies[0],
+            list(grads[start:stop]),
+            copies[1],
+            copies[2],
+            [],
+            [counts[id(t)] for t in steps[start:stop]],
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=weight_decay,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
+        for whole, part in zip((p, m, v), copies, strict=True):
+            whole += part
     return p, m, v
+
+
+def _blocks(xs: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Ranges of a list; on the CPU small enough that copies are still in the cache when used."""
+    if xs[0].device.type != "cpu":
+        return [(0, len(xs))]
+    blocks, start, size = [], 0, 0
+    for i, x in enumerate(xs):
+        size += x.numel() * x.element_size()
+        if size >= _CACHED:
+            blocks.append((start, i + 1))
+            start, size = i + 1, 0
+    return blocks if start == len(xs) else [*blocks, (start, len(xs))]
