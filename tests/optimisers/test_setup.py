@@ -1,0 +1,172 @@
+"""`setup`: a state in the model's shape, one rule for all parameters or one by path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optree
+import pytest
+import torch
+
+import fluxlike as fl
+
+
+def chain() -> Any:
+    return fl.Chain(fl.Dense(3, 4, fl.relu), fl.BatchNorm(4), fl.Dense(4, 2, bias=False))
+
+
+def test_the_state_is_a_tree_in_the_shape_of_the_model() -> None:
+    model = chain()
+    state = fl.setup(fl.Adam(), model)
+    assert type(state) is fl.Chain
+    treedefs = [
+        optree.tree_structure(
+            t, lambda x: isinstance(x, fl.ParamState), none_is_leaf=True, namespace="fluxlike"
+        )
+        for t in (state, model)
+    ]
+    assert treedefs[0] == treedefs[1]
+
+
+def test_parameters_have_a_state_and_everything_else_has_none() -> None:
+    state = fl.setup(fl.Momentum(0.1), chain())
+    for layer, name in ((0, "weight"), (0, "bias"), (1, "weight"), (1, "bias"), (2, "weight")):
+        entry = getattr(state.layers[layer], name)
+        assert isinstance(entry, fl.ParamState)
+        assert entry.rule == fl.Momentum(0.1)
+        assert entry.frozen is False
+    assert state.layers[0].activation is None
+    assert state.layers[1].running_mean is None
+    assert state.layers[2].bias is None
+
+
+def test_a_tied_parameter_has_one_state_at_all_its_places() -> None:
+    w = torch.ones(2)
+    state = fl.setup(fl.Adam(), {"a": w, "b": w, "c": w.clone()})
+    assert state["a"].state.exp_avg is state["b"].state.exp_avg
+    assert state["a"].state.exp_avg is not state["c"].state.exp_avg
+
+
+def test_integers_sparse_tensors_and_buffers_have_no_state() -> None:
+    model = {"n": torch.tensor(1), "sparse": torch.ones(2).to_sparse(), "w": torch.ones(2)}
+    state = fl.setup(fl.Adam(), model)
+    assert state["n"] is None
+    assert state["sparse"] is None
+    assert state["w"] is not None
+
+
+def test_moments_are_fresh_and_in_the_dtype_of_the_parameter() -> None:
+    model = {"w": torch.ones(2, dtype=torch.float64), "h": torch.ones(2, dtype=torch.bfloat16)}
+    state = fl.setup(fl.Adam(), model)
+    assert torch.equal(state["w"].state.exp_avg, torch.zeros(2, dtype=torch.float64))
+    assert torch.equal(state["h"].state.exp_avg, torch.zeros(2))
+    assert state["w"].state.step == 0
+
+
+def test_a_state_of_module_parameters_carries_no_graph() -> None:
+    state = fl.setup(fl.Adam(), dict(torch.nn.Linear(2, 2).named_parameters()))
+    assert not any(x.requires_grad for x in fl.fleaves(state))
+    assert not any(isinstance(x, torch.nn.Parameter) for x in fl.fleaves(state))
+
+
+def test_a_function_of_the_path_gives_each_parameter_its_rule() -> None:
+    asked = []
+
+    def by_path(path: str) -> Any:
+        asked.append(path)
+        return fl.Descent(0.1) if path.startswith(".layers[0]") else fl.Adam()
+
+    state = fl.setup(by_path, chain())
+    assert asked == [
+        ".layers[0].weight",
+        ".layers[0].bias",
+        ".layers[1].weight",
+        ".layers[1].bias",
+        ".layers[2].weight",
+    ]
+    assert state.layers[0].bias.rule == fl.Descent(0.1)
+    assert state.layers[2].weight.rule == fl.Adam()
+
+
+def test_rules_by_path_move_each_parameter_by_its_own() -> None:
+    model = {"fast": torch.ones(2), "slow": torch.ones(2)}
+    state = fl.setup(lambda path: fl.Descent(1.0 if "fast" in path else 0.1), model)
+    model, _ = fl.update(state, model, {"fast": torch.ones(2), "slow": torch.ones(2)})
+    assert torch.equal(model["fast"], torch.zeros(2))
+    assert torch.equal(model["slow"], torch.full((2,), 0.9))
+
+
+def test_a_single_tensor_is_a_model() -> None:
+    state = fl.setup(fl.Descent(1.0), torch.ones(2))
+    assert isinstance(state, fl.ParamState)
+    moved, _ = fl.update(state, torch.ones(2), torch.ones(2))
+    assert torch.equal(moved, torch.zeros(2))
+
+
+@pytest.mark.parametrize("model", [{"n": torch.tensor(1)}, [], {"f": fl.relu}, None])
+def test_setup_warns_when_there_is_nothing_to_train(model: Any) -> None:
+    with pytest.warns(UserWarning, match="setup found no parameter to train"):
+        fl.setup(fl.Adam(), model)
+
+
+def test_the_model_is_unchanged_by_setup() -> None:
+    model = chain()
+    tensors, before = fl.fleaves(model), fl.fleaves(fl.tree.clone(model))
+    fl.setup(fl.Adam(), model)
+    assert all(a is b for a, b in zip(fl.fleaves(model), tensors, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+def test_a_model_on_the_meta_device_has_a_state_there() -> None:
+    state = fl.setup(fl.Adam(), fl.to_device({"w": torch.ones(2)}, "meta"))
+    assert {x.device.type for x in fl.fleaves(state)} == {"meta"}
+
+
+# Errors
+
+
+def test_a_class_instead_of_a_rule_says_to_make_an_object() -> None:
+    with pytest.raises(TypeError, match=r"the class Adam instead of a rule: write Adam\(\)"):
+        fl.setup(fl.Adam, chain())
+
+
+def test_a_class_for_one_path_is_named_with_it() -> None:
+    with pytest.raises(TypeError, match=r"the class Adam for \.layers\[0\]\.weight instead of a rule"):
+        fl.setup(lambda path: fl.Adam, chain())
+
+
+def test_a_torch_optimiser_says_to_write_the_rule() -> None:
+    optimiser = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    with pytest.raises(TypeError, match=r"torch optimiser: write the rule, such as fluxlike\.Adam"):
+        fl.setup(optimiser, chain())
+
+
+@pytest.mark.parametrize("rule", [0.1, "adam", None])
+def test_something_that_is_no_rule_is_shown(rule: Any) -> None:
+    with pytest.raises(TypeError, match=f"setup got {rule!r} .*instead of a rule such as Adam"):
+        fl.setup(rule, chain())
+
+
+def test_no_rule_for_a_path_says_to_freeze() -> None:
+    with pytest.raises(TypeError, match=r"None for \.layers\[0\]\.bias instead of a rule.*freeze\(state"):
+        fl.setup(lambda path: None if path == ".layers[0].bias" else fl.Adam(), chain())
+
+
+def test_tied_places_with_different_rules_are_both_named() -> None:
+    w = torch.ones(2)
+    message = r"\['a'\] and \['b'\] are tied, but have the rules Descent\(lr=0\.1\) and Adam\("
+    with pytest.raises(ValueError, match=message):
+        fl.setup(lambda path: fl.Descent(0.1) if "a" in path else fl.Adam(), {"a": w, "b": w})
+
+
+def test_tied_places_with_equal_rules_are_fine() -> None:
+    w = torch.ones(2)
+    state = fl.setup(lambda path: fl.Adam(1e-2), {"a": w, "b": w})
+    assert state["a"].state.exp_avg is state["b"].state.exp_avg
+
+
+def test_a_chain_of_something_that_is_no_rule_is_an_error() -> None:
+    with pytest.raises(
+        TypeError, match=r"OptimiserChain takes rules, found .*Adam.*write Adam\(\), not Adam"
+    ):
+        fl.OptimiserChain(fl.ClipNorm(1.0), fl.Adam)

@@ -1,0 +1,247 @@
+"""What `update` refuses, and how it names the place."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import fluxlike as fl
+
+
+def model() -> dict[str, Any]:
+    return {"layers": [torch.ones(3), torch.ones(2, 2)], "name": "text", "n": torch.tensor(1)}
+
+
+def gradients() -> dict[str, Any]:
+    return {"layers": [torch.ones(3), torch.ones(2, 2)], "name": None, "n": None}
+
+
+def refuse(grads: Any, message: str) -> None:
+    state = fl.setup(fl.Adam(), model())
+    for step in (fl.update, fl.steps):
+        with pytest.raises(ValueError, match=message):
+            step(state, model(), grads)
+
+
+# Structure
+
+
+@pytest.mark.parametrize(
+    ("grads", "message"),
+    [
+        ({"layers": [torch.ones(3)], "name": None, "n": None}, r"at \['layers'\], grads lacks 1"),
+        (
+            {"layers": [torch.ones(3), None, None], "name": None, "n": None},
+            r"at \['layers'\], grads has 2, which the model lacks",
+        ),
+        (
+            {"layers": (torch.ones(3), None), "name": None, "n": None},
+            r"at \['layers'\], grads has a tuple, the model has a list",
+        ),
+        ({"layers": [torch.ones(3), None], "name": None}, r"at the root, grads lacks 'n'"),
+        (torch.ones(3), "at the root, grads has a leaf, the model has a dict"),
+        (None, "at the root, grads has a leaf, the model has a dict"),
+        (
+            {"layers": [[torch.ones(3)], None], "name": None, "n": None},
+            r"at \['layers'\]\[0\], grads has a list, the model has a leaf",
+        ),
+    ],
+)
+def test_gradients_of_another_structure_name_the_first_difference(grads: Any, message: str) -> None:
+    refuse(grads, f"grads and the model differ in structure: {message}")
+
+
+def test_a_tuple_of_another_length_is_not_truncated() -> None:
+    state = fl.setup(fl.Descent(), (torch.ones(1), torch.ones(1)))
+    with pytest.raises(ValueError, match="at the root, grads has 2, which the model lacks"):
+        fl.update(state, (torch.ones(1), torch.ones(1)), (torch.ones(1),) * 3)
+
+
+def test_a_state_of_another_model_names_the_first_difference() -> None:
+    state = fl.setup(fl.Adam(), fl.Chain(fl.Dense(3, 2)))
+    longer = fl.Chain(fl.Dense(3, 2), fl.Dense(2, 1))
+    with pytest.raises(
+        ValueError, match=r"state and the model differ in structure: at \.layers, state lacks 1"
+    ):
+        fl.update(state, longer, fl.gradient(lambda m: m.layers[0].weight.sum(), longer))
+
+
+def test_gradients_of_another_class_are_refused() -> None:
+    class A(NamedTuple):
+        w: Any
+
+    class B(NamedTuple):
+        w: Any
+
+    state = fl.setup(fl.Adam(), A(torch.ones(1)))
+    with pytest.raises(ValueError, match=r"at the root, grads has a .*B, the model has a .*A"):
+        fl.update(state, A(torch.ones(1)), B(torch.ones(1)))
+
+
+# Single gradients
+
+
+def with_second(g: Any) -> dict[str, Any]:
+    return {**gradients(), "layers": [torch.ones(3), g]}
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (), (2, 2, 1), (4,)])
+def test_a_gradient_of_another_shape_is_not_broadcast(shape: tuple[int, ...]) -> None:
+    found = rf"the gradient has the shape {re.escape(str(shape))} and the parameter \(2, 2\)"
+    refuse(with_second(torch.ones(shape)), rf"at \['layers'\]\[1\], {found}; nothing is broadcast")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.complex64])
+def test_a_gradient_of_another_dtype_is_an_error(dtype: torch.dtype) -> None:
+    refuse(
+        with_second(torch.ones(2, 2, dtype=dtype)),
+        rf"at \['layers'\]\[1\], the gradient has the dtype {dtype} and the parameter torch\.float32",
+    )
+
+
+def test_a_gradient_on_another_device_is_an_error() -> None:
+    refuse(
+        with_second(torch.ones(2, 2, device="meta")),
+        r"at \['layers'\]\[1\], the gradient has the device meta and the parameter cpu.*fluxlike\.to_device",
+    )
+
+
+@pytest.mark.parametrize("g", [0.0, 1, "text"])
+def test_a_gradient_that_is_no_tensor_is_shown(g: Any) -> None:
+    refuse(
+        with_second(g),
+        rf"at \['layers'\]\[1\], grads hold {g!r} of {type(g).__name__}; write a tensor or None",
+    )
+
+
+def test_an_assigned_parameter_is_an_error() -> None:
+    refuse(
+        with_second(fl.Assigned(torch.ones(2, 2))), r"\['layers'\]\[1\] is a parameter, and grads assign it"
+    )
+
+
+def test_a_gradient_of_a_buffer_is_an_error() -> None:
+    refuse(
+        {**gradients(), "n": torch.tensor(1)}, r"grads hold a tensor at \['n'\], but the model has a buffer"
+    )
+
+
+def test_a_gradient_of_a_constant_is_an_error() -> None:
+    refuse(
+        {**gradients(), "name": torch.ones(1)},
+        r"grads hold a tensor at \['name'\], but .* the constant 'text'",
+    )
+
+
+def test_an_assignment_to_a_constant_is_an_error() -> None:
+    refuse({**gradients(), "name": fl.Assigned(torch.ones(1))}, r"\['name'\] is assigned .*'text'")
+
+
+def test_a_frozen_parameter_still_has_its_gradient_checked() -> None:
+    state = fl.freeze(fl.setup(fl.Adam(), model()))
+    with pytest.raises(ValueError, match=r"at \['layers'\]\[1\], the gradient has the shape \(5,\)"):
+        fl.update(state, model(), with_second(torch.ones(5)))
+
+
+def test_the_root_is_named_where_the_model_is_one_tensor() -> None:
+    with pytest.raises(ValueError, match=r"at the root, the gradient has the shape \(2,\)"):
+        fl.update(fl.setup(fl.Adam(), torch.ones(3)), torch.ones(3), torch.ones(2))
+
+
+# The wrong argument
+
+
+def test_a_swapped_pair_shows_the_right_line() -> None:
+    state = fl.setup(fl.Adam(), model())
+    for step in (fl.update, fl.steps):
+        with pytest.raises(TypeError, match=r"swapped: write model, state = update\(state, model, grads\)"):
+            step(model(), state, gradients())
+
+
+def test_a_swapped_pair_without_moments_shows_the_right_line() -> None:
+    state = fl.setup(fl.Descent(), model())
+    with pytest.raises(TypeError, match=r"swapped: write model, state = update\(state, model, grads\)"):
+        fl.update(model(), state, gradients())
+
+
+def test_a_model_in_the_place_of_the_state_says_to_call_setup() -> None:
+    with pytest.raises(TypeError, match=r"no state of an optimiser: write state = setup\(rule, model\)"):
+        fl.update(model(), model(), gradients())
+
+
+def test_a_swapped_result_of_update_shows_the_right_line() -> None:
+    model_, state = fl.update(fl.setup(fl.Adam(), model()), model(), gradients())
+    with pytest.raises(TypeError, match="swapped"):
+        fl.update(model_, state, gradients())
+
+
+def test_a_rule_in_the_place_of_the_state_is_an_error() -> None:
+    with pytest.raises((TypeError, ValueError), match=r"setup\(rule, model\)|state and the model differ"):
+        fl.update(fl.Adam(), model(), gradients())
+
+
+# State and model that have drifted apart
+
+
+def test_a_state_on_another_device_says_to_move_it() -> None:
+    state = fl.to_device(fl.setup(fl.Adam(), model()), "meta")
+    message = r"the state of \['layers'\]\[0\] is on meta, .* on cpu; .*fluxlike\.to_device\(state, 'cpu'\)"
+    with pytest.raises(ValueError, match=message):
+        fl.update(state, model(), gradients())
+
+
+def test_the_state_of_a_chain_on_another_device_says_to_move_it() -> None:
+    rule = fl.OptimiserChain(fl.ClipNorm(1.0), fl.Adam())
+    state = fl.to_device(fl.setup(rule, model()), "meta")
+    with pytest.raises(ValueError, match=r"the state of \['layers'\]\[0\] is on meta"):
+        fl.update(state, model(), gradients())
+
+
+def test_a_parameter_that_surgery_put_in_says_to_call_setup_again() -> None:
+    state = fl.setup(fl.Adam(), model())
+    edited = fl.at(model(), "['name']").set(torch.ones(2))
+    grads = {**gradients(), "name": torch.ones(2)}
+    message = (
+        r"grads hold a tensor at \['name'\], but the state holds nothing for it; .*setup\(rule, model\) again"
+    )
+    with pytest.raises(ValueError, match=message):
+        fl.update(state, edited, grads)
+
+
+def test_a_parameter_that_surgery_resized_names_the_moments() -> None:
+    state = fl.setup(fl.Momentum(), model())
+    edited = fl.at(model(), "['layers'][0]").set(torch.ones(5))
+    grads = {**gradients(), "layers": [torch.ones(5), torch.ones(2, 2)]}
+    with pytest.raises(ValueError, match=r"\['layers'\]\[0\]"):
+        fl.update(state, edited, grads)
+
+
+def test_a_parameter_that_surgery_took_out_says_to_call_setup_again() -> None:
+    state = fl.setup(fl.Adam(), model())
+    edited = fl.at(model(), "['layers'][0]").set("gone")
+    with pytest.raises(ValueError, match=r"at \['layers'\]\[0\], .*'gone'; after surgery, call setup"):
+        fl.update(state, edited, gradients())
+
+
+def test_tied_places_that_were_adjusted_apart_are_both_named() -> None:
+    w = torch.ones(2)
+    tied = {"a": w, "b": w}
+    state = fl.adjust(fl.setup(fl.Adam(), tied), 0.5, where="['b']")
+    with pytest.raises(
+        ValueError, match=r"\['a'\] and \['b'\] are tied, but the state has the rules .*alike"
+    ):
+        fl.update(state, tied, {"a": w, "b": None})
+
+
+def test_an_untied_parameter_moves_by_its_own_gradient() -> None:
+    w = torch.ones(2)
+    tied = {"a": w, "b": w}
+    state = fl.setup(fl.Momentum(1.0), tied)
+    apart = fl.at(tied, "['b']").set(torch.zeros(2))
+    moved, after = fl.update(state, apart, {"a": torch.ones(2), "b": torch.full((2,), 2.0)})
+    assert torch.equal(moved["a"], torch.zeros(2))
+    assert torch.equal(moved["b"], torch.full((2,), -2.0))
+    assert torch.equal(after["b"].state, torch.full((2,), 2.0))
