@@ -26,17 +26,18 @@ adamw: Kernel = torch._fused_adamw_
 
 def can_fuse(*lists: Sequence[Tensor]) -> bool:
     """Whether a kernel can take these lists: plain, dense, of one dtype, and without a graph."""
-    first = lists[0][0]
-    dtype, device = first.dtype, first.device
+    params = lists[0]
+    dtype, device = params[0].dtype, params[0].device
     return dtype in (torch.float32, torch.float64) and all(
         type(x) is Tensor
+        and x.shape == p.shape  # a kernel does not look, and would read beyond the end
         and x.dtype == dtype
         and x.device == device
         and x.is_contiguous()
         and not x.requires_grad
         and x.numel() > 0
         for xs in lists
-        for x in xs
+        for p, x in zip(params, xs, strict=True)
     )
 
 

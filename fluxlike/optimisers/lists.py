@@ -24,10 +24,17 @@ def _binary(name: str) -> Callable[[Sequence[Tensor], Operand], Tensors]:
     foreach, single = getattr(torch, f"_foreach_{name}"), getattr(torch, name)
 
     def op(xs: Sequence[Tensor], y: Operand) -> Tensors:
-        if not _functorch.active():
-            return list(foreach(xs, y))
-        ys = y if isinstance(y, (list, tuple)) else [y] * len(xs)
-        return [single(x, y) for x, y in zip(xs, ys, strict=True)]
+        if isinstance(y, (list, tuple)):
+            ys: Sequence[Any] = [_like(v, x) for v, x in zip(y, xs, strict=True)]
+        elif isinstance(y, Tensor) and (y.requires_grad or len({x.dtype for x in xs}) > 1):
+            ys = [_like(y, x) for x in xs]  # foreach can't differentiate by a shared operand
+        elif not _functorch.active():
+            return list(foreach(xs, _like(y, xs[0])))
+        else:
+            ys = [_like(y, x) for x in xs]
+        if _functorch.active() or not isinstance(ys[0], Tensor):
+            return [single(x, v) for x, v in zip(xs, ys, strict=True)]
+        return list(foreach(xs, ys))
 
     op.__doc__ = f"``{name}(x, y)`` for every x of a list."
     return op
@@ -53,7 +60,7 @@ def sqrt(xs: Sequence[Tensor]) -> Tensors:
 def clamp(xs: Sequence[Tensor], low: Any, high: Any) -> Tensors:
     """Every tensor of a list, limited elementwise."""
     if _functorch.active() or isinstance(high, Tensor):
-        return [torch.clamp(x, low, high) for x in xs]
+        return [torch.clamp(x, _like(low, x), _like(high, x)) for x in xs]
     return list(torch._foreach_clamp_max(torch._foreach_clamp_min(_list(xs), low), high))
 
 
@@ -69,12 +76,13 @@ def addcmul(
 ) -> Tensors:
     """``x + value · y · z`` for every triple of three lists."""
     if _functorch.active() or isinstance(value, Tensor):
-        return [x + value * (y * z) for x, y, z in zip(xs, ys, zs, strict=True)]
+        return [x + _like(value, x) * (y * z) for x, y, z in zip(xs, ys, zs, strict=True)]
     return list(torch._foreach_addcmul(_list(xs), _list(ys), _list(zs), value))
 
 
-def _like(weight: float | Tensor, x: Tensor) -> Any:
-    return weight.to(x.dtype) if isinstance(weight, Tensor) else weight
+def _like(y: Any, x: Tensor) -> Any:
+    """A 0-d tensor in the dtype of x, so that it does not promote a parameter that is 0-d itself."""
+    return y.to(x.dtype) if isinstance(y, Tensor) and y.dtype != x.dtype else y
 
 
 def _list(xs: Sequence[Tensor]) -> list[Tensor]:

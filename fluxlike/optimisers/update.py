@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from fluxlike.optimisers.rule import LeafError, ListRule
 from fluxlike.optimisers.state import ParamState, computed, is_param_state
 from fluxlike.transforms.motors import enclosed
 from fluxlike.transforms.updates import put_assigned
-from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.structure import flatten, leaves_like, require_same, structure_of
 
 __all__ = ["steps", "update"]
@@ -106,6 +106,7 @@ class _Step:
         require_same(self.state_def, self.treedef, name="state", like="the model")
         self.grads = leaves_like(self.treedef, grads, name="grads", like="the model")
         self.detach = not enclosed()
+        self.kept = put_assigned(self.leaves, self.grads, self._paths)
         self.moving = self._collect()
         if self.moving:
             self._apply(kernels)
@@ -174,7 +175,7 @@ class _Step:
 
     def _report_stray(self, i: int) -> None:
         path, x = self._paths[i] or "the root", self.leaves[i]
-        if isinstance(x, Tensor) and structure_of(self.treedef).trainable[i]:
+        if can_train(x) and structure_of(self.treedef).trainable[i]:
             what = "the state holds nothing for it; after surgery, call setup(rule, model) again"
         elif isinstance(x, Tensor):
             what = "the model has a buffer there; buffers move by Assigned"
@@ -221,6 +222,9 @@ class _Step:
         except LeafError as error:
             path = self._paths[slots[error.leaf].first] or "the root"
             raise ValueError(f"{type(rule).__name__} at {path}: {error}") from None
+        except RuntimeError as error:
+            self._explain_shapes(slots, error)
+            raise
         if len(states) != len(members) or len(out) != len(members):
             raise ValueError(
                 f"{type(rule).__name__}.apply_all returned {len(states)} states and {len(out)} steps "
@@ -236,21 +240,29 @@ class _Step:
             links[m][1][k] = after
             slot.step = d
 
+    def _explain_shapes(self, slots: list[_Slot], error: RuntimeError) -> None:
+        """Name the parameter whose moments have another shape, where a rule could not compute."""
+        for slot in slots:
+            shape = slot.before.shape if slot.before is not slot.param else computed(slot.param).shape
+            for t in _tensors(slot.state):
+                if t.ndim and t.shape != shape:
+                    raise ValueError(
+                        f"the state of {self._paths[slot.first] or 'the root'} holds a tensor of shape "
+                        f"{tuple(t.shape)}, the parameter has {tuple(slot.param.shape)}; after surgery, call "
+                        "setup(rule, model) again"
+                    ) from error
+
     def _check_state_device(self, slot: _Slot) -> None:
-        state, device = slot.state, slot.param.device
-        tensors = state if isinstance(state, (tuple, list)) else flatten(state)[0]
-        for t in tensors:
-            if isinstance(t, Tensor) and t.device != device:
+        device = slot.param.device
+        for t in _tensors(slot.state):
+            if t.device != device:
                 raise ValueError(
                     f"the state of {self._paths[slot.first] or 'the root'} is on {t.device}, the parameter "
                     f"on {device}; write state = fluxlike.to_device(state, {str(device)!r})"
                 )
 
     def moved_model(self) -> Any:
-        result = put_assigned(self.leaves, self.grads, self._paths)
-        if not self.moving:
-            return self.treedef.unflatten(result)
-        result = list(result)
+        result = list(self.kept)
         stepping = [s for s in self.moving if s.after is None]
         if stepping:
             moved = lists.sub([s.before for s in stepping], [s.step for s in stepping])  # type: ignore[misc]
@@ -278,6 +290,17 @@ class _Step:
             for i in slot.places:
                 entries[i] = new
         return self.state_def.unflatten(entries)
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """The tensors of a rule's state; tuples, which most are made of, without a flatten."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (tuple, list)):
+        for part in state:
+            yield from _tensors(part)
+    elif state is not None:
+        yield from (x for x in flatten(state)[0] if isinstance(x, Tensor))
 
 
 def _restored(x: Tensor, like: Tensor) -> Tensor:

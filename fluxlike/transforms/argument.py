@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from fluxlike.scope.assigned import Frame
@@ -27,11 +26,16 @@ class Argument:
         buffers: the aliases of the tensors that are not parameters.
     """
 
-    def __init__(self, tree: Any, number: int, motor: Motor, wrt: Where | tuple[Where, ...] | None) -> None:
-        self._number, self._motor = number, motor
-        self._is_float = isinstance(tree, float)
-        if self._is_float:
-            tree = torch.tensor(tree, dtype=torch.float64)
+    def __init__(
+        self,
+        tree: Any,
+        number: int,
+        motor: Motor,
+        wrt: Where | tuple[Where, ...] | None = None,
+        *,
+        was_float: bool = False,
+    ) -> None:
+        self._number, self._motor, self._was_float = number, motor, was_float
         self._leaves, self._treedef = flatten(tree)
         self._structure = structure_of(self._treedef)
         self._open(self._chosen(tree, wrt), motor)
@@ -69,6 +73,8 @@ class Argument:
             key = id(x)
             new = stand_in.get(key)
             if new is None:
+                if x.is_inference():
+                    self._report_inference(i)
                 if can_train(x) if wanted is None else key in wanted:
                     new = motor.handle(x)
                     self.handles.append(new)
@@ -85,47 +91,45 @@ class Argument:
         self.tree = self._treedef.unflatten(opened)
         self._versions = self._read_versions()
 
-    def _read_versions(self) -> list[int] | None:
-        """How often each tensor of the argument was written to, where that can be told."""
-        if not self._motor.concrete:
-            return None
-        try:
-            return [x._version for _, x in self._tensors]
-        except RuntimeError:
-            i = next(i for i, x in self._tensors if x.is_inference())
-            raise ValueError(
-                f"{self._say(self._structure.paths[i])} was made under torch.inference_mode and can't be "
-                "differentiated; make it outside, or pass fluxlike.tree.clone(model)"
-            ) from None
+    def _report_inference(self, leaf: int) -> NoReturn:
+        raise ValueError(
+            f"{self._say(self._structure.paths[leaf])} was made under torch.inference_mode and can't be "
+            "differentiated; make it outside, or pass fluxlike.tree.clone(model)"
+        )
+
+    def _read_versions(self) -> list[int]:
+        """How often each tensor of the argument was written to."""
+        return [x._version for _, x in self._tensors]
 
     def check_unchanged(self) -> None:
         """Raise where the function wrote to a tensor of the argument."""
         now = self._read_versions()
-        if now is None or self._versions is None or now == self._versions:
+        if now == self._versions:
             return
         changes = zip(self._tensors, self._versions, now, strict=True)
         changed = next(i for (i, _), before, after in changes if before != after)
         self.report_write(self._structure.paths[changed])
 
-    def report_write(self, path: str, cause: BaseException | None = None) -> None:
+    def report_write(self, path: str, cause: BaseException | None = None) -> NoReturn:
+        """Raise the error for a tensor that was changed in place."""
         raise ValueError(
             f"{self._say(path)} was changed in place by the function that is differentiated; "
             "compute a new tensor instead (w = w + 1, not w += 1), and move buffers with "
             "fluxlike.assign"
         ) from cause
 
-    def path_of_storage(self, x: Tensor) -> str | None:
-        """The path of the handle or alias whose memory `x` is in."""
-        pointer = x.untyped_storage().data_ptr()
-        for path, mine in zip(self._structure.paths, self._leaves, strict=True):
-            if isinstance(mine, Tensor) and mine.untyped_storage().data_ptr() == pointer:
-                return path
+    def path_of(self, x: Tensor) -> str | None:
+        """The path of the tensor of the argument that `x` stands for, or is a view of."""
+        stand_ins = flatten(self.tree)[0]
+        for i, mine in enumerate(stand_ins):
+            if isinstance(mine, Tensor) and (mine is x or mine is x._base or _share_memory(mine, x)):
+                return self._structure.paths[i]
         return None
 
     def gradient_tree(self, grads: Sequence[Tensor | None], frame: Frame) -> Any:
         """The gradients and the assigned buffers, in the structure of the argument."""
         close = self._motor.close
-        if self._is_float and self._motor.concrete:
+        if self._was_float and self._motor.concrete:
             return None if grads[0] is None else float(grads[0])
         result: list[Any] = [None] * len(self._leaves)
         for i, g in zip(self._first, grads, strict=True):
@@ -161,3 +165,10 @@ class Argument:
             return type(x).__name__
         kind = f"{str(x.dtype).removeprefix('torch.')} tensors"
         return kind if self._structure.trainable[i] else f"buffers ({kind})"
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    try:
+        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # tensors of a functorch level have no storage
+        return False

@@ -102,9 +102,12 @@ def withgradient(
     numbers, single = ((0,), True) if argnums == 0 and args else _numbers(argnums, len(args))
     if wrt is not None and not single:
         raise ValueError(f"wrt= chooses places of one argument, but argnums={argnums!r} names several")
+    called = list(args)
+    floats = [n for n in numbers if isinstance(args[n], float)]
+    for n in floats:  # before the motor opens its level, so that they are not inside it
+        called[n] = torch.tensor(args[n], dtype=torch.float64)
     with motor() as run:
-        opened = [Argument(args[n], n, run, wrt) for n in numbers]
-        called = list(args)
+        opened = [Argument(called[n], n, run, wrt, was_float=n in floats) for n in numbers]
         for n, argument in zip(numbers, opened, strict=True):
             called[n] = argument.tree
         handles = [h for argument in opened for h in argument.handles]
@@ -214,7 +217,7 @@ def _explain_write(
     error: RuntimeError, f: Callable[..., Any], called: list[Any], opened: list[Argument]
 ) -> None:
     """Name the parameter where autograd refused an in-place change, by running `f` once more."""
-    if "leaf Variable that requires grad" not in str(error):
+    if not _is_refusal(error):
         return
     finder = _FindWrite()
     generator = torch.random.get_rng_state()
@@ -227,9 +230,15 @@ def _explain_write(
         torch.random.set_rng_state(generator)
     if finder.written is not None:
         for argument in opened:
-            path = argument.path_of_storage(finder.written)
+            path = argument.path_of(finder.written)
             if path is not None:
                 argument.report_write(path, error)
+
+
+def _is_refusal(error: RuntimeError) -> bool:
+    """Whether torch refused to write to a tensor that is differentiated."""
+    said = str(error)
+    return any(words in said for words in ("leaf Variable that requires grad", "out=", "mutate a captured"))
 
 
 class _FindWrite(TorchFunctionMode):
@@ -242,6 +251,6 @@ class _FindWrite(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         except RuntimeError as error:
             out = (kwargs or {}).get("out", args[0] if args else None)
-            if "leaf Variable" in str(error) and self.written is None and isinstance(out, Tensor):
+            if _is_refusal(error) and self.written is None and isinstance(out, Tensor):
                 self.written = out
             raise

@@ -29,7 +29,7 @@ def enclosed() -> bool:
 class Motor(Protocol):
     """One way to run a gradient."""
 
-    #: Whether a Python float may come back as one, and in-place changes can be seen.
+    #: Whether results are plain numbers, so that a float argument can have a float for its gradient.
     concrete: bool
 
     def handle(self, x: Tensor, /) -> Tensor:
@@ -81,7 +81,9 @@ class Nested:
         self._differentiable = differentiable
 
     def handle(self, x: Tensor, /) -> Tensor:
-        return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        if x.requires_grad and self._differentiable:
+            return x.view_as(x)
+        return x.detach().requires_grad_()
 
     def alias(self, x: Tensor, /) -> Tensor:
         return x.view_as(x)
