@@ -33,7 +33,8 @@ def glorot_uniform(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         >>> w.shape, bool(w.abs().max() <= (6 / 50) ** 0.5)
         (torch.Size([30, 20]), True)
     """
-    return torch.nn.init.xavier_uniform_(_empty("glorot_uniform", shape), gain)
+    weight = _empty("glorot_uniform", shape)
+    return torch.nn.init.xavier_uniform_(weight, gain) if weight.numel() else weight
 
 
 def glorot_normal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
@@ -54,7 +55,8 @@ def glorot_normal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         >>> fl.init.glorot_normal((3, 2)).shape
         torch.Size([3, 2])
     """
-    return torch.nn.init.xavier_normal_(_empty("glorot_normal", shape), gain)
+    weight = _empty("glorot_normal", shape)
+    return torch.nn.init.xavier_normal_(weight, gain) if weight.numel() else weight
 
 
 def kaiming_uniform(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tensor:

@@ -40,7 +40,7 @@ def mse(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
         >>> fl.losses.mse(torch.tensor([0.9, 0.1, 0.1, 0.9]), torch.tensor([1.0, 1, 0, 0]))
         tensor(0.4100)
     """
-    _same_shape("mse", pred, target)
+    target = _same_shape("mse", pred, target)
     return agg((pred - target).square())
 
 
@@ -63,7 +63,7 @@ def mae(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
         >>> fl.losses.mae(torch.tensor([0.9, 0.1, 0.1, 0.9]), torch.tensor([1.0, 1, 0, 0]))
         tensor(0.5000)
     """
-    _same_shape("mae", pred, target)
+    target = _same_shape("mae", pred, target)
     return agg((pred - target).abs())
 
 
@@ -87,7 +87,7 @@ def huber(pred: Tensor, target: Tensor, /, *, delta: float = 1.0, agg: Agg = tor
         >>> fl.losses.huber(torch.tensor([0.9, 0.1, 0.1, 0.9]), torch.tensor([1.0, 1, 0, 0]))
         tensor(0.2050)
     """
-    _same_shape("huber", pred, target)
+    target = _same_shape("huber", pred, target)
     return agg(F.huber_loss(pred, target, reduction="none", delta=delta))
 
 
@@ -176,7 +176,7 @@ def binarycrossentropy(
         >>> fl.losses.binarycrossentropy(torch.tensor([0.5]), torch.tensor([1.0]))
         tensor(0.6931)
     """
-    _same_shape("binarycrossentropy", probs, target)
+    target = _same_shape("binarycrossentropy", probs, target)
     tiny = torch.finfo(probs.dtype).eps if eps is None else eps
     return agg(-target * torch.log(probs + tiny) - (1 - target) * torch.log(1 - probs + tiny))
 
@@ -200,11 +200,12 @@ def logitbinarycrossentropy(logits: Tensor, target: Tensor, /, *, agg: Agg = tor
         >>> fl.losses.logitbinarycrossentropy(torch.tensor([0.0]), torch.tensor([1.0]))
         tensor(0.6931)
     """
-    _same_shape("logitbinarycrossentropy", logits, target)
+    target = _same_shape("logitbinarycrossentropy", logits, target)
     return agg(F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none"))
 
 
-def _same_shape(name: str, pred: Any, target: Any) -> None:
+def _same_shape(name: str, pred: Any, target: Any) -> Tensor:
+    """The target, of the shape of the prediction; true and false as 1 and 0."""
     for what, x in (("prediction", pred), ("target", target)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: the {what} is a {type(x).__name__}; write a tensor")
@@ -214,6 +215,7 @@ def _same_shape(name: str, pred: Any, target: Any) -> None:
             f"{tuple(target.shape)}; nothing is broadcast, so reshape one, for example with "
             ".squeeze(1) or .unsqueeze(1)"
         )
+    return target.to(pred.dtype) if target.dtype == torch.bool else target
 
 
 def _classes(name: str, scores: Any, target: Any, dim: int) -> tuple[int, bool]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fluxlike.data.observations import num_observations
-from fluxlike.trees.structure import flatten
+from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["DataLoader"]
 
@@ -44,7 +43,8 @@ class DataLoader:
             raise ValueError(f"batch_size={batch_size!r}: write a whole number of at least 1")
         self._observations = num_observations(data)
         leaves, self._treedef = flatten(data)
-        self._arrays = [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in leaves]
+        where = structure_of(self._treedef).paths
+        self._arrays = [_tensor(path, x) for path, x in zip(where, leaves, strict=True)]
         self.batch_size, self.shuffle, self.partial = batch_size, shuffle, partial
 
     def __len__(self) -> int:
@@ -71,3 +71,18 @@ class DataLoader:
             f"DataLoader({self._observations} observations, batch_size={self.batch_size}, "
             f"shuffle={self.shuffle}, partial={self.partial})"
         )
+
+
+def _tensor(path: str, x: Any) -> Tensor:
+    """An array as a tensor, of the same memory where torch can share it."""
+    if isinstance(x, Tensor):
+        return x
+    if not x.flags.writeable or any(stride < 0 for stride in x.strides):
+        x = x.copy()
+    try:
+        return torch.from_numpy(x)
+    except TypeError:
+        raise TypeError(
+            f"{path or 'the data'} is a numpy array of {x.dtype}, which torch does not have; convert it to "
+            "numbers first, such as labels by onehotbatch"
+        ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def splitobs(data: Any, /, *, at: float | Sequence[float], shuffle: bool = False
         >>> test
         (tensor([8, 9]), tensor([8, 9]))
     """
-    shares = (at,) if isinstance(at, (int, float)) else tuple(at)
+    shares = (float(at),) if isinstance(at, Real) else tuple(map(float, at))  # type: ignore[arg-type]
     if any(not 0 <= s <= 1 for s in shares) or sum(shares) > 1 + 1e-9:
         raise ValueError(f"at={at!r}: write shares from 0 to 1 that add up to at most 1, such as 0.8")
     n = num_observations(data)

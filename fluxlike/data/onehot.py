@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ def onehot(label: Any, classes: Sequence[Any], /) -> Tensor:
         >>> fl.onehot("b", ["a", "b", "c"])
         tensor([0., 1., 0.])
     """
-    return onehotbatch([label], classes)[0]
+    return onehotbatch([label.item() if isinstance(label, Tensor) else label], classes)[0]
 
 
 def onehotbatch(labels: Any, classes: Sequence[Any], /) -> Tensor:
@@ -51,27 +52,35 @@ def onehotbatch(labels: Any, classes: Sequence[Any], /) -> Tensor:
         tensor([[0., 0., 1.],
                 [1., 0., 0.]])
     """
-    names = list(classes)
+    names = classes.tolist() if isinstance(classes, Tensor) else list(classes)
     if len(set(names)) != len(names):
         raise ValueError(f"the classes {names} hold one twice")
-    numbers = _numbers(labels, names)
-    hot = torch.nn.functional.one_hot(numbers, len(names))
+    hot = torch.nn.functional.one_hot(_numbers(labels, names), len(names))
     return hot.movedim(-1, 1 if hot.ndim > 1 else 0).to(torch.get_default_dtype())
 
 
 def _numbers(labels: Any, names: list[Any]) -> Tensor:
     """The class number of every label."""
-    if not isinstance(labels, Tensor):
-        given = labels.tolist() if hasattr(labels, "tolist") else list(labels)
-        if all(isinstance(n, (int, float, bool)) for n in names):
-            labels = torch.as_tensor(given)
-        else:
-            position = {name: i for i, name in enumerate(names)}
-            unknown = [x for x in given if x not in position]
-            if unknown:
-                raise ValueError(f"the label {unknown[0]!r} is not among the classes {names}")
-            return torch.tensor([position[x] for x in given])
-    known = torch.tensor(names, device=labels.device)
+    if isinstance(labels, Tensor) and all(type(n) is int for n in names):
+        return _compared(labels, torch.tensor(names, device=labels.device), names)
+    if isinstance(labels, Tensor) and labels.is_floating_point() and _are_numbers(names):
+        return _compared(labels, torch.tensor(names, device=labels.device, dtype=labels.dtype), names)
+    device = labels.device if isinstance(labels, Tensor) else None
+    given = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
+    array = np.array(given, dtype=object)
+    position = {name: i for i, name in enumerate(names)}
+    unknown = [x for x in array.flat if x not in position]
+    if unknown:
+        raise ValueError(f"the label {unknown[0]!r} is not among the classes {names}")
+    numbers = torch.tensor([position[x] for x in array.flat], dtype=torch.int64, device=device)
+    return numbers.reshape(array.shape)
+
+
+def _are_numbers(names: list[Any]) -> bool:
+    return all(isinstance(n, (int, float)) for n in names)
+
+
+def _compared(labels: Tensor, known: Tensor, names: list[Any]) -> Tensor:
     match = labels.unsqueeze(-1) == known
     missing = ~match.any(-1)
     if bool(missing.any()):
@@ -109,7 +118,7 @@ def onecold(y: Tensor, classes: Sequence[Any] | None = None, /, *, dim: int = 1)
     names = list(classes)
     if len(names) != y.shape[axis]:
         raise ValueError(f"{len(names)} classes were given for {y.shape[axis]} scores")
-    if all(isinstance(n, (int, float, bool)) for n in names):
+    if _are_numbers(names):
         return torch.tensor(names, device=y.device)[numbers]
 
     def name(i: Any) -> Any:

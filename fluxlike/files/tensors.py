@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import enum
 import json
 import math
 import os
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optree
 import torch
 from torch import Tensor
 
 from fluxlike.trees import paths
-from fluxlike.trees.functor import PIN
+from fluxlike.trees.functor import NAMESPACE, spec_of
 from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.nodes import PIN
 from fluxlike.trees.show import value_text
 from fluxlike.trees.state_dict import fit, is_plain
 from fluxlike.trees.structure import flatten, structure_of
@@ -70,10 +73,15 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # safetensors makes files that only we may read
         save_file(stored.tensors, temporary, metadata={_FORMAT: json.dumps(about)})
+        os.chmod(temporary, mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
+    except KeyError as error:
+        raise ValueError(f"can't save to {path}: safetensors has no dtype {error}") from error
     except SafetensorError as error:
         raise ValueError(f"can't save to {path}: {error}") from error
     finally:
@@ -87,6 +95,7 @@ class _Stored:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._names: dict[int, str] = {}
+        self._kept: list[Tensor] = []  # while names go by id, no id may be used again
         self._memory: set[int] = set()
 
     def entry(self, path: str, x: Any) -> dict[str, Any]:
@@ -102,13 +111,15 @@ class _Stored:
             except TypeError:
                 raise ValueError(f"{path} is a numpy array of {x.dtype}, which can't be saved") from None
             return {kind: self._store(path, tensor, path), **_view(tensor)}
+        if isinstance(x, enum.Enum):
+            return {"name": _object_name(x)}
         if isinstance(x, bytes):
             return {"bytes": base64.b64encode(x).decode()}
         if isinstance(x, complex):
             return {"complex": [repr(x.real), repr(x.imag)]}
         if isinstance(x, float) and not math.isfinite(x):
             return {"float": repr(float(x))}
-        if x is None or isinstance(x, (bool, int, float, str)):
+        if x is None or type(x) in (bool, int, float, str):
             return {"value": x}
         return {"name": _object_name(x)}
 
@@ -124,6 +135,7 @@ class _Stored:
             )
         name = name or "tree"
         self._names[id(x)] = name
+        self._kept.append(x)
         x = x.detach().cpu().resolve_conj().resolve_neg()
         if x.dtype == torch.complex128:
             x = torch.view_as_real(x)
@@ -141,6 +153,8 @@ def _view(x: Tensor) -> dict[str, str]:
 
 
 def _object_name(x: Any) -> str:
+    if isinstance(x, enum.Enum):
+        return f"{type(x).__name__}.{x.name}"
     return getattr(x, "__name__", None) or f"{type(x).__name__} object"
 
 
@@ -148,16 +162,12 @@ def _riding(node: Any, path: str) -> Iterator[tuple[str, dict[str, str]]]:
     """For each node the plain attributes that are not children, in print, to be compared."""
     if not paths.is_node(node):
         return
-    inner = list(paths.children(node))
-    names = {step.entry for step, _ in inner}
-    values = {
-        n: repr(v)
-        for n, v in getattr(node, "__dict__", {}).items()
-        if n not in names and n != PIN and _printable(v)
-    }
-    if values and not isinstance(node, dict):
+    static = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)[1]
+    riding = static[1].values if spec_of(type(node)) is not None else {}  # type: ignore[index]
+    values = {n: repr(v) for n, v in riding.items() if n != PIN and _printable(v)}
+    if values:
         yield path, values
-    for step, child in inner:
+    for step, child in paths.children(node):
         yield from _riding(child, path + step.text)
 
 
@@ -195,11 +205,11 @@ def load(path: str | os.PathLike[str], /, *, like: Any) -> Any:
     leaves, treedef = flatten(like)
     where = structure_of(treedef).paths
     found, names, riding = _read(path)
-    faults = _compare_names(dict(zip(where, leaves, strict=True)), names, found)
-    faults += _compare_riding(like, riding)
-    if faults:
-        raise ValueError(f"the file {path} does not fit the model:\n  " + "\n  ".join(faults))
-    tree = fit(like, found, what=f"the file {path}")
+    wanted = dict(zip(where, leaves, strict=True))
+    faults = _compare_names(wanted, names, found) + _compare_riding(like, riding)
+    plain = {p: x for p, x in found.items() if p not in wanted or is_plain(wanted[p])}
+    named = {p for p in names if p in wanted and is_plain(wanted[p])}
+    tree = fit(like, plain, what=f"the file {path}", faults=faults, skip=named)
     loaded, treedef = flatten(tree)
     moved: dict[int, Tensor] = {}
     for i, (x, old) in enumerate(zip(loaded, leaves, strict=True)):
@@ -277,20 +287,20 @@ def _value(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
 
 
 def _compare_names(wanted: dict[str, Any], names: dict[str, str], found: dict[str, Any]) -> list[str]:
-    """What is wrong with the functions and other objects."""
+    """What is wrong with the functions and other objects of the model."""
     faults = []
     for path, x in wanted.items():
-        if path in names and (is_plain(x) or _object_name(x) != names[path]):
-            here = repr(x) if is_plain(x) and not isinstance(x, Tensor) else value_text(x)
-            faults.append(f"{path} is {names[path]} in the file, the model has {here}")
-        elif path in found and not is_plain(x):
-            faults.append(
-                f"{path} is a {type(found[path]).__name__} in the file, the model has {value_text(x)}"
-            )
-        elif path not in names and path not in found:
-            faults.append(f"{path or 'the root'} is missing in the file")
-    faults += [f"{p} is not in the model" for p in [*names, *found] if p not in wanted]
-    return faults
+        place, here = path or "the root", value_text(x)
+        if is_plain(x):
+            if path in names:
+                faults.append(f"{place} is {names[path]} in the file, the model has {here}")
+        elif path in found:
+            faults.append(f"{place} is a {type(found[path]).__name__} in the file, the model has {here}")
+        elif path not in names:
+            faults.append(f"{place} is missing")
+        elif names[path] != _object_name(x):
+            faults.append(f"{place} is {names[path]} in the file, the model has {here}")
+    return faults + [f"{p} is not in the model" for p in names if p not in wanted]
 
 
 def _compare_riding(like: Any, riding: dict[str, dict[str, str]]) -> list[str]:

@@ -20,6 +20,9 @@ Activation = Callable[[Tensor], Tensor]
 Init = Callable[[Sequence[int]], Tensor]
 
 
+_INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
 def activation_text(activation: Activation | None) -> str:
     """The activation as one more argument in print, nothing for the identity."""
     return "" if activation is identity or activation is None else f", {value_text(activation)}"
@@ -102,11 +105,12 @@ class Embedding:
         self.weight = init((num_embeddings, embedding_dim))
 
     def __call__(self, indices: Tensor) -> Tensor:
-        if not isinstance(indices, Tensor) or indices.is_floating_point():
+        if not isinstance(indices, Tensor) or indices.dtype not in _INDICES:
             found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
             raise TypeError(f"Embedding takes a tensor of integers, found {found}; write x.long()")
         try:
-            return F.embedding(indices, self.weight)
+            wide = indices if indices.dtype in (torch.int32, torch.int64) else indices.long()
+            return F.embedding(wide, self.weight)
         except IndexError:
             raise IndexError(
                 f"Embedding has {self.weight.shape[0]} vectors, found indices from "

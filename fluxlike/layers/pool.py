@@ -183,7 +183,8 @@ class GlobalMaxPool:
     """
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.amax(_spatial("GlobalMaxPool", x))
+        axes = _spatial("GlobalMaxPool", x)
+        return x.amax(axes)
 
 
 @functor
@@ -200,4 +201,5 @@ class GlobalMeanPool:
     """
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.mean(_spatial("GlobalMeanPool", x))
+        axes = _spatial("GlobalMeanPool", x)
+        return x.mean(axes)

@@ -16,6 +16,7 @@ from fluxlike.transforms.motors import enclosed
 from fluxlike.transforms.updates import put_assigned
 from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.structure import flatten, leaves_like, require_same, structure_of
+from fluxlike.trees.values import value_of
 
 __all__ = ["steps", "update"]
 
@@ -105,7 +106,6 @@ class _Step:
         self.leaves, self.treedef = flatten(model)
         require_same(self.state_def, self.treedef, name="state", like="the model")
         self.grads = leaves_like(self.treedef, grads, name="grads", like="the model")
-        self.detach = not enclosed()
         self.kept = put_assigned(self.leaves, self.grads, self._paths)
         self.moving = self._collect()
         if self.moving:
@@ -190,8 +190,7 @@ class _Step:
                 slot.grad = slot.grad.to_dense()
             slot.step = computed(slot.grad)
             self._check_state_device(slot)
-            if self.detach and slot.param.requires_grad and slot.param.grad_fn is None:
-                slot.param = slot.param.detach()
+            slot.param = value_of(slot.param)
         params = [computed(slot.param) for slot in self.moving]
         links = _links(self.moving)
         for k in range(max(len(rules) for rules, _ in links)):

@@ -11,6 +11,7 @@ from torch import Tensor
 from fluxlike.scope.assigned import Assigned, derive
 from fluxlike.trees.fmap import fmap_with_path
 from fluxlike.trees.structure import flatten, structure_of
+from fluxlike.trees.values import value_of
 
 __all__ = ["cpu", "get_device", "gpu", "to_device"]
 
@@ -49,7 +50,10 @@ def to_device(tree: Any, device: torch.device | str | int, /) -> Any:
                 "fill the model first: load(path, like=model)"
             )
         pinned = target.type == "cuda" and x.device.type == "cpu" and x.is_pinned()
-        new = x.to(target, non_blocking=pinned)
+        value = value_of(x)
+        new = value.to(target, non_blocking=pinned)
+        if new is value:
+            return x
         derive(new, x)
         return new
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fluxlike.scope.assigned import Assigned, derive
 from fluxlike.trees.fmap import fmap
+from fluxlike.trees.values import value_of
 
 __all__ = ["bf16", "f16", "f32", "f64", "stays_float32"]
 
@@ -114,10 +115,8 @@ def _cast(tree: Any, dtype: torch.dtype) -> Any:
         if not isinstance(x, Tensor):
             return x
         if id(x) not in done:
-            if x.is_complex():
-                new = x.to(_COMPLEX.get(to, x.dtype))
-            else:
-                new = x.to(to) if x.is_floating_point() else x
+            wanted = _COMPLEX.get(to, x.dtype) if x.is_complex() else to if x.is_floating_point() else x.dtype
+            new = x if x.dtype == wanted else value_of(x).to(wanted)
             derive(new, x)
             done[id(x)] = new
         return done[id(x)]

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from fluxlike.scope import assigned, mode
 from fluxlike.transforms.argument import Argument
 from fluxlike.transforms.motors import Motor, motor
-from fluxlike.trees.functor import NAMESPACE
+from fluxlike.trees.functor import NAMESPACE, spec_of
 from fluxlike.trees.places import Where
 
 __all__ = ["gradient", "withgradient"]
@@ -196,6 +196,8 @@ def _close(value: Any, run: Motor) -> Any:
             return run.close(x)
         if isinstance(x, assigned.Assigned):
             return assigned.Assigned(run.close(x.value))
+        if not isinstance(x, type) and spec_of(type(x)) is not None:
+            return _close(x, run)  # of a subclass of a functor that was not seen before
         if isinstance(x, Mapping):  # one that is no node, such as the outputs of transformers
             closed: Any = copy.copy(x)
             for key, entry in x.items():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.transforms import _autograd, _functorch
+from fluxlike.trees.values import inside_transform
 
 __all__ = ["Motor", "enclosed", "motor"]
 
@@ -24,6 +25,9 @@ _depth: ContextVar[int] = ContextVar("fluxlike_gradient_depth", default=0)
 def enclosed() -> bool:
     """Whether a gradient of fluxlike or a transform of functorch surrounds this call."""
     return _depth.get() > 0 or _functorch.active()
+
+
+inside_transform.append(enclosed)
 
 
 class Motor(Protocol):
@@ -86,7 +90,7 @@ class Nested:
         return x.detach().requires_grad_()
 
     def alias(self, x: Tensor, /) -> Tensor:
-        return x.view_as(x)
+        return x.view_as(x) if x.layout is torch.strided else x.detach()
 
     def constant(self, x: Tensor, /) -> Tensor:
         return x

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fluxlike.scope import assigned, mode
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import flatten, leaves_like, structure_of
+from fluxlike.trees.trainables import parameters
 
 __all__ = ["apply_updates", "put_assigned", "withupdates"]
 
@@ -41,14 +43,22 @@ def withupdates(f: Callable[..., Any], /, *args: Any, argnums: int | tuple[int, 
     if any(not 0 <= n < len(args) for n in numbers):
         raise ValueError(f"argnums={argnums!r}: {len(args)} arguments were given, counted from 0")
     called, opened = list(args), []
+    handles: list[Tensor] = []
     for n in numbers:
         leaves, treedef = flatten(args[n])
         # Views, so that the same buffer reached by a closure or another argument is not this one.
-        fresh = {id(x): x.view_as(x) for x in leaves if isinstance(x, Tensor)}
+        fresh = {
+            id(x): x.view_as(x) if x.layout is torch.strided else x.detach()
+            for x in leaves
+            if isinstance(x, Tensor)
+        }
+        trained = parameters(leaves, structure_of(treedef).trainable).first
+        handles += [fresh[id(leaves[i])] for i in trained]
         called[n] = treedef.unflatten([fresh.get(id(x), x) for x in leaves])
         opened.append((leaves, treedef, fresh))
     trains = any(structure_of(flatten(a)[1]).holds_functor for a in args if not isinstance(a, Tensor))
-    frame = assigned.Frame(alias for _, _, fresh in opened for alias in fresh.values())
+    aliases = [alias for _, _, fresh in opened for alias in fresh.values()]
+    frame = assigned.Frame((a for a in aliases if not any(a is h for h in handles)), handles)
     frame_token = assigned.enter(frame)
     mode_token = mode.ambient("train") if trains else None
     try:

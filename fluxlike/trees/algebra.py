@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fluxlike.trees.fmap import fleaves, fmap
 from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.structure import flatten, leaves_like, structure_of
+from fluxlike.trees.values import value_of
 
 __all__ = ["add", "allclose", "clone", "dot", "lerp", "norm", "scale", "sub", "zeros_like"]
 
@@ -76,7 +78,7 @@ def scale(tree: Any, factor: float | Tensor, /) -> Any:
         >>> fl.tree.scale({"w": torch.ones(2), "steps": torch.tensor(3)}, 0.5)
         {'w': tensor([0.5000, 0.5000]), 'steps': tensor(3)}
     """
-    return fmap(lambda x: x * factor if can_train(x) else x, tree)
+    return fmap(lambda x: value_of(x) * factor if can_train(x) else x, tree)
 
 
 def lerp(a: Any, b: Any, weight: float | Tensor, /) -> Any:
@@ -145,7 +147,7 @@ def norm(tree: Any, p: float = 2.0, /) -> Tensor:
         >>> fl.tree.norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         tensor(5.)
     """
-    tensors = [x for x in fleaves(tree) if can_train(x)]
+    tensors = [value_of(x) for x in fleaves(tree) if can_train(x) and x.numel()]
     norms = [torch.linalg.vector_norm(_at_least_float32(x), p) for x in tensors]
     return torch.linalg.vector_norm(torch.stack(_promoted(norms)), p) if norms else torch.zeros(())
 
@@ -197,6 +199,8 @@ def allclose(a: Any, b: Any, /, *, rtol: float = 1e-5, atol: float = 1e-8, equal
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             same_kind = x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
             return same_kind and torch.allclose(x, y, rtol=rtol, atol=atol, equal_nan=equal_nan)
+        if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+            return x.dtype == y.dtype and bool(np.array_equal(x, y))
         return x is y or (type(x) is type(y) and bool(x == y))
 
     return all(close(x, y) for x, y in zip(mine, theirs, strict=True))
@@ -218,7 +222,7 @@ def clone(tree: Any, /) -> Any:
         >>> copy[0] is w, copy[0] is copy[1]
         (False, True)
     """
-    return fmap(torch.clone, tree)
+    return fmap(lambda x: value_of(x).clone(), tree)
 
 
 def _zip(
@@ -231,6 +235,7 @@ def _zip(
     mine, treedef = flatten(a)
     theirs = leaves_like(treedef, b, name=f"the second tree of {name}", like="the first")
     seen: dict[int, tuple[int, Any]] = {}  # a tied tensor → its first place and its result
+    alone: dict[int, Tensor] = {}  # what only the second tree has, each tied tensor once
     result: list[Any] = []
     for i, (x, y) in enumerate(zip(mine, theirs, strict=True)):
         if isinstance(x, Tensor):
@@ -239,13 +244,15 @@ def _zip(
                 _check_tie(name, structure_of(treedef).paths, theirs, first, i)
             elif isinstance(y, Tensor):
                 _check_shapes(name, structure_of(treedef).paths[i], x, y)
-                image = both(x, y)
+                image = both(value_of(x), value_of(y))
             else:
                 image = x
             seen.setdefault(id(x), (i, image))
             result.append(image)
         elif isinstance(y, Tensor) and x is None:
-            result.append(only_second(y))
+            if id(y) not in alone:
+                alone[id(y)] = only_second(value_of(y))
+            result.append(alone[id(y)])
         elif isinstance(y, Assigned) and (x is None or isinstance(x, Assigned)):
             result.append(y)
         else:

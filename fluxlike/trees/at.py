@@ -82,6 +82,9 @@ class At:
                 f"{len(self._places)} places were chosen, and set got {found}; give a tuple with "
                 "one value for each, or write .apply(lambda old: value)"
             )
+        for i, place in enumerate(self._places):
+            if place in self._places[:i]:
+                raise ValueError(f"the place {paths.text_of(self._tree, place)} is chosen twice")
         return self._replace(dict(zip(self._places, value, strict=True)))
 
     def apply(self, f: Callable[[Any], Any], /) -> Any:
@@ -101,5 +104,6 @@ class At:
         for a in new:
             for b in new:
                 if a != b and a == b[: len(a)]:
-                    raise ValueError(f"the places {a} and {b} lie inside each other; choose one of them")
+                    outer, inner = paths.text_of(self._tree, a), paths.text_of(self._tree, b)
+                    raise ValueError(f"the place {inner} lies inside {outer}; choose one of them")
         return paths.replace(self._tree, new)

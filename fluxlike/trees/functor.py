@@ -33,7 +33,9 @@ def spec_of(cls: type, /) -> Spec | None:
         return spec
     for parent in cls.__mro__[1:]:
         if parent in _specs:
-            _register(cls, _specs[parent])
+            with _lock:
+                if cls not in _specs:
+                    _register(cls, _specs[parent])
             return _specs[cls]
     return None
 

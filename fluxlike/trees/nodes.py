@@ -133,7 +133,12 @@ def flattener(cls: type, spec: Spec) -> Callable[[Any], tuple[tuple[Any, ...], S
     order = declared(cls) or ()
 
     def analyse(present: tuple[str, ...]) -> tuple[Any, ...]:
-        names = [n for n in present if not isinstance(_class_attribute(cls, n), functools.cached_property)]
+        names = [
+            n
+            for n in present
+            if not (n.startswith("__") and n.endswith("__"))  # typing's, such as __orig_class__
+            and not isinstance(_class_attribute(cls, n), functools.cached_property)
+        ]
         names.sort(key=lambda n: order.index(n) if n in order else len(order))
         chosen = spec.children if spec.children is not None else tuple(n for n in names if n != PIN)
         for option in ("children", "trainable", "buffers"):

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import optree
 
-from fluxlike.trees.functor import NAMESPACE
+from fluxlike.trees.functor import NAMESPACE, spec_of
 
-__all__ = ["Step", "children", "descend", "is_node", "lookup", "replace", "steps", "text"]
+__all__ = ["Step", "children", "descend", "is_node", "lookup", "replace", "steps", "text", "text_of"]
 
 
 class Step(NamedTuple):
@@ -41,6 +41,7 @@ def _entries(treedef: optree.PyTreeSpec) -> list[optree.PyTreeEntry]:
 
 def is_node(x: Any, /) -> bool:
     """Whether `x` is a container or an object of a registered class."""
+    spec_of(type(x))  # registers a subclass of a functor on first sight
     return not optree.tree_is_leaf(x, none_is_leaf=True, namespace=NAMESPACE)
 
 
@@ -60,57 +61,72 @@ def _one_level(node: Any) -> tuple[list[Any], optree.PyTreeSpec]:
     )
 
 
-_STEP = re.compile(r"\.?([A-Za-z_]\w*)|\[([^\[\]]+)\]")
-
-
-def _parse(path: str) -> list[str | int]:
-    """The entries that a path names, whatever the nodes turn out to be."""
-    entries: list[str | int] = []
-    position = 0
-    while position < len(path):
-        match = _STEP.match(path, position)
-        if match is None:
-            raise ValueError(
-                f"{path!r} is not a path: can't read {path[position:]!r}; a path is written as "
-                "'.layers[2].bias' or \"['head'].weight\""
-            )
-        name, key = match.groups()
-        try:
-            entries.append(name if name is not None else ast.literal_eval(key))
-        except (ValueError, SyntaxError):
-            raise ValueError(f"{path!r} is not a path: write the key as a literal, [2] or ['head']") from None
-        position = match.end()
-    return entries
+_STEP = re.compile(r"""\.?([^\W\d]\w*) | \[( '[^']*' | "[^"]*" | [^\[\]'"]+ )\]""", re.VERBOSE)
 
 
 def lookup(tree: Any, path: str, /) -> tuple[tuple[Any, ...], Any]:
     """The entries on the way to the place that `path` names, and what is there.
 
+    A path is read as it is printed; the first dot may be left out, keys may be written with either
+    quotes, and an index into a tuple or list may count from the end.
+
     Raises:
         ValueError: the path can't be read.
         KeyError: there is no such place; it says how far the path goes and what is there.
     """
-    node, done, entries = tree, "", []
-    for wanted in _parse(path):
+    node, done, rest, entries = tree, "", path, []
+    while rest:
         found = list(children(node))
-        for step, child in found:
-            if _names(wanted, step, len(found)):
-                entries.append(step.entry)
-                node, done = child, done + step.text
-                break
-        else:
-            known = ", ".join(step.text for step, _ in found) or "nothing, it is a leaf"
-            raise KeyError(
-                f"no place {path!r}: {done or 'the root'} is a {type(node).__name__} holding {known}"
-            )
+        step, child, rest = _printed(found, rest) or _written(node, found, rest, path, done)
+        entries.append(step.entry)
+        node, done = child, done + step.text
     return tuple(entries), node
 
 
-def _names(wanted: str | int, step: Step, count: int) -> bool:
-    """Whether one entry of a path means this step; indices may count from the end."""
-    if isinstance(wanted, int) and wanted < 0 and isinstance(step.entry, int):
-        wanted += count
-    return step.entry == wanted or step.text == f".{wanted}"
+_Found = tuple[Step, Any, str]  # a step, where it leads, and the rest of the path
+
+
+def _printed(found: list[tuple[Step, Any]], rest: str) -> _Found | None:
+    """The longest step that the rest of a path starts with, to the letter."""
+    fits = [
+        (step, child, rest[len(step.text) :])
+        for step, child in found
+        if rest.startswith(step.text) and rest[len(step.text) : len(step.text) + 1] in ("", ".", "[")
+    ]
+    return max(fits, key=lambda fit: len(fit[0].text), default=None)
+
+
+def _written(node: Any, found: list[tuple[Step, Any]], rest: str, path: str, done: str) -> _Found:
+    """The step that the rest of a path starts with, in another way of writing."""
+    match = _STEP.match(rest)
+    if match is None:
+        raise ValueError(
+            f"{path!r} is not a path: can't read {rest!r}; a path is written as '.layers[2].bias' or "
+            "\"['head'].weight\""
+        )
+    name, key = match.groups()
+    try:
+        wanted = name if name is not None else ast.literal_eval(key)
+    except (ValueError, SyntaxError):
+        raise ValueError(
+            f"{path!r} is not a path: write the key {key!r} as a literal, [2] or ['head']"
+        ) from None
+    if isinstance(wanted, int) and wanted < 0 and isinstance(node, (tuple, list)):
+        wanted += len(found)
+    for step, child in found:
+        if step.entry == wanted or step.text == f".{wanted}":
+            return step, child, rest[match.end() :]
+    known = ", ".join(step.text for step, _ in found) or "nothing, it is a leaf"
+    raise KeyError(f"no place {path!r}: {done or 'the root'} is a {type(node).__name__} holding {known}")
+
+
+def text_of(tree: Any, entries: tuple[Any, ...], /) -> str:
+    """The path of the place at the end of a way down."""
+    path = ""
+    for entry in entries:
+        step, tree = next((s, child) for s, child in children(tree) if s.entry == entry)
+        path += step.text
+    return path or "the root"
 
 
 def descend(node: Any, entries: tuple[Any, ...], /) -> Any:

@@ -92,15 +92,17 @@ def _describe(node: Any, label: str, indent: int, lines: list[tuple[str, str]], 
             return
     only = inner[0][1] if len(inner) == 1 else None
     if registry.spec_of(type(node)) is not None and type(only) is tuple and arguments is None:
-        inner = list(paths.children(only))  # a Chain shows its layers, not the tuple that holds them
-        parent: Any = only
+        # A Chain shows its layers, not the tuple that holds them; by name if it has names.
+        inner = list(paths.children(only))
+        names = getattr(node, "names", None)
+        labels = [f"{n}=" for n in names] if names and len(names) == len(inner) else [""] * len(inner)
     else:
-        parent = node
+        labels = [_named(node, step) for step, _ in inner]
     lines.append((f"{margin}{label}{start}", ""))
     if arguments:
         lines.append((f"{margin}  {arguments},", ""))
-    for step, child in inner:
-        _describe(child, _named(parent, step), indent + 1, lines, ",")
+    for label_, (_, child) in zip(labels, inner, strict=True):
+        _describe(child, label_, indent + 1, lines, ",")
     lines.append((f"{margin}{end}{tail}", _comment(node) if indent else ""))
 
 

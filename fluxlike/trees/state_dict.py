@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["fit", "is_plain", "load_state_dict", "state_dict"]
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, np.ndarray, np.generic, Assigned)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
 def is_plain(x: object, /) -> bool:
     """Whether a leaf is a value that can be written down, as functions and other objects can't."""
-    return isinstance(x, (Tensor, *_PLAIN))
+    return type(x) in _PLAIN or isinstance(x, (Tensor, Assigned, np.ndarray, np.generic))
 
 
 def state_dict(tree: Any, /) -> Any:
@@ -77,8 +78,12 @@ def load_state_dict(tree: Any, d: Any, /) -> Any:
     return fit(tree, dict(_places(tree, d, "")), what="the state")
 
 
-def fit(tree: Any, found: dict[str, Any], /, *, what: str) -> Any:
+def fit(
+    tree: Any, found: dict[str, Any], /, *, what: str, faults: Sequence[str] = (), skip: Container[str] = ()
+) -> Any:
     """A new tree with the tensors and plain values `found` by path; `what` names them in errors.
+
+    `faults` are mismatches known already, to be named with the others; places in `skip` have one.
 
     Raises:
         ValueError: as `load_state_dict`.
@@ -86,7 +91,8 @@ def fit(tree: Any, found: dict[str, Any], /, *, what: str) -> Any:
     leaves, treedef = flatten(tree)
     where = structure_of(treedef).paths
     wanted = {where[i]: i for i, x in enumerate(leaves) if is_plain(x)}
-    faults = [f"{p or 'the root'} is missing" for p in wanted if p not in found]
+    faults = list(faults)
+    faults += [f"{p or 'the root'} is missing" for p in wanted if p not in found and p not in skip]
     faults += [f"{p or 'the root'} is not in the model" for p in found if p not in wanted]
     result = list(leaves)
     loaded: dict[int, tuple[int, Tensor]] = {}  # a tied tensor of the tree → first place, value

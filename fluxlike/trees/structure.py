@@ -45,11 +45,10 @@ def flatten(tree: Any, /, is_leaf: IsLeaf | None = None) -> tuple[list[Any], opt
 def _look_closer(leaves: list[Any], treedef: optree.PyTreeSpec, is_leaf: IsLeaf | None) -> bool:
     """Whether a class was registered on first sight, so that the tree must be flattened again."""
     for i, x in enumerate(leaves):
-        known = optree.register_pytree_node.get(type(x), namespace=NAMESPACE) is not None
-        if is_leaf is not None and (known or is_leaf(x)):
+        if is_leaf is not None and is_leaf(x):
             continue
-        if not isinstance(x, type) and not known and spec_of(type(x)) is not None:
-            return True
+        if not isinstance(x, type) and spec_of(type(x)) is not None:
+            return True  # now, or by another thread since the tree was flattened
         held = what_holds_tensors(x)
         if held is not None:
             _report_unregistered(structure_of(treedef).paths[i], x, held)
@@ -103,7 +102,8 @@ class Structure:
 
     def __init__(self, treedef: optree.PyTreeSpec) -> None:
         self._accessors = treedef.accessors()
-        self._root = treedef.type
+        #: Whether any node, of no leaves too, is an object of a registered class.
+        self.holds_functor = _holds_functor(treedef)
         self.num_leaves = treedef.num_leaves
 
     @cached_property
@@ -121,11 +121,10 @@ class Structure:
         """Whether every place is trainable, so that no class names buffers."""
         return all(self.trainable)
 
-    @cached_property
-    def holds_functor(self) -> bool:
-        """Whether any node is an object of a registered class."""
-        types = [self._root, *(entry.type for accessor in self._accessors for entry in accessor)]
-        return any(t is not None and spec_of(t) is not None for t in dict.fromkeys(types))
+
+def _holds_functor(treedef: optree.PyTreeSpec) -> bool:
+    kind = treedef.type
+    return (kind is not None and spec_of(kind) is not None) or any(map(_holds_functor, treedef.children()))
 
 
 def _trains(entry: optree.PyTreeEntry) -> bool:

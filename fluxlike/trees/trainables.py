@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from fluxlike.trees.leaves import can_train
 from fluxlike.trees.places import Where, selected_leaves
 from fluxlike.trees.structure import flatten, leaves_like, structure_of
@@ -89,7 +91,7 @@ def partition(tree: Any, where: Where | tuple[Where, ...], /) -> tuple[Any, Any]
     """
     leaves, treedef = flatten(tree)
     chosen = selected_leaves(tree, leaves, treedef, where)
-    tied = {id(leaves[i]) for i in chosen if can_train(leaves[i])}
+    tied = {id(leaves[i]) for i in chosen if isinstance(leaves[i], Tensor)}
     inside = [i in chosen or id(x) in tied for i, x in enumerate(leaves)]
     return (
         treedef.unflatten([x if s else None for x, s in zip(leaves, inside, strict=True)]),

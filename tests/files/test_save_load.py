@@ -513,7 +513,7 @@ class TestMismatches:
             (5, torch.tanh, r"\['x'\] is a int in the file, the model has tanh"),
             (np.ones(2), np.ones(3), r"\['x'\] has the shape \(2,\), the model has \(3,\)"),
             (np.ones(2), torch.ones(2), r"\['x'\] is a ndarray, the model has a Tensor"),
-            ([1], [1, 2], r"\['x'\]\[1\] is missing in the file"),
+            ([1], [1, 2], r"\['x'\]\[1\] is missing"),
             ([1, 2], [1], r"\['x'\]\[1\] is not in the model"),
         ],
     )

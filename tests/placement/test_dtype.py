@@ -70,9 +70,15 @@ def test_assigned_values_are_cast(cast, dtype):
 
 @pytest.mark.parametrize(("cast", "dtype"), CASTS)
 def test_a_cast_is_differentiable(cast, dtype):
-    x = torch.ones(2, requires_grad=True)
-    (grad,) = torch.autograd.grad(cast([x])[0].double().sum(), x)
+    grad = fl.gradient(lambda x: cast([x])[0].double().sum(), torch.ones(2))
     assert grad.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("cast", "dtype"), CASTS)
+def test_a_cast_of_a_computed_tensor_stays_in_its_graph(cast, dtype):
+    x = torch.ones(2, requires_grad=True)
+    (grad,) = torch.autograd.grad(cast([2 * x])[0].double().sum(), x)
+    assert grad.tolist() == [2, 2]
 
 
 class TestNormalisation:
