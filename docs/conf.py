@@ -11,8 +11,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
-default_role = "any"  # `name` in a docstring links to it, and fails the build if there is none
-nitpicky = False
+default_role = "code"
+
 
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

@@ -6,7 +6,7 @@ model, state = fl.update(state, model, grads)
 
 from fluxlike import init, losses
 from fluxlike.data.loader import DataLoader
-from fluxlike.data.observations import num_observations, splitobs
+from fluxlike.data.observations import splitobs
 from fluxlike.data.onehot import onecold, onehot, onehotbatch
 from fluxlike.files.tensors import load, save
 from fluxlike.layers.activations import (
@@ -125,7 +125,6 @@ __all__ = [
     "log_softmax",
     "losses",
     "mode",
-    "num_observations",
     "onecold",
     "onehot",
     "onehotbatch",
