@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fluxlike as fl
+from fluxlike.data.observations import num_observations
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ import fluxlike as fl
     ids=["tensor", "array", "tree", "empty"],
 )
 def test_first_axes_count_the_observations(data, n):
-    assert fl.num_observations(data) == n
+    assert num_observations(data) == n
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_first_axes_count_the_observations(data, n):
     ids=str,
 )
 def test_what_is_no_data_set_is_an_error_with_the_path(data, error, text):
-    for use in (fl.num_observations, lambda d: fl.splitobs(d, at=0.5), lambda d: fl.DataLoader(d, 2)):
+    for use in (num_observations, lambda d: fl.splitobs(d, at=0.5), lambda d: fl.DataLoader(d, 2)):
         with pytest.raises(error, match=text):
             use(data)
 
