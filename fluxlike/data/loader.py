@@ -19,7 +19,7 @@ class DataLoader:
 
     Args:
         data: a tree of tensors and numpy arrays; the first axis counts the observations.
-        batch_size: observations a batch.
+        batch_size: observations a batch. (default: 1)
         shuffle: whether each epoch has a new order, by torch's generator; else batches are views,
             in order. (default: False)
         partial: whether a last, smaller batch is kept. (default: True)
@@ -38,7 +38,9 @@ class DataLoader:
         [[0, 1], [4, 9], [16]]
     """
 
-    def __init__(self, data: Any, batch_size: int, *, shuffle: bool = False, partial: bool = True) -> None:
+    def __init__(
+        self, data: Any, batch_size: int = 1, *, shuffle: bool = False, partial: bool = True
+    ) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r}: write a whole number of at least 1")
         self._observations = num_observations(data)

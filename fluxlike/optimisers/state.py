@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.optimisers.rule import Rule, as_functor, is_rule
+from fluxlike.placement.dtype import stays_float32
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters
@@ -32,6 +33,9 @@ class ParamState:
     rule: Any
     state: Any
     frozen: bool = False
+
+
+stays_float32(ParamState)
 
 
 def is_param_state(x: object, /) -> bool:

@@ -244,6 +244,11 @@ class _Step:
         for slot in slots:
             shape = slot.before.shape if slot.before is not slot.param else computed(slot.param).shape
             for t in _tensors(slot.state):
+                if t.ndim and t.shape == shape and t.dtype != slot.step.dtype:  # type: ignore[union-attr]
+                    raise ValueError(
+                        f"the state of {self._paths[slot.first] or 'the root'} is of {t.dtype}, the parameter of "
+                        f"{slot.param.dtype}; cast the state as the model was, for example by fluxlike.f64"
+                    ) from error
                 if t.ndim and t.shape != shape:
                     raise ValueError(
                         f"the state of {self._paths[slot.first] or 'the root'} holds a tensor of shape "

@@ -170,3 +170,17 @@ def test_a_chain_of_something_that_is_no_rule_is_an_error() -> None:
         TypeError, match=r"OptimiserChain takes rules, found .*Adam.*write Adam\(\), not Adam"
     ):
         fl.OptimiserChain(fl.ClipNorm(1.0), fl.Adam)
+
+
+@pytest.mark.parametrize("cast", [fl.f16, fl.bf16])
+def test_a_state_keeps_its_moments_in_float32_when_it_is_cast_to_16_bits(cast):
+    state = cast(fl.setup(fl.Adam(), {"w": torch.ones(2)}))
+    assert state["w"].state.exp_avg.dtype == torch.float32
+
+
+def test_a_model_cast_to_16_bits_goes_on_with_its_old_state():
+    model = {"w": torch.ones(2)}
+    state = fl.setup(fl.Adam(0.5), model)
+    model, state = fl.update(state, fl.f16(model), {"w": torch.ones(2, dtype=torch.float16)})
+    assert model["w"].dtype == torch.float16
+    assert state["w"].state.exp_avg.dtype == torch.float32

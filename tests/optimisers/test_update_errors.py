@@ -245,3 +245,13 @@ def test_an_untied_parameter_moves_by_its_own_gradient() -> None:
     assert torch.equal(moved["a"], torch.zeros(2))
     assert torch.equal(moved["b"], torch.full((2,), -2.0))
     assert torch.equal(after["b"].state, torch.full((2,), 2.0))
+
+
+def test_a_state_of_another_dtype_than_the_cast_model_is_named():
+    model = {"w": torch.ones(2)}
+    state = fl.setup(fl.Adam(), model)
+    grads = {"w": torch.ones(2, dtype=torch.float64)}
+    with pytest.raises(
+        ValueError, match=r"the state of \['w'\] is of torch.float32, the parameter of torch.float64"
+    ):
+        fl.update(state, fl.f64(model), grads)
