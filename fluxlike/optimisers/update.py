@@ -106,14 +106,13 @@ class _Step:
         self.leaves, self.treedef = flatten(model)
         require_same(self.state_def, self.treedef, name="state", like="the model")
         self.grads = leaves_like(self.treedef, grads, name="grads", like="the model")
-        self.kept = put_assigned(self.leaves, self.grads, self._paths)
+        self.kept = put_assigned(self.leaves, self.grads, structure_of(self.treedef).paths)
         self.moving = self._collect()
         if self.moving:
             self._apply(kernels)
 
-    @property
-    def _paths(self) -> tuple[str, ...]:
-        return structure_of(self.treedef).paths
+    def _place(self, leaf: int) -> str:
+        return structure_of(self.treedef).paths[leaf] or "the root"
 
     def _collect(self) -> list[_Slot]:
         """The parameters that have a gradient and are not frozen, each tied one once."""
@@ -125,7 +124,7 @@ class _Step:
                     self._report_stray(i)
                 continue
             if isinstance(g, Assigned):
-                raise ValueError(f"{self._paths[i]} is a parameter, and grads assign it as a buffer")
+                raise ValueError(f"{self._place(i)} is a parameter, and grads assign it as a buffer")
             slot = slots.get(id(x))
             if slot is None:
                 slot = slots[id(x)] = _Slot(i, x, entry)
@@ -142,7 +141,7 @@ class _Step:
         slot.places.append(i)
         if entry.rule is not slot.entry.rule and entry.rule != slot.entry.rule:
             raise ValueError(
-                f"{self._paths[slot.first]} and {self._paths[i]} are tied, but the state has the rules "
+                f"{self._place(slot.first)} and {self._place(i)} are tied, but the state has the rules "
                 f"{slot.entry.rule!r} and {entry.rule!r} for them; adjust both places alike"
             )
 
@@ -155,7 +154,7 @@ class _Step:
             and g.device == x.device
         ):
             return
-        path = self._paths[i] or "the root"
+        path = self._place(i)
         if not isinstance(x, Tensor):
             raise ValueError(
                 f"at {path}, the state is that of a parameter, but the model has {x!r}; after surgery, "
@@ -174,7 +173,7 @@ class _Step:
                 )
 
     def _report_stray(self, i: int) -> None:
-        path, x = self._paths[i] or "the root", self.leaves[i]
+        path, x = self._place(i), self.leaves[i]
         if can_train(x) and structure_of(self.treedef).trainable[i]:
             what = "the state holds nothing for it; after surgery, call setup(rule, model) again"
         elif isinstance(x, Tensor):
@@ -219,7 +218,7 @@ class _Step:
         try:
             states, out = apply_all(rule, states, values, grads)
         except LeafError as error:
-            path = self._paths[slots[error.leaf].first] or "the root"
+            path = self._place(slots[error.leaf].first)
             raise ValueError(f"{type(rule).__name__} at {path}: {error}") from None
         except RuntimeError as error:
             self._explain_shapes(slots, error)
@@ -233,7 +232,7 @@ class _Step:
             if not isinstance(d, Tensor) or d.shape != params[m].shape:
                 found = tuple(d.shape) if isinstance(d, Tensor) else repr(d)
                 raise ValueError(
-                    f"{type(rule).__name__} gave {self._paths[slot.first] or 'the root'} a step of {found}; "
+                    f"{type(rule).__name__} gave {self._place(slot.first)} a step of {found}; "
                     f"the parameter has the shape {tuple(params[m].shape)}"
                 )
             links[m][1][k] = after
@@ -246,12 +245,12 @@ class _Step:
             for t in _tensors(slot.state):
                 if t.ndim and t.shape == shape and t.dtype != slot.step.dtype:  # type: ignore[union-attr]
                     raise ValueError(
-                        f"the state of {self._paths[slot.first] or 'the root'} is of {t.dtype}, the parameter of "
+                        f"the state of {self._place(slot.first)} is of {t.dtype}, the parameter of "
                         f"{slot.param.dtype}; cast the state as the model was, for example by fluxlike.f64"
                     ) from error
                 if t.ndim and t.shape != shape:
                     raise ValueError(
-                        f"the state of {self._paths[slot.first] or 'the root'} holds a tensor of shape "
+                        f"the state of {self._place(slot.first)} holds a tensor of shape "
                         f"{tuple(t.shape)}, the parameter has {tuple(slot.param.shape)}; after surgery, call "
                         "setup(rule, model) again"
                     ) from error
@@ -261,7 +260,7 @@ class _Step:
         for t in _tensors(slot.state):
             if t.device != device:
                 raise ValueError(
-                    f"the state of {self._paths[slot.first] or 'the root'} is on {t.device}, the parameter "
+                    f"the state of {self._place(slot.first)} is on {t.device}, the parameter "
                     f"on {device}; write state = fluxlike.to_device(state, {str(device)!r})"
                 )
 
