@@ -13,6 +13,7 @@ import fluxlike
 ROOT = Path(fluxlike.__file__).parent
 
 FLOORS = {
+    "_private": 0,
     "trees": 1,
     "scope": 2,
     "placement": 3,
@@ -32,8 +33,15 @@ FLOORS = {
     "__main__": 7,
 }
 
-PRIVATE = ("torch._C", "torch._functorch", "torch.utils._pytree")
-MAY_TOUCH_PRIVATE = {"trees/_torch_pytree.py", "trees/leaves.py", "transforms/_functorch.py"}
+PRIVATE = (
+    "torch._C",
+    "torch._functorch",
+    "torch.utils._pytree",
+    "torch._fused_adam_",
+    "torch._fused_adamw_",
+    "torch.autograd.Variable._execution_engine",
+)
+MAY_TOUCH_PRIVATE = {f"_private/{name}.py" for name in ("pytree", "functorch", "autograd", "fused")}
 
 HEAVY = (
     "matplotlib",

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fluxlike._private import functorch
 from fluxlike.layers.activations import identity
 from fluxlike.layers.basic import Activation, activation_text
 from fluxlike.layers.errors import require_features
 from fluxlike.placement.dtype import stays_float32
 from fluxlike.scope.assigned import assign, current
 from fluxlike.scope.mode import training
-from fluxlike.transforms import _functorch
 from fluxlike.trees.functor import functor
 
 __all__ = ["BatchNorm", "Dropout", "LayerNorm"]
@@ -87,7 +87,7 @@ class BatchNorm:
         mean, var = current(self.running_mean), current(self.running_var)
         if not training(self):
             y = F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        elif _functorch.active():  # torch's kernel writes its statistics, which vmap refuses
+        elif functorch.active():  # torch's kernel writes its statistics, which vmap refuses
             y = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
             axes = [i for i in range(x.ndim) if i != 1]
             values = x.detach()

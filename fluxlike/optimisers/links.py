@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxlike._private import functorch
 from fluxlike.optimisers import lists
 from fluxlike.optimisers.lists import Tensors
-from fluxlike.optimisers.rule import Hyper, LeafError, ListRule, Rule, is_rule, positive
-from fluxlike.transforms import _functorch
+from fluxlike.optimisers.rule import Hyper, LeafError, ListRule, Rule, forms, is_rule, positive
 from fluxlike.trees.functor import functor
 
 __all__ = ["ClipGlobalNorm", "ClipGrad", "ClipNorm", "OptimiserChain", "WeightDecay", "apply_all", "decayed"]
@@ -29,11 +29,21 @@ def apply_all(
     rule: Rule, states: Sequence[Any], params: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> tuple[list[Any], Tensors]:
     """Apply a rule to leaves that share it: at once if it can, else one by one."""
-    if hasattr(rule, "apply_all"):
-        after, steps = rule.apply_all(states, params, grads)
+    if forms(type(rule))[0]:
+        after, steps = rule.apply_all(states, params, grads)  # type: ignore[attr-defined]
         return list(after), list(steps)
-    results = [rule.apply(s, p, g) for s, p, g in zip(states, params, grads, strict=True)]
+    results = [_apply_one(rule, k, *leaf) for k, leaf in enumerate(zip(states, params, grads, strict=True))]
     return [s for s, _ in results], [d for _, d in results]
+
+
+def _apply_one(rule: Rule, k: int, state: Any, param: Tensor, grad: Tensor) -> tuple[Any, Tensor]:
+    before = (param._version, grad._version)
+    result = rule.apply(state, param, grad)
+    if (param._version, grad._version) != before:
+        raise LeafError(k, "apply changed its arguments in place; compute new tensors instead")
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise LeafError(k, f"apply returned a {type(result).__name__}; return (state, step)")
+    return result
 
 
 @functor
@@ -123,9 +133,9 @@ class ClipNorm(ListRule):
     def apply_all(
         self, states: Sequence[None], params: Sequence[Tensor], grads: Sequence[Tensor], /
     ) -> tuple[Sequence[None], Tensors]:
-        norms = [torch.linalg.vector_norm(g, self.p) for g in grads]
-        if self.throw and not _functorch.active():  # a transform has no values to look at
-            finite = torch.stack([torch.isfinite(n).cpu() for n in norms])
+        norms = lists.norms(grads, self.p)
+        if self.throw and not functorch.active():  # a transform has no values to look at
+            finite = torch.stack([torch.isfinite(n).to(norms[0].device) for n in norms])
             if not bool(finite.all()):
                 k = int((~finite).nonzero()[0])
                 raise LeafError(
@@ -133,7 +143,13 @@ class ClipNorm(ListRule):
                     f"the norm of the gradient is {float(norms[k])}; fluxlike.find_nonfinite(grads) "
                     "names all such places, and ClipNorm(throw=False) goes on",
                 )
-        return states, lists.mul(grads, [torch.clamp(self.max_norm / n, max=1.0) for n in norms])
+        # Divided only where the norm is too large, so that a zero gradient can be differentiated.
+        larger = [n > self.max_norm for n in norms]
+        factors = [
+            torch.where(big, self.max_norm / torch.where(big, n, 1.0), 1.0)
+            for big, n in zip(larger, norms, strict=True)
+        ]
+        return states, lists.mul(grads, factors)
 
 
 @functor
@@ -170,7 +186,7 @@ class ClipGlobalNorm(ListRule):
         self, states: Sequence[None], params: Sequence[Tensor], grads: Sequence[Tensor], /
     ) -> tuple[Sequence[None], Tensors]:
         device = grads[0].device
-        norms = torch.stack([torch.linalg.vector_norm(g, self.p).to(device) for g in grads])
+        norms = torch.stack([n.to(device) for n in lists.norms(grads, self.p)])
         total = torch.linalg.vector_norm(norms, self.p)
         factor = torch.clamp(self.max_norm / (total + 1e-6), max=1.0)
         if all(g.device == device and g.dtype == factor.dtype for g in grads):
@@ -204,7 +220,8 @@ class OptimiserChain(ListRule):
         flat: list[Any] = []
         for rule in rules:
             if not is_rule(rule):
-                raise TypeError(f"OptimiserChain takes rules, found {rule!r}; write Adam(), not Adam")
+                hint = "OptimiserChain(*rules)" if isinstance(rule, (list, tuple)) else "Adam(), not Adam"
+                raise TypeError(f"OptimiserChain takes rules, found {rule!r}; write {hint}")
             flat.extend(rule.rules if isinstance(rule, OptimiserChain) else [rule])
         object.__setattr__(self, "rules", tuple(flat))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cache
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,7 +13,10 @@ from torch import Tensor
 
 from fluxlike.trees.functor import functor, spec_of
 
-__all__ = ["Hyper", "LeafError", "ListRule", "Rule", "as_functor", "count", "positive", "within"]
+__all__ = [
+    "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "count", "forms", "is_rule", "positive",
+    "two_rates", "within",
+]  # fmt: skip
 
 Hyper = float | Tensor  # a hyperparameter: a number or a 0-d tensor
 
@@ -93,11 +98,45 @@ def count(param: Tensor, /) -> Tensor:
 
 def positive(name: str, value: Hyper, *, zero: bool = True) -> None:
     """Refuse a negative hyperparameter (or zero)."""
-    if not isinstance(value, Tensor) and not (value >= 0 if zero else value > 0):
+    if not _tensor(name, value) and not (value >= 0 if zero else value > 0):
         raise ValueError(f"{name}={value!r}: write a number {'of at least' if zero else 'above'} 0")
 
 
 def within(name: str, value: Hyper) -> None:
     """Refuse a decay rate outside [0, 1)."""
-    if not isinstance(value, Tensor) and not 0 <= value < 1:
+    if not _tensor(name, value) and not 0 <= value < 1:
         raise ValueError(f"{name}={value!r}: write a number of at least 0 and below 1")
+
+
+def two_rates(name: str, values: tuple[Hyper, Hyper]) -> None:
+    """Refuse anything but a pair of decay rates."""
+    if not isinstance(values, (tuple, list)) or len(values) != 2:
+        raise ValueError(f"{name}={values!r}: write a pair of decay rates, such as (0.9, 0.999)")
+    within(f"{name}[0]", values[0])
+    within(f"{name}[1]", values[1])
+
+
+def _tensor(name: str, value: Any) -> bool:
+    """Whether a hyperparameter is a 0-d tensor, which has no value to look at; else it is a number."""
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return True
+    if isinstance(value, bool) or not isinstance(value, Real):
+        hint = "; parameters go to setup(rule, model)" if name == "lr" else ""
+        raise TypeError(f"{name} is a {type(value).__name__}; write a number or a 0-d tensor{hint}")
+    return False
+
+
+@cache
+def forms(cls: type, /) -> tuple[bool, bool]:
+    """Whether a rule's ``apply_all``, and its ``move_all``, say the same as its ``apply``.
+
+    A subclass that overrides one of them says by it what the rule does now: the ones it inherits
+    from further up are of another rule.
+    """
+
+    def distance(name: str) -> float:
+        return next((i for i, base in enumerate(cls.__mro__) if name in base.__dict__), float("inf"))
+
+    apply, apply_all, move_all = map(distance, ("apply", "apply_all", "move_all"))
+    listed = apply_all <= apply and apply_all < float("inf")
+    return listed, listed and move_all <= apply_all

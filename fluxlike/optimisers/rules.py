@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fluxlike.optimisers import _fused, lists
+from fluxlike._private import fused
+from fluxlike.optimisers import lists
 from fluxlike.optimisers.links import decayed
 from fluxlike.optimisers.lists import Tensors
-from fluxlike.optimisers.rule import Hyper, ListRule, count, positive, within
+from fluxlike.optimisers.rule import Hyper, ListRule, count, positive, two_rates, within
 from fluxlike.trees.functor import functor
 
 __all__ = ["Adam", "AdamState", "AdamW", "Descent", "Momentum", "Nesterov"]
@@ -157,8 +158,7 @@ class Adam(ListRule):
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "weight_decay"):
             positive(name, getattr(self, name))
-        within("betas[0]", self.betas[0])
-        within("betas[1]", self.betas[1])
+        two_rates("betas", self.betas)
 
     def init(self, param: Tensor, /) -> AdamState:
         return AdamState(torch.zeros_like(param), torch.zeros_like(param), count(param))
@@ -171,41 +171,39 @@ class Adam(ListRule):
     def move_all(
         self, states: Sequence[AdamState], params: Sequence[Tensor], grads: Sequence[Tensor], /
     ) -> tuple[list[AdamState], Tensors] | None:
-        return self._move(_fused.adam, states, params, grads)
+        return self._move(fused.adam, states, params, grads)
 
     def _move(
         self,
-        kernel: _fused.Kernel,
+        kernel: fused.Kernel,
         states: Sequence[AdamState],
         params: Sequence[Tensor],
         grads: Sequence[Tensor],
     ) -> tuple[list[AdamState], Tensors] | None:
-        beta1, beta2 = self.betas
-        hyper = (self.lr, beta1, beta2, self.eps, self.weight_decay)
+        hyper = (self.lr, *self.betas, self.eps, self.weight_decay)
         m, v = [s.exp_avg for s in states], [s.exp_avg_sq for s in states]
-        if any(isinstance(h, Tensor) for h in hyper) or not _fused.can_fuse(params, grads, m, v):
+        grads = [g.contiguous() for g in grads]  # that of a sum is one number, expanded
+        if any(isinstance(h, Tensor) for h in hyper) or not fused.can_fuse(params, grads, m, v):
             return None
-        steps = {id(s.step): s.step + 1 for s in states}
-        keys = [id(s.step) for s in states]
-        p, m, v = _fused.run(kernel, params, grads, m, v, [steps[k] for k in keys], hyper)
-        return [AdamState(*s) for s in zip(m, v, (steps[k] for k in keys), strict=True)], p
+        steps = lists.add([s.step for s in states], 1)
+        p, m, v = fused.run(kernel, params, grads, m, v, steps, hyper)
+        return [AdamState(*s) for s in zip(m, v, steps, strict=True)], p
 
     def _adam(self, states: Sequence[AdamState], grads: Sequence[Tensor]) -> tuple[list[AdamState], Tensors]:
         beta1, beta2 = self.betas
         m = lists.lerp([s.exp_avg for s in states], grads, 1 - beta1)
         v = lists.addcmul(lists.mul([s.exp_avg_sq for s in states], beta2), grads, grads, 1 - beta2)
-        # Leaves that have always moved together share one counter: its powers are taken once.
-        steps = {id(s.step): s.step + 1 for s in states}
-        first = {k: self.lr / (1 - beta1 ** t.double()) for k, t in steps.items()}
-        second = {k: (1 - beta2 ** t.double()).sqrt() for k, t in steps.items()}
-        keys = [id(s.step) for s in states]
-        denominators = lists.add(lists.div(lists.sqrt(v), _each(second, keys)), self.eps)
-        d = lists.mul(lists.div(m, denominators), _each(first, keys))
-        return [AdamState(*s) for s in zip(m, v, (steps[k] for k in keys), strict=True)], d
+        steps = lists.add([s.step for s in states], 1)
+        t = [_wide(s) for s in steps]
+        m_hat = lists.div(m, [1 - beta1**k for k in t])
+        root = lists.div(lists.sqrt(v), [(1 - beta2**k).sqrt() for k in t])
+        d = lists.mul(lists.div(m_hat, lists.add(root, self.eps)), self.lr)
+        return [AdamState(*s) for s in zip(m, v, steps, strict=True)], d
 
 
-def _each(values: dict[int, Tensor], keys: list[int]) -> Tensor | Tensors:
-    return next(iter(values.values())) if len(values) == 1 else [values[k] for k in keys]
+def _wide(count: Tensor) -> Tensor:
+    """A counter in the dtype in which powers of decay rates are taken."""
+    return count.float() if count.device.type == "mps" else count.double()
 
 
 @functor
@@ -246,4 +244,4 @@ class AdamW(Adam):
     def move_all(
         self, states: Sequence[AdamState], params: Sequence[Tensor], grads: Sequence[Tensor], /
     ) -> tuple[list[AdamState], Tensors] | None:
-        return self._move(_fused.adamw, states, params, grads) if self.couple else None
+        return self._move(fused.adamw, states, params, grads) if self.couple else None

@@ -19,8 +19,8 @@ from fluxlike.trees.trainables import parameters
 __all__ = ["ParamState", "computed", "is_param_state", "setup"]
 
 
-@functor
-@dataclass(frozen=True, slots=True)
+@functor(trainable=("rule",))
+@dataclass(frozen=True, repr=False)
 class ParamState:
     """What an optimiser keeps for one parameter.
 
@@ -34,6 +34,9 @@ class ParamState:
     state: Any
     frozen: bool = False
 
+    def __repr__(self) -> str:
+        return f"ParamState({self.rule!r}{', frozen' if self.frozen else ''})"
+
 
 stays_float32(ParamState)
 
@@ -45,9 +48,10 @@ def is_param_state(x: object, /) -> bool:
 
 def computed(x: Tensor, /) -> Tensor:
     """A parameter or gradient in the form in which rules compute: real, and at least float32."""
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return x.float()
-    return torch.view_as_real(x) if x.is_complex() else x
+    if x.is_complex():
+        wide = x.to(torch.complex64) if x.dtype == torch.complex32 else x
+        return torch.view_as_real(wide.resolve_conj())
+    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
 
 
 def setup(rule: Rule | Callable[[str], Rule], model: Any, /) -> Any:
@@ -62,7 +66,7 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /) -> Any:
         one) and None elsewhere. It is a tree like any other: save it, move it, map over it.
 
     Raises:
-        TypeError: `rule` is no rule, or a class instead of an object.
+        TypeError: `rule` is no rule, or a class instead of an object, or the two are swapped.
         ValueError: the function gives different rules to places that are tied.
 
     Warns:
@@ -78,6 +82,8 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /) -> Any:
         >>> fl.setup(by_path, model).layers[0].bias.rule
         Descent(lr=0.1)
     """
+    if is_rule(model) and not is_rule(rule):
+        raise TypeError("the rule and the model are swapped: write setup(rule, model)")
     leaves, treedef = flatten(model)
     structure = structure_of(treedef)
     found = parameters(leaves, structure.trainable)
@@ -85,7 +91,6 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /) -> Any:
         warnings.warn("setup found no parameter to train in the model", stacklevel=2)
     rule_at = _rule_function(rule)
     made: dict[int, tuple[str, ParamState]] = {}
-    counters: dict[Any, Tensor] = {}  # parameters that move together share one counter
     result: list[Any] = [None] * len(leaves)
     for i, x in enumerate(leaves):
         if id(x) not in found.number:
@@ -103,7 +108,7 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /) -> Any:
                 )
         else:
             as_functor(chosen)
-            entry = ParamState(chosen, _shared_counters(chosen.init(computed(x.detach())), counters))
+            entry = ParamState(chosen, chosen.init(computed(x.detach())))
             made[id(x)] = path, entry
         result[i] = entry
     return treedef.unflatten(result)
@@ -125,12 +130,3 @@ def _no_rule(rule: Any, path: str | None) -> str:
         return f"setup got a torch optimiser{where}: write the rule, such as fluxlike.Adam(1e-3)"
     hint = "; to leave a parameter alone, freeze(state, where)" if rule is None else ""
     return f"setup got {rule!r}{where} instead of a rule such as Adam(1e-3){hint}"
-
-
-def _shared_counters(state: Any, counters: dict[Any, Tensor]) -> Any:
-    """A rule's state with one tensor for all counters of equal value on one device."""
-    leaves, treedef = flatten(state)
-    for i, x in enumerate(leaves):
-        if isinstance(x, Tensor) and x.ndim == 0 and x.dtype == torch.int64 and not x.is_meta:
-            leaves[i] = counters.setdefault((x.device, int(x)), x)
-    return treedef.unflatten(leaves)

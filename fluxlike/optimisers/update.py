@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fluxlike.optimisers import lists
 from fluxlike.optimisers.links import OptimiserChain, apply_all
-from fluxlike.optimisers.rule import LeafError, ListRule
+from fluxlike.optimisers.rule import LeafError, forms, is_rule
 from fluxlike.optimisers.state import ParamState, computed, is_param_state
 from fluxlike.transforms.motors import enclosed
 from fluxlike.transforms.updates import put_assigned
 from fluxlike.trees.leaves import Assigned, can_train
+from fluxlike.trees.show import value_text
 from fluxlike.trees.structure import flatten, leaves_like, require_same, structure_of
 from fluxlike.trees.values import value_of
 
@@ -102,9 +103,12 @@ class _Step:
 
     def __init__(self, state: Any, model: Any, grads: Any, *, kernels: bool) -> None:
         self.entries, self.state_def = flatten(state, is_param_state)
-        _check_order(self.entries, model)
+        _check_order(state, self.entries, model, grads)
         self.leaves, self.treedef = flatten(model)
-        require_same(self.state_def, self.treedef, name="state", like="the model")
+        try:
+            require_same(self.state_def, self.treedef, name="state", like="the model")
+        except ValueError as error:
+            raise ValueError(f"{error}; after surgery, call setup(rule, model) again") from None
         self.grads = leaves_like(self.treedef, grads, name="grads", like="the model")
         self.kept = put_assigned(self.leaves, self.grads, structure_of(self.treedef).paths)
         self.moving = self._collect()
@@ -120,8 +124,9 @@ class _Step:
         frozen: set[int] = set()
         for i, (x, entry, g) in enumerate(zip(self.leaves, self.entries, self.grads, strict=True)):
             if type(entry) is not ParamState:
-                if isinstance(g, Tensor):
-                    self._report_stray(i)
+                # Constants pass, as in arithmetic on trees; but not where the model has another.
+                if not (g is None or g is x or isinstance(g, Assigned)):
+                    self._report_stray(i, g)
                 continue
             if isinstance(g, Assigned):
                 raise ValueError(f"{self._place(i)} is a parameter, and grads assign it as a buffer")
@@ -172,14 +177,19 @@ class _Step:
                     f"at {path}, the gradient has {what} {found} and the parameter {wanted}; {hint}"
                 )
 
-    def _report_stray(self, i: int) -> None:
+    def _report_stray(self, i: int, g: Any) -> None:
         path, x = self._place(i), self.leaves[i]
+        if not isinstance(g, Tensor):
+            raise ValueError(
+                f"grads hold {value_text(g)} at {path}, the model {value_text(x)}; if the model and the "
+                "gradients are swapped, write model, state = update(state, model, grads)"
+            )
         if can_train(x) and structure_of(self.treedef).trainable[i]:
             what = "the state holds nothing for it; after surgery, call setup(rule, model) again"
         elif isinstance(x, Tensor):
             what = "the model has a buffer there; buffers move by Assigned"
         else:
-            what = f"the model has the constant {x!r} there"
+            what = f"the model has the constant {value_text(x)} there"
         raise ValueError(f"grads hold a tensor at {path}, but {what}")
 
     def _apply(self, kernels: bool) -> None:
@@ -208,7 +218,8 @@ class _Step:
         rule = links[members[0]][0][k]
         states = [links[m][1][k] for m in members]
         values = [params[m] for m in members]
-        if kernels and isinstance(rule, ListRule) and all(k == len(links[m][0]) - 1 for m in members):
+        cls: type = type(rule)
+        if kernels and forms(cls)[1] and all(k == len(links[m][0]) - 1 for m in members):
             moved = rule.move_all(states, values, grads)
             if moved is not None:
                 for m, slot, after, x in zip(members, slots, *moved, strict=True):
@@ -265,7 +276,11 @@ class _Step:
                 )
 
     def moved_model(self) -> Any:
-        result = list(self.kept)
+        values: dict[int, Tensor] = {}  # an nn.Parameter is read as its value, also where it stays
+        result = [
+            values.setdefault(id(x), value_of(x)) if isinstance(x, Tensor) and x.requires_grad else x
+            for x in self.kept
+        ]
         stepping = [s for s in self.moving if s.after is None]
         if stepping:
             moved = lists.sub([s.before for s in stepping], [s.step for s in stepping])  # type: ignore[misc]
@@ -343,15 +358,31 @@ def _sharing(k: int, links: list[_Links]) -> list[list[int]]:
     return [sorted(members) for members in by_value.values()]
 
 
-def _check_order(entries: list[Any], model: Any) -> None:
-    """Refuse something else in the place of the state, such as the model."""
+def _check_order(state: Any, entries: list[Any], model: Any, grads: Any) -> None:
+    """Refuse what is no state of an optimiser, and results that were not unpacked."""
+    right = "write model, state = update(state, model, grads)"
+    if is_rule(state):
+        raise TypeError(f"the first argument is a rule: write state = setup(rule, model) first, then {right}")
+    for name, x in (("state", state), ("model", model)):
+        if _is_pair_of_update(x):
+            raise TypeError(f"the {name} is all that update returned: unpack it, {right}")
+    if isinstance(grads, tuple) and len(grads) == 2 and not isinstance(model, tuple):
+        raise TypeError(
+            "grads is a pair: unpack it, value, grads = withgradient(loss, model, x, y), or differentiate "
+            "one argument"
+        )
     if any(is_param_state(x) for x in entries) or not any(isinstance(x, Tensor) for x in entries):
         return
     if any(is_param_state(x) for x in flatten(model, is_param_state)[0]):
-        raise TypeError(
-            "the state and the model are swapped: write model, state = update(state, model, grads)"
-        )
+        raise TypeError(f"the state and the model are swapped: {right}")
     raise TypeError(
         "the first argument of update holds tensors, but no state of an optimiser: write "
-        "state = setup(rule, model), then model, state = update(state, model, grads)"
+        f"state = setup(rule, model), then {right}"
     )
+
+
+def _is_pair_of_update(x: Any) -> bool:
+    if not (type(x) is tuple and len(x) == 2):
+        return False
+    first, second = (any(map(is_param_state, flatten(part, is_param_state)[0])) for part in x)
+    return second and not first

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
+from fluxlike._private import functorch
 from fluxlike.trees.leaves import Assigned
 
 __all__ = ["Assigned", "Frame", "assign", "current", "derive", "enter", "leave"]
@@ -20,13 +21,14 @@ __all__ = ["Assigned", "Frame", "assign", "current", "derive", "enter", "leave"]
 class Frame:
     """The buffers that one call of a transform answers for, and their newest values."""
 
-    __slots__ = ("_kept", "_origin", "_parameters", "values")
+    __slots__ = ("_kept", "_level", "_origin", "_parameters", "values")
 
-    def __init__(self, buffers: Iterable[Tensor], parameters: Sequence[Tensor] = ()) -> None:
+    def __init__(self, buffers: Iterable[Tensor], parameters: Sequence[Tensor] | frozenset[int] = ()) -> None:
         # By id, because equal tensors are not the same buffer; `_kept` keeps the ids from reuse.
         self._kept = list(buffers)
         self._origin: dict[int, Tensor] = {id(b): b for b in self._kept}
         self._parameters = parameters
+        self._level = functorch.level()
         self.values: dict[int, Tensor] = {}
 
     def origin(self, buffer: Tensor) -> Tensor | None:
@@ -35,7 +37,20 @@ class Frame:
 
     def trains(self, x: Tensor) -> bool:
         """Whether `x` is a parameter of the arguments, which can't be assigned."""
-        return any(x is p for p in self._parameters)
+        if not isinstance(self._parameters, frozenset):  # most frames are never asked
+            self._parameters = frozenset(map(id, self._parameters))
+        return id(x) in self._parameters
+
+    def set(self, origin: Tensor, value: Tensor) -> None:
+        """Note the newest value of a buffer, as a copy that shares nothing with what made it."""
+        seen = functorch.at_level(value.detach(), self._level)
+        if seen is None:
+            raise ValueError(
+                f"assign: the buffer of shape {tuple(origin.shape)} got a value for each example of a vmap "
+                "inside the gradient, and there is one buffer; pin the layer by fluxlike.testmode, use a "
+                "norm without running statistics such as LayerNorm or GroupNorm, or take the vmap outside"
+            )
+        self.values[id(origin)] = seen.to(origin, copy=True)
 
     def derive(self, new: Tensor, origin: Tensor) -> None:
         """Note that `new` is `origin` with another dtype or on another device."""
@@ -101,7 +116,7 @@ def assign(buffer: Tensor, value: Tensor, /) -> None:
     holder = _holder(buffer)
     if holder is not None:
         frame, origin = holder
-        frame.values[id(origin)] = value.detach().to(origin)
+        frame.set(origin, value)
 
 
 def current(buffer: Tensor, /) -> Tensor:

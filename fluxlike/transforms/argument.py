@@ -62,6 +62,7 @@ class Argument:
         leaves, trainable = self._leaves, self._structure.trainable
         self.handles: list[Tensor] = []
         self.buffers: list[Tensor] = []
+        self.parameters: list[Tensor] = []  # the handles, and the parameters left out by wrt=
         self._first: list[int] = []  # the leaf that each handle stands for
         self._buffer_places: list[int] = []
         self._tensors: list[tuple[int, Tensor]] = []
@@ -78,9 +79,11 @@ class Argument:
                 if can_train(x) if wanted is None else key in wanted:
                     new = motor.handle(x)
                     self.handles.append(new)
+                    self.parameters.append(new)
                     self._first.append(i)
                 elif trainable[i] and can_train(x):  # left out by wrt=
                     new = motor.constant(x)
+                    self.parameters.append(new)
                 else:
                     new = motor.alias(x)
                     self.buffers.append(new)
@@ -89,6 +92,7 @@ class Argument:
                 self._tensors.append((i, x))
             opened[i] = new
         self.tree = self._treedef.unflatten(opened)
+        self._opened = opened
         self._versions = self._read_versions()
 
     def _report_inference(self, leaf: int) -> NoReturn:
@@ -109,6 +113,24 @@ class Argument:
         changes = zip(self._tensors, self._versions, now, strict=True)
         changed = next(i for (i, _), before, after in changes if before != after)
         self.report_write(self._structure.paths[changed])
+
+    def check_attributes(self) -> None:
+        """Raise where a call set an attribute of the copy that the function got: it would be lost."""
+        leaves, treedef = flatten(self.tree)
+        same = treedef == self._treedef and len(leaves) == len(self._opened)
+        if same and all(a is b for a, b in zip(leaves, self._opened, strict=True)):
+            return
+        before, after = set(self._structure.paths), structure_of(treedef).paths
+        found = dict(zip(after, leaves, strict=True))
+        was = dict(zip(self._structure.paths, self._opened, strict=True))
+        changed = [p for p in after if p not in before or found[p] is not was[p]]
+        changed += [p for p in self._structure.paths if p not in found]
+        path = changed[0] if changed else "an attribute that is no child"
+        raise ValueError(
+            f"{self._say(path)} was set by the function that is differentiated, on a copy of the model, so "
+            "it would be lost; declare a tensor that moves with functor(buffers=…) and write "
+            "fluxlike.assign(self.buffer, new), and return anything else along with the loss"
+        )
 
     def report_write(self, path: str, cause: BaseException | None = None) -> NoReturn:
         """Raise the error for a tensor that was changed in place."""
@@ -132,9 +154,13 @@ class Argument:
         if self._was_float and self._motor.concrete:
             return None if grads[0] is None else float(grads[0])
         result: list[Any] = [None] * len(self._leaves)
+        placed: set[int] = set()
         for i, g in zip(self._first, grads, strict=True):
-            if g is not None:
-                result[i] = close(g)
+            if g is None:
+                continue
+            # autograd may give two parameters one tensor (x + y); that would be a tie.
+            result[i] = close(g.view_as(g) if id(g) in placed else g)
+            placed.add(id(g))
         for i, alias in zip(self._buffer_places, self.buffers, strict=True):
             value = frame.values.get(id(alias))
             if value is not None:

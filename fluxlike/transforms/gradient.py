@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import optree
@@ -14,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from fluxlike.scope import assigned, mode
 from fluxlike.transforms.argument import Argument
-from fluxlike.transforms.motors import Motor, motor
+from fluxlike.transforms.motors import Motor, open_motor
 from fluxlike.trees.functor import NAMESPACE, spec_of
 from fluxlike.trees.places import Where
 
@@ -94,6 +95,11 @@ def withgradient(
         >>> fl.withgradient(lambda x: ((1 / x).sum(), 1 / x), x)
         ((tensor(1.7500), tensor([1.0000, 0.5000, 0.2500])), tensor([-1.0000, -0.2500, -0.0625]))
     """
+    if not callable(f):
+        raise TypeError(
+            f"gradient takes a function and its arguments, found {type(f).__name__} as the function; write "
+            "gradient(loss, model, x, y), not gradient(loss(model, x, y), model)"
+        )
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "gradient can't work under torch.inference_mode, where autograd records nothing for "
@@ -106,31 +112,37 @@ def withgradient(
     floats = [n for n in numbers if isinstance(args[n], float)]
     for n in floats:  # before the motor opens its level, so that they are not inside it
         called[n] = torch.tensor(args[n], dtype=torch.float64)
-    with motor() as run:
+    with open_motor() as run:
         opened = [Argument(called[n], n, run, wrt, was_float=n in floats) for n in numbers]
         for n, argument in zip(numbers, opened, strict=True):
             called[n] = argument.tree
         handles = [h for argument in opened for h in argument.handles]
-        frame = assigned.Frame([b for a in opened for b in a.buffers], handles)
+        frame = assigned.Frame(
+            [b for a in opened for b in a.buffers], [p for a in opened for p in a.parameters]
+        )
         frame_token = assigned.enter(frame)
         mode_token = mode.ambient("train") if any(a.holds_functor for a in opened) else None
         try:
-            if torch.is_grad_enabled():
-                value = f(*called)
-            else:
-                with torch.enable_grad():
+            try:
+                if torch.is_grad_enabled():
                     value = f(*called)
-        except RuntimeError as error:
-            _explain_write(error, f, called, opened)
-            raise
+                else:
+                    with torch.enable_grad():
+                        value = f(*called)
+            except RuntimeError as error:
+                _explain_write(error, f, called, opened)
+                raise
+            finally:
+                assigned.leave(frame_token)
+            loss = _loss(value)
+            for argument in opened:
+                argument.check_unchanged()
+                argument.check_attributes()
+            # In the mode of the forward pass, for checkpoints that compute it again.
+            flat = run.gradients(loss, handles) if loss.requires_grad else [None] * len(handles)
         finally:
-            assigned.leave(frame_token)
             if mode_token is not None:
                 mode.restore(mode_token)
-        loss = _loss(value)
-        for argument in opened:
-            argument.check_unchanged()
-        flat = run.gradients(loss, handles) if loss.requires_grad else [None] * len(handles)
         grads, start = [], 0
         for argument in opened:
             stop = start + len(argument.handles)
@@ -199,9 +211,11 @@ def _close(value: Any, run: Motor) -> Any:
         if not isinstance(x, type) and spec_of(type(x)) is not None:
             return _close(x, run)  # of a subclass of a functor that was not seen before
         if isinstance(x, Mapping):  # one that is no node, such as the outputs of transformers
+            entries = {key: _close(entry, run) for key, entry in x.items()}
+            if not isinstance(x, MutableMapping):
+                return entries
             closed: Any = copy.copy(x)
-            for key, entry in x.items():
-                closed[key] = _close(entry, run)
+            closed.update(entries)
             return closed
         if dataclasses.is_dataclass(x) and not isinstance(x, type):
             closed = copy.copy(x)
@@ -222,14 +236,9 @@ def _explain_write(
     if not _is_refusal(error):
         return
     finder = _FindWrite()
-    generator = torch.random.get_rng_state()
-    try:
-        with torch.enable_grad(), finder:
-            f(*called)
-    except RuntimeError:
-        pass
-    finally:
-        torch.random.set_rng_state(generator)
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.enable_grad(), finder, contextlib.suppress(RuntimeError):
+        f(*called)
     if finder.written is not None:
         for argument in opened:
             path = argument.path_of(finder.written)
@@ -240,7 +249,14 @@ def _explain_write(
 def _is_refusal(error: RuntimeError) -> bool:
     """Whether torch refused to write to a tensor that is differentiated."""
     said = str(error)
-    return any(words in said for words in ("leaf Variable that requires grad", "out=", "mutate a captured"))
+    return any(
+        words in said
+        for words in (
+            "leaf Variable that requires grad",
+            "out=... arguments don't support automatic differentiation",
+            "would mutate a captured Tensor",
+        )
+    )
 
 
 class _FindWrite(TorchFunctionMode):

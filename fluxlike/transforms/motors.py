@@ -14,17 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fluxlike.transforms import _autograd, _functorch
+from fluxlike._private import autograd, functorch
 from fluxlike.trees.values import inside_transform
 
-__all__ = ["Motor", "enclosed", "motor"]
+__all__ = ["Motor", "enclosed", "open_motor"]
 
 _depth: ContextVar[int] = ContextVar("fluxlike_gradient_depth", default=0)
 
 
 def enclosed() -> bool:
     """Whether a gradient of fluxlike or a transform of functorch surrounds this call."""
-    return _depth.get() > 0 or _functorch.active()
+    return _depth.get() > 0 or functorch.active()
 
 
 inside_transform.append(enclosed)
@@ -67,7 +67,7 @@ class Outermost:
         return x.detach() if x.requires_grad else x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        return _autograd.grad(loss, handles)
+        return autograd.grad(loss, handles)
 
     def close(self, x: Tensor, /) -> Tensor:
         return x.detach() if x.requires_grad else x
@@ -96,7 +96,7 @@ class Nested:
         return x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        return _autograd.grad(loss, handles, retain_graph=True, create_graph=self._differentiable)
+        return autograd.grad(loss, handles, retain_graph=True, create_graph=self._differentiable)
 
     def close(self, x: Tensor, /) -> Tensor:
         return x if self._differentiable else x.detach()
@@ -111,25 +111,25 @@ class FunctorchLevel:
         self._level = level
 
     def handle(self, x: Tensor, /) -> Tensor:
-        return _functorch.differentiable(x, self._level)
+        return functorch.differentiable(x, self._level)
 
     def alias(self, x: Tensor, /) -> Tensor:
-        return _functorch.wrap(x, self._level)
+        return functorch.wrap(x, self._level)
 
     def constant(self, x: Tensor, /) -> Tensor:
         return x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        return _autograd.grad(loss, handles, retain_graph=True, create_graph=True)
+        return autograd.grad(loss, handles, retain_graph=True, create_graph=True)
 
     def close(self, x: Tensor, /) -> Tensor:
-        return _functorch.unwrap(x, self._level)
+        return functorch.unwrap(x, self._level)
 
 
 _outermost = Outermost()
 
 
-class motor:
+class open_motor:
     """The motor for a gradient called here, open inside a ``with`` statement."""
 
     __slots__ = ("_level", "_token")
@@ -138,8 +138,8 @@ class motor:
         depth = _depth.get()
         self._token = _depth.set(depth + 1)
         self._level = None
-        if _functorch.active():
-            self._level = _functorch.grad_level()
+        if functorch.active():
+            self._level = functorch.grad_level()
             return FunctorchLevel(self._level.__enter__())
         return Nested(torch.is_grad_enabled()) if depth else _outermost
 

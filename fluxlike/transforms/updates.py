@@ -52,13 +52,14 @@ def withupdates(f: Callable[..., Any], /, *args: Any, argnums: int | tuple[int, 
             for x in leaves
             if isinstance(x, Tensor)
         }
-        trained = parameters(leaves, structure_of(treedef).trainable).first
-        handles += [fresh[id(leaves[i])] for i in trained]
+        first = parameters(leaves, structure_of(treedef).trainable).first
+        handles += [fresh[id(leaves[i])] for i in first]
         called[n] = treedef.unflatten([fresh.get(id(x), x) for x in leaves])
         opened.append((leaves, treedef, fresh))
     trains = any(structure_of(flatten(a)[1]).holds_functor for a in args if not isinstance(a, Tensor))
     aliases = [alias for _, _, fresh in opened for alias in fresh.values()]
-    frame = assigned.Frame((a for a in aliases if not any(a is h for h in handles)), handles)
+    trained = set(map(id, handles))
+    frame = assigned.Frame((a for a in aliases if id(a) not in trained), handles)
     frame_token = assigned.enter(frame)
     mode_token = mode.ambient("train") if trains else None
     try:
@@ -122,6 +123,11 @@ def put_assigned(leaves: list[Any], found: list[Any], where: tuple[str, ...], /)
                     f"{path} is assigned a tensor of shape {tuple(a.value.shape)}, the model has {have} "
                     "there; an assignment made under vmap over examples can't update a model, so "
                     "reduce its batch axis first"
+                )
+            if a.value.dtype != x.dtype or a.value.device != x.device:
+                raise ValueError(
+                    f"{path} is assigned a tensor of {a.value.dtype} on {a.value.device}, the model has "
+                    f"{x.dtype} on {x.device}; cast or move the gradients as the model was"
                 )
             new[id(x)] = a.value
     return [new.get(id(x), x) for x in leaves] if new else leaves

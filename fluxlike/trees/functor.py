@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -10,10 +11,10 @@ from typing import Any, TypeVar, cast, overload
 import optree
 import torch
 
-from fluxlike.trees import _torch_pytree
+from fluxlike._private import pytree
 from fluxlike.trees.nodes import PIN, Spec, adds_attributes, declared, flattener, rebuilder, require_names
 
-__all__ = ["NAMESPACE", "PIN", "Spec", "functor", "is_leaf_class", "leaf", "spec_of"]
+__all__ = ["NAMESPACE", "PIN", "Spec", "functor", "is_leaf_class", "leaf", "on_register", "spec_of"]
 
 NAMESPACE = "fluxlike"
 
@@ -27,7 +28,10 @@ _lock = threading.RLock()
 
 
 def spec_of(cls: type, /) -> Spec | None:
-    """The registration of `cls`; a subclass of a functor is registered like it on first sight."""
+    """The registration of `cls`.
+
+    On first sight, a subclass of a functor is registered like its parent, and a dataclass whole.
+    """
     spec = _specs.get(cls)
     if spec is not None or is_leaf_class(cls):
         return spec
@@ -35,8 +39,11 @@ def spec_of(cls: type, /) -> Spec | None:
         if parent in _specs:
             with _lock:
                 if cls not in _specs:
-                    _register(cls, _specs[parent])
+                    _register(cls, _specs[parent], inherited=True)
             return _specs[cls]
+    if dataclasses.is_dataclass(cls) and _is_plain_class(cls):
+        functor(cls)
+        return _specs[cls]
     return None
 
 
@@ -196,6 +203,15 @@ def _say(spec: Spec) -> str:
     return f"functor({', '.join(said)})"
 
 
+def _is_plain_class(cls: type) -> bool:
+    """Whether the content of objects is in their attributes."""
+    return not issubclass(cls, (torch.nn.Module, torch.Tensor)) and not _builtin_bases(cls)
+
+
+def _builtin_bases(cls: type) -> list[type]:
+    return [b for b in cls.__mro__ if b is not object and not b.__flags__ & _HEAP_TYPE]
+
+
 def _check_class(cls: type, spec: Spec) -> None:
     if issubclass(cls, torch.nn.Module):
         raise TypeError(
@@ -203,7 +219,7 @@ def _check_class(cls: type, spec: Spec) -> None:
             "itself and can't be a plain tree; train the tree dict(module.named_parameters()), "
             "and call the module with it by torch.func.functional_call"
         )
-    builtin = [b for b in cls.__mro__ if b is not object and not b.__flags__ & _HEAP_TYPE]
+    builtin = _builtin_bases(cls)
     if builtin or issubclass(cls, torch.Tensor):
         name = builtin[0].__name__ if builtin else "Tensor"
         hint = (
@@ -218,19 +234,26 @@ def _check_class(cls: type, spec: Spec) -> None:
             require_names(cls, option, getattr(spec, option) or (), attributes, "its attributes")
 
 
-def _register(cls: type, spec: Spec) -> None:
+def _register(cls: type, spec: Spec, *, inherited: bool = False) -> None:
     with _lock:
         if cls in _specs:
             return
-        flatten, rebuild = flattener(cls, spec), rebuilder(cls)
+        flatten, rebuild = flattener(cls, spec, inherited=inherited), rebuilder(cls)
         optree.register_pytree_node(
             cls, flatten, cast(Any, rebuild), path_entry_type=optree.GetAttrEntry, namespace=NAMESPACE
         )
-        _torch_pytree.register(cls, flatten, rebuild)
+        pytree.register(cls, flatten, rebuild)
         _specs[cls] = spec
-        for hook in _on_register:
+        for hook in _hooks:
             hook(cls)
 
 
-#: Called with each class as it is registered (the printing of trees gives it a `repr`).
-_on_register: list[Callable[[type], None]] = []
+_hooks: list[Callable[[type], None]] = []
+
+
+def on_register(hook: Callable[[type], None], /) -> None:
+    """Call a function with each class that is, or will be, registered."""
+    with _lock:
+        _hooks.append(hook)
+        for cls in _specs:
+            hook(cls)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
+from fluxlike._private import pytree
 from fluxlike.trees.functor import is_leaf_class, spec_of
 
 __all__ = ["Assigned", "can_train", "is_harmless", "what_holds_tensors"]
@@ -40,9 +40,7 @@ class Assigned:
 
 
 # For torch's own transforms it is a node, so that they unwrap the tensor that it carries.
-_pytree.register_pytree_node(
-    Assigned, lambda a: ([a.value], None), lambda values, _: Assigned(next(iter(values)))
-)
+pytree.register(Assigned, lambda a: ((a.value,), None, ("value",)), lambda _, values: Assigned(*values))
 
 
 _TRAINED = frozenset(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 __all__ = [
     "PIN",
     "Riding",
@@ -100,6 +102,8 @@ class Riding:
         return mine.keys() == theirs.keys() and all(_same(v, theirs[k]) for k, v in mine.items())
 
     def __hash__(self) -> int:
+        if any(isinstance(v, Tensor) for v in self.values.values()):
+            raise TypeError("a node with a tensor that rides along is not a key: a cache would keep it alive")
         return hash(tuple(k for k in self.values if k != PIN))
 
     def __repr__(self) -> str:
@@ -122,28 +126,32 @@ def _same(a: Any, b: Any) -> bool:
 
 # What optree keeps for a node: the names of its children, and the attributes that ride along.
 Static = tuple[tuple[str, ...], Riding]
+Flatten = Callable[[Any], tuple[tuple[Any, ...], Static, tuple[str, ...]]]
 
 
-def flattener(cls: type, spec: Spec) -> Callable[[Any], tuple[tuple[Any, ...], Static, tuple[str, ...]]]:
+def flattener(cls: type, spec: Spec, *, inherited: bool = False) -> Flatten:
     """Build ``flatten(node)`` → (children, static, names); what is read of the class, is read once."""
     # Which attributes an object has may differ between objects of one class; each set of them is
     # analysed once: how to read the children, their names, the names that ride along.
     layouts: dict[tuple[str, ...], tuple[Callable[[Any], Any], tuple[str, ...], tuple[str, ...], Static]] = {}
     fixed = _slots(cls)
-    order = declared(cls) or ()
+    # One order for all objects of a class, whichever attribute each happened to get first.
+    order: dict[str, int] = {name: i for i, name in enumerate(declared(cls) or ())}
 
-    def analyse(present: tuple[str, ...]) -> tuple[Any, ...]:
+    def analyse(present: tuple[str, ...], attributes: dict[str, Any]) -> tuple[Any, ...]:
         names = [
             n
             for n in present
             if not (n.startswith("__") and n.endswith("__"))  # typing's, such as __orig_class__
             and not isinstance(_class_attribute(cls, n), functools.cached_property)
         ]
-        names.sort(key=lambda n: order.index(n) if n in order else len(order))
+        names.sort(key=lambda n: order.setdefault(n, len(order)))
         chosen = spec.children if spec.children is not None else tuple(n for n in names if n != PIN)
         for option in ("children", "trainable", "buffers"):
             require_names(cls, option, getattr(spec, option) or (), names, "the attributes of this object")
         rides = tuple(n for n in names if n not in chosen)
+        if inherited:
+            _check_inherited(cls, {n: attributes[n] for n in rides}, chosen)
         layouts[present] = _reader(chosen), chosen, rides, (chosen, _NOTHING)
         return layouts[present]
 
@@ -151,7 +159,7 @@ def flattener(cls: type, spec: Spec) -> Callable[[Any], tuple[tuple[Any, ...], S
         attributes = node.__dict__
         present = tuple(attributes)
         layout = layouts.get(present)
-        read, names, rides, static = layout if layout is not None else analyse(present)
+        read, names, rides, static = layout if layout is not None else analyse(present, attributes)
         if rides:
             static = (names, Riding({n: attributes[n] for n in rides}))
         return read(attributes), static, names
@@ -163,12 +171,23 @@ def flattener(cls: type, spec: Spec) -> Callable[[Any], tuple[tuple[Any, ...], S
             attributes[PIN] = getattr(node, PIN)
         present = tuple(attributes)
         layout = layouts.get(present)
-        read, names, rides, static = layout if layout is not None else analyse(present)
+        read, names, rides, static = layout if layout is not None else analyse(present, attributes)
         if rides:
             static = (names, Riding({n: attributes[n] for n in rides}))
         return read(attributes), static, names
 
     return flatten_slots if fixed else flatten_dict
+
+
+def _check_inherited(cls: type, riding: dict[str, Any], children: tuple[str, ...]) -> None:
+    """Refuse to leave the tensors of a subclass out of the tree because its parent chose children."""
+    for name, value in riding.items():
+        if isinstance(value, Tensor):
+            raise TypeError(
+                f"{cls.__qualname__}.{name} is a tensor, but not among children={children!r}, which "
+                f"{cls.__qualname__} has from its parent; put @fluxlike.functor(children=…) above "
+                f"{cls.__qualname__} to say which attributes take part"
+            )
 
 
 def _reader(names: tuple[str, ...]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:

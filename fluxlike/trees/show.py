@@ -218,4 +218,4 @@ def _is_generated(cls: type) -> bool:
     return code is not None and code.co_filename.startswith("<attrs generated")
 
 
-registry._on_register.append(_give_repr)
+registry.on_register(_give_repr)

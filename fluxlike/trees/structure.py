@@ -132,13 +132,17 @@ def _trains(entry: optree.PyTreeEntry) -> bool:
     return spec is None or spec.trains(entry.entry)
 
 
-@lru_cache(maxsize=1024)
+_structures = lru_cache(maxsize=1024)(Structure)
+
+
 def structure_of(treedef: optree.PyTreeSpec, /) -> Structure:
     """The `Structure` of a treedef, worked out once."""
-    return Structure(treedef)
+    try:
+        return _structures(treedef)
+    except TypeError:  # not hashable: what rides along must not be kept alive by a cache
+        return Structure(treedef)
 
 
-@lru_cache(maxsize=1024)
 def _same_shape(a: optree.PyTreeSpec, b: optree.PyTreeSpec) -> bool:
     """Whether two treedefs differ at most in what rides along with their nodes."""
     return structure_of(a).paths == structure_of(b).paths and _kinds(a) == _kinds(b)

@@ -183,12 +183,11 @@ def test_tied_parameters_stay_tied_through_training() -> None:
     assert state["encoder"].state.exp_avg is state["decoder"].state.exp_avg
 
 
-def test_the_shared_counter_parts_where_leaves_move_apart() -> None:
+def test_leaves_that_move_at_different_times_count_apart() -> None:
     model = {"a": randn(2), "b": randn(2), "c": randn(2)}
     theirs = {k: x.clone().requires_grad_() for k, x in model.items()}
     optimiser = torch.optim.Adam(list(theirs.values()), 0.1)
     state = fl.setup(fl.Adam(0.1), model)
-    assert state["a"].state.step is state["b"].state.step
     for t in range(8):
         grads = {k: randn(2, seed=10 * t + i) for i, k in enumerate("abc")}
         if t in (1, 2):

