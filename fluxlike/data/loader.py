@@ -43,6 +43,11 @@ class DataLoader:
     ) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r}: write a whole number of at least 1")
+        if isinstance(data, torch.utils.data.Dataset):
+            raise TypeError(
+                f"DataLoader takes arrays in memory, found a {type(data).__name__}; give its arrays, such as "
+                "dataset.tensors of a TensorDataset, or use torch's own DataLoader"
+            )
         self._observations = num_observations(data)
         leaves, self._treedef = flatten(data)
         where = structure_of(self._treedef).paths

@@ -50,7 +50,7 @@ def num_observations(data: Any, /) -> int:
     return next(iter(lengths))
 
 
-def splitobs(data: Any, /, *, at: float | Sequence[float], shuffle: bool = False) -> tuple[Any, ...]:
+def splitobs(data: Any, /, at: float | Sequence[float], *, shuffle: bool = False) -> tuple[Any, ...]:
     """Split a data set, for example into training and validation.
 
     Args:

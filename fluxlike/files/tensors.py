@@ -10,11 +10,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import enum
+import functools
 import json
 import math
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +67,16 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"save takes the path first, found a {type(path).__name__}: write save(path, tree)")
     leaves, treedef = flatten(tree)
     where = structure_of(treedef).paths
     stored = _Stored()
     entries = {p: stored.entry(p, x) for p, x in zip(where, leaves, strict=True)}
-    about = {"version": _VERSION, "leaves": entries, "riding": dict(_riding(tree, ""))}
+    about = {"version": _VERSION, "leaves": entries, "nodes": dict(_nodes(tree, ""))}
     target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {target.parent} to save into")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -155,20 +161,25 @@ def _view(x: Tensor) -> dict[str, str]:
 def _object_name(x: Any) -> str:
     if isinstance(x, enum.Enum):
         return f"{type(x).__name__}.{x.name}"
+    if isinstance(x, functools.partial):
+        given = [repr(a) if _printable(a) else _object_name(a) for a in (*x.args, *x.keywords.values())]
+        labels = [*[""] * len(x.args), *(f"{k}=" for k in x.keywords)]
+        inside = "".join(f", {label}{text}" for label, text in zip(labels, given, strict=True))
+        return f"partial({_object_name(x.func)}{inside})"
     return getattr(x, "__name__", None) or f"{type(x).__name__} object"
 
 
-def _riding(node: Any, path: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """For each node the plain attributes that are not children, in print, to be compared."""
+def _nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For each node its class by name, and its plain attributes that are not children, in print."""
     if not paths.is_node(node):
         return
-    static = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)[1]
-    riding = static[1].values if spec_of(type(node)) is not None else {}  # type: ignore[index]
-    values = {n: repr(v) for n, v in riding.items() if n != PIN and _printable(v)}
-    if values:
-        yield path, values
+    settings = {}
+    if spec_of(type(node)) is not None:
+        static: Any = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)[1]
+        settings = {n: repr(v) for n, v in static[1].values.items() if _printable(v)}
+    yield path, {"class": type(node).__name__, "settings": settings}
     for step, child in paths.children(node):
-        yield from _riding(child, path + step.text)
+        yield from _nodes(child, path + step.text)
 
 
 def _printable(x: Any) -> bool:
@@ -177,7 +188,7 @@ def _printable(x: Any) -> bool:
     return x is None or isinstance(x, (bool, int, float, str))
 
 
-def load(path: str | os.PathLike[str], /, *, like: Any) -> Any:
+def load(path: str | os.PathLike[str], /, like: Any) -> Any:
     """Read a tree that `save` wrote.
 
     Args:
@@ -204,12 +215,16 @@ def load(path: str | os.PathLike[str], /, *, like: Any) -> Any:
     """
     leaves, treedef = flatten(like)
     where = structure_of(treedef).paths
-    found, names, riding = _read(path)
-    wanted = dict(zip(where, leaves, strict=True))
-    faults = _compare_names(wanted, names, found) + _compare_riding(like, riding)
+    found, names, nodes = _read(path)
+    differing = _compare_nodes(like, nodes)
+    wanted = {p: x for p, x in zip(where, leaves, strict=True) if _outside(p, differing)}
+    found = {p: x for p, x in found.items() if _outside(p, differing)}
+    names = {p: x for p, x in names.items() if _outside(p, differing)}
+    faults = [fault for p, fault in differing.items() if _outside(p, differing)]
+    faults += _compare_names(wanted, names, found)
     plain = {p: x for p, x in found.items() if p not in wanted or is_plain(wanted[p])}
-    named = {p for p in names if p in wanted and is_plain(wanted[p])}
-    tree = fit(like, plain, what=f"the file {path}", faults=faults, skip=named)
+    known = {p for p in where if p not in wanted or (p in names and is_plain(wanted[p]))}
+    tree = fit(like, plain, what=f"the file {path}", faults=faults, skip=known)
     loaded, treedef = flatten(tree)
     moved: dict[int, Tensor] = {}
     for i, (x, old) in enumerate(zip(loaded, leaves, strict=True)):
@@ -222,7 +237,7 @@ def load(path: str | os.PathLike[str], /, *, like: Any) -> Any:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-    """The values of a file by path, the names of its objects by path, and its settings."""
+    """The values of a file by path, the names of its objects by path, and its nodes."""
     from safetensors import SafetensorError, safe_open
 
     if not os.path.exists(path):
@@ -245,7 +260,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str],
             raise ValueError(f"it is of version {about['version']!r}; this fluxlike reads {_VERSION}")
         names = {p: e["name"] for p, e in about["leaves"].items() if "name" in e}
         found = {p: _value(e, tensors) for p, e in about["leaves"].items() if "name" not in e}
-        riding = {p: dict(values) for p, values in about["riding"].items()}
+        nodes = {
+            p: {"class": str(n["class"]), "settings": dict(n["settings"])} for p, n in about["nodes"].items()
+        }
     except (
         KeyError,
         TypeError,
@@ -258,7 +275,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str],
         raise ValueError(
             f"{path} has a header that can't be read: {type(error).__name__}: {error}"
         ) from error
-    return found, names, riding
+    return found, names, nodes
 
 
 def _value(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
@@ -303,11 +320,32 @@ def _compare_names(wanted: dict[str, Any], names: dict[str, str], found: dict[st
     return faults + [f"{p} is not in the model" for p in names if p not in wanted]
 
 
-def _compare_riding(like: Any, riding: dict[str, dict[str, str]]) -> list[str]:
-    """Settings such as a stride that differ: the same weights would give other predictions."""
-    faults = []
-    for path, mine in _riding(like, ""):
-        for name, value in riding.get(path, {}).items():
-            if name in mine and mine[name] != value:
-                faults.append(f"{path}.{name} is {value} in the file, the model has {mine[name]}")
+def _compare_nodes(like: Any, nodes: dict[str, Any]) -> dict[str, str]:
+    """By path, what is wrong with the classes and settings: other ones would give other predictions."""
+    faults = {}
+    wanted = dict(_nodes(like, ""))
+    for path, mine in wanted.items():
+        theirs = nodes.get(path)
+        if theirs is None:
+            continue  # its leaves are missing too, or it has none and is named below
+        if theirs["class"] != mine["class"]:
+            found = theirs["class"]
+            faults[path] = f"{path or 'the root'} is a {found} in the file, the model has a {mine['class']}"
+            continue
+        for name in mine["settings"].keys() | theirs["settings"].keys():
+            a, b = theirs["settings"].get(name), mine["settings"].get(name)
+            # A setting that only one of them has was added to the class, or removed; a pin was not.
+            if a != b and (name == PIN or (a is not None and b is not None)):
+                what = f"the pinned mode of {path or 'the root'}" if name == PIN else f"{path}.{name}"
+                faults[f"{path}.{name}"] = f"{what} is {a} in the file, the model has {b}"
+    for path in nodes.keys() - wanted.keys():
+        faults[path] = f"{path} is a {nodes[path]['class']} in the file, the model has none"
+    for path in wanted.keys() - nodes.keys():
+        faults[path] = f"{path} is a {wanted[path]['class']} in the model, the file has none"
     return faults
+
+
+def _outside(path: str, places: Container[str]) -> bool:
+    """Whether a path lies below none of some places, whose own mismatch says all."""
+    steps = re.findall(r"\.[^.\[]+|\[[^\]]*\]", path)
+    return not any("".join(steps[:n]) in places for n in range(len(steps)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
-from fluxlike.layers.errors import require_features
+from fluxlike.layers.errors import explain_mixture, require_activation, require_features
 from fluxlike.trees.functor import functor
 from fluxlike.trees.show import value_text
 
@@ -63,6 +63,7 @@ class Dense:
         bias: bool = True,
         init: Init = glorot_uniform,
     ) -> None:
+        require_activation("Dense", activation)
         self.weight = init((out_features, in_features))
         self.bias = torch.zeros(out_features) if bias else None
         self.activation = activation
@@ -71,7 +72,12 @@ class Dense:
         n = self.weight.shape[1]
         if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[-1] != n:
             require_features("Dense", x, -1, n, f"(…, {n})")
-        return self.activation(F.linear(x, self.weight, self.bias))
+        try:
+            y = F.linear(x, self.weight, self.bias)
+        except RuntimeError as error:
+            explain_mixture("Dense", self.weight, x, error)
+            raise
+        return self.activation(y)
 
     def extra_repr(self) -> str:
         out, in_ = self.weight.shape

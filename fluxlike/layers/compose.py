@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from fluxlike.layers.errors import LayerError
 from fluxlike.trees.functor import functor
 
@@ -56,11 +58,7 @@ class Chain:
         if named:
             self.names = tuple(named)
         for i, layer in enumerate(self.layers):
-            if not callable(layer):
-                raise TypeError(
-                    f"step {i} of Chain is {layer!r} of {type(layer).__name__}, which can't be called; "
-                    "write the layers one by one, or Chain(*layers)"
-                )
+            _check_step(i, layer)
 
     def __call__(self, x: Any) -> Any:
         i = 0
@@ -70,7 +68,7 @@ class Chain:
                 before = x
                 x = layer(x)
         except Exception as error:
-            if not isinstance(error, (RuntimeError, ValueError, TypeError, IndexError)):
+            if not LayerError.wraps(error):
                 raise
             raise LayerError.at(f".layers[{i}]", self.layers[i], before, error) from error
         return x
@@ -86,7 +84,18 @@ class Chain:
             return Chain(**dict(zip(self.names[key], self.layers[key], strict=True)))
         return self.layers[self._index(key) if isinstance(key, str) else key]
 
+    def __getattr__(self, name: str) -> Any:
+        if name in _ELSEWHERE:
+            raise AttributeError(f"a Chain has no {name!r}: {_ELSEWHERE[name]}")
+        raise AttributeError(
+            f"a Chain has no {name!r}; its layers are chain.layers, named ones chain['name']"
+        )
+
     def _index(self, name: str) -> int:
+        if self.names is not None and len(self.names) != len(self.layers):
+            raise KeyError(
+                f"the Chain has {len(self.layers)} layers and the names {self.names}; make it anew"
+            )
         if self.names is None or name not in self.names:
             raise KeyError(f"no layer named {name!r}; the names are {self.names or 'not given'}")
         return self.names.index(name)
@@ -96,6 +105,42 @@ class Chain:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.layers)
+
+
+def _check_step(i: int, layer: Any) -> None:
+    """Refuse a step that can't be called, or that would not do what it seems to."""
+    if isinstance(layer, type):
+        raise TypeError(f"step {i} of Chain is the class {layer.__name__}: write {layer.__name__}(…)")
+    if not callable(layer):
+        raise TypeError(
+            f"step {i} of Chain is {layer!r} of {type(layer).__name__}, which can't be called; "
+            "write the layers one by one, or Chain(*layers)"
+        )
+    if isinstance(layer, torch.nn.Module):
+        name = type(layer).__name__
+        holds = any(True for _ in layer.parameters()) or any(True for _ in layer.buffers())
+        if holds or "Dropout" in name:
+            why = "keeps its tensors to itself" if holds else "has a train mode of its own"
+            raise TypeError(
+                f"step {i} of Chain is torch's {name}, which {why}; use fluxlike's layer, or a class of your "
+                "own under @fluxlike.functor"
+            )
+
+
+# What users of torch.nn look for on a module, and what does it here.
+_ELSEWHERE = {
+    "train": "gradient trains, everything else tests; fluxlike.mode and fluxlike.trainmode say otherwise",
+    "eval": "everything but gradient tests; fluxlike.testmode pins a layer",
+    "parameters": "write fluxlike.trainables(model)",
+    "named_parameters": "write fluxlike.trainables(model, paths=True)",
+    "to": "write fluxlike.to_device(model, device), or fluxlike.f16(model) for a dtype",
+    "cuda": "write fluxlike.to_device(model, 'cuda')",
+    "half": "write fluxlike.f16(model)",
+    "state_dict": "write fluxlike.state_dict(model)",
+    "load_state_dict": "write model = fluxlike.load_state_dict(model, d)",
+    "zero_grad": "gradients are values here, there is nothing to zero",
+    "requires_grad_": "write fluxlike.freeze(state, where), or gradient(…, wrt=where)",
+}
 
 
 @functor
@@ -129,6 +174,8 @@ class SkipConnection:
     def __call__(self, x: Any) -> Any:
         try:
             y = self.layer(x)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:
+            if not LayerError.wraps(error):
+                raise
             raise LayerError.at(".layer", self.layer, x, error) from error
         return self.connection(y, x)

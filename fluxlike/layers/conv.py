@@ -11,7 +11,7 @@ from torch import Tensor
 from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.basic import Activation, Init, activation_text
-from fluxlike.layers.errors import require_features
+from fluxlike.layers.errors import explain_mixture, require_activation, require_features
 from fluxlike.trees.functor import functor
 
 __all__ = ["Conv", "as_sizes", "axes_text", "sizes_text"]
@@ -96,7 +96,11 @@ class Conv:
         init: Init = glorot_uniform,
     ) -> None:
         if isinstance(kernel_size, int) or len(kernel_size) not in _CONVOLUTIONS:
-            raise ValueError(f"kernel_size={kernel_size!r}: write one number an axis, such as (3, 3)")
+            raise ValueError(
+                f"kernel_size={kernel_size!r}: write one number an axis, such as (3, 3); the order is "
+                "Conv((3, 3), in_channels, out_channels)"
+            )
+        require_activation("Conv", activation)
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups={groups} does not divide the channels {in_channels} and {out_channels}")
         n = len(kernel_size)
@@ -113,7 +117,11 @@ class Conv:
         if not isinstance(x, Tensor) or x.ndim != n + 2 or x.shape[1] != channels:
             require_features("Conv", x, 1, channels, f"(N, {channels}, {axes_text(n)})", (n + 2,))
         convolve = _CONVOLUTIONS[n]
-        y = convolve(x, self.weight, self.bias, self.stride, self.pad, self.dilation, self.groups)
+        try:
+            y = convolve(x, self.weight, self.bias, self.stride, self.pad, self.dilation, self.groups)
+        except RuntimeError as error:
+            explain_mixture("Conv", self.weight, x, error)
+            raise
         return self.activation(y)
 
     def extra_repr(self) -> str:

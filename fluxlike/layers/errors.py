@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["LayerError", "require_features"]
+__all__ = ["LayerError", "explain_mixture", "require_activation", "require_features"]
 
 
 class LayerError(RuntimeError):
@@ -19,6 +20,12 @@ class LayerError(RuntimeError):
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path, self.message = path, message
+
+    @staticmethod
+    def wraps(error: Exception) -> bool:
+        """Whether an error is about what a layer got, and gains by the layer's path."""
+        kinds = (RuntimeError, ValueError, TypeError, IndexError)
+        return isinstance(error, kinds) and not isinstance(error, torch.OutOfMemoryError)
 
     @classmethod
     def at(cls, step: str, layer: Any, x: Any, error: Exception) -> LayerError:
@@ -51,3 +58,31 @@ def require_features(
         raise ValueError(f"{name} takes the shape {wanted}, found {tuple(x.shape)}")
     if x.ndim <= (axis if axis >= 0 else -axis - 1) or x.shape[axis] != size:
         raise ValueError(f"{name} takes the shape {wanted}, found {tuple(x.shape)}")
+
+
+def explain_mixture(name: str, weight: Tensor, x: Tensor, error: RuntimeError) -> None:
+    """Raise a better error where a layer and its input differ in device or dtype."""
+    if x.device != weight.device:
+        raise ValueError(
+            f"{name} is on {weight.device}, its input on {x.device}; write "
+            f"fluxlike.to_device(x, {str(weight.device)!r})"
+        ) from error
+    if x.dtype != weight.dtype:
+        wanted = str(weight.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{name} holds {wanted}, its input is {str(x.dtype).removeprefix('torch.')}; write "
+            f"x.to(torch.{wanted}), or cast the model"
+        ) from error
+
+
+def require_activation(name: str, activation: Any) -> None:
+    """Refuse an activation that can't be called, or that is a class.
+
+    Raises:
+        TypeError: it says what to write.
+    """
+    if isinstance(activation, type):
+        raise TypeError(f"{name} got the class {activation.__name__}; write {activation.__name__}()")
+    if not callable(activation):
+        hint = f"; write fl.{activation}" if isinstance(activation, str) else ""
+        raise TypeError(f"{name} got the activation {activation!r}, which can't be called{hint}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from fluxlike._private import functorch
 from fluxlike.layers.activations import identity
 from fluxlike.layers.basic import Activation, activation_text
-from fluxlike.layers.errors import require_features
+from fluxlike.layers.errors import require_activation, require_features
 from fluxlike.placement.dtype import stays_float32
 from fluxlike.scope.assigned import assign, current
 from fluxlike.scope.mode import training
@@ -68,6 +68,7 @@ class BatchNorm:
         momentum: float = 0.1,
         affine: bool = True,
     ) -> None:
+        require_activation("BatchNorm", activation)
         self.weight = torch.ones(num_features) if affine else None
         self.bias = torch.zeros(num_features) if affine else None
         self.running_mean = torch.zeros(num_features)
@@ -80,8 +81,8 @@ class BatchNorm:
         if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[1] != n:
             require_features("BatchNorm", x, 1, n, f"(N, {n}, …)")
         if x.dtype != self.running_mean.dtype and x.dtype in (torch.float16, torch.bfloat16):
-            return self._normalise(x.to(self.running_mean.dtype)).to(x.dtype)
-        return self._normalise(x)
+            return self.activation(self._normalise(x.to(self.running_mean.dtype)).to(x.dtype))
+        return self.activation(self._normalise(x))
 
     def _normalise(self, x: Tensor) -> Tensor:
         mean, var = current(self.running_mean), current(self.running_var)
@@ -98,7 +99,7 @@ class BatchNorm:
             y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
             assign(self.running_mean, mean)
             assign(self.running_var, var)
-        return self.activation(y)
+        return y
 
     def extra_repr(self) -> str:
         return (
@@ -144,6 +145,7 @@ class LayerNorm:
         affine: bool = True,
     ) -> None:
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        require_activation("LayerNorm", activation)
         self.weight = torch.ones(shape) if affine else None
         self.bias = torch.zeros(shape) if affine else None
         self.activation = activation

@@ -78,7 +78,14 @@ def scale(tree: Any, factor: float | Tensor, /) -> Any:
         >>> fl.tree.scale({"w": torch.ones(2), "steps": torch.tensor(3)}, 0.5)
         {'w': tensor([0.5000, 0.5000]), 'steps': tensor(3)}
     """
-    return fmap(lambda x: value_of(x) * factor if can_train(x) else x, tree)
+
+    def multiply(x: Tensor) -> Tensor:
+        if not can_train(x):
+            return x
+        narrow = isinstance(factor, Tensor) and not x.is_complex()  # a 0-d factor must not promote 0-d x
+        return value_of(x) * (factor.to(x.dtype) if narrow else factor)  # type: ignore[union-attr]
+
+    return fmap(multiply, tree)
 
 
 def lerp(a: Any, b: Any, weight: float | Tensor, /) -> Any:
@@ -125,7 +132,7 @@ def dot(a: Any, b: Any, /) -> Tensor:
 
     def multiply(x: Tensor, y: Tensor) -> Tensor:
         if can_train(x):
-            products.append((x.conj() * y).sum())
+            products.append((_at_least_float32(x).conj() * _at_least_float32(y)).sum())
         return x
 
     _zip("dot", multiply, lambda y: y, a, b)
@@ -198,6 +205,10 @@ def allclose(a: Any, b: Any, /, *, rtol: float = 1e-5, atol: float = 1e-8, equal
             x, y = x.value, y.value
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             same_kind = x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
+            if same_kind and x.is_meta:
+                return x is y  # without data, only itself is known to be equal
+            if same_kind and x.layout is not torch.strided:
+                x, y = x.to_dense(), y.to_dense()
             return same_kind and torch.allclose(x, y, rtol=rtol, atol=atol, equal_nan=equal_nan)
         if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
             return x.dtype == y.dtype and bool(np.array_equal(x, y))
@@ -277,11 +288,13 @@ def _check_tie(name: str, where: tuple[str, ...], theirs: list[Any], first: int,
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if x.dtype == torch.complex32:
+        return x.to(torch.complex64)
+    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
 
 
 def _promoted(scalars: list[Tensor]) -> list[Tensor]:
     dtype = scalars[0].dtype if scalars else torch.float32
     for s in scalars:
         dtype = torch.promote_types(dtype, s.dtype)
-    return [s.to(dtype) for s in scalars]
+    return [s.to(scalars[0].device, dtype) for s in scalars]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import enum
 import functools
 import types
+import weakref
+from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -97,32 +100,48 @@ def what_holds_tensors(x: Any, /) -> str | None:
         if not isinstance(x, type):
             _harmless.add(type(x))
         return None
-    return _search(x, "", set())
+    if isinstance(x, functools.partial):  # it can't change, so once is enough
+        if x in _cleared:
+            return None
+        held = _search(x)
+        if held is None:
+            _cleared.add(x)
+        return held
+    return _search(x)
 
 
-def _search(x: Any, place: str, seen: set[int]) -> str | None:
-    if isinstance(x, Tensor) or (place and not isinstance(x, type) and spec_of(type(x)) is not None):
-        return place
-    if id(x) in seen or (type(x) in _harmless and not isinstance(x, (list, tuple, dict))):
-        return None
-    seen.add(id(x))
-    for name, part in _parts(x):
-        found = _search(part, place + name, seen)
-        if found is not None:
-            return found
+_cleared: weakref.WeakSet[Any] = weakref.WeakSet()
+_FAR = 1000  # objects looked at inside one constant; tensors lie near the surface
+
+
+def _search(x: Any) -> str | None:
+    """The nearest tensor or functor inside an object, breadth first."""
+    queue, seen = deque([("", x)]), {id(x)}
+    for _ in range(_FAR):
+        if not queue:
+            return None
+        place, part = queue.popleft()
+        if isinstance(part, Tensor):
+            return place
+        if place and not isinstance(part, type) and spec_of(type(part)) is not None:
+            return place
+        for name, inner in _parts(part):
+            if id(inner) not in seen and len(queue) < _FAR:
+                seen.add(id(inner))
+                queue.append((place + name, inner))
     return None
 
 
 def _parts(x: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(x, dict):
-        return [(f"[{k!r}]", v) for k, v in x.items()]
+        return ((f"[{k!r}]", v) for k, v in islice(x.items(), _FAR))
     if isinstance(x, (list, tuple, set, frozenset)):
-        return [(f"[{i}]", v) for i, v in enumerate(x)]
+        return ((f"[{i}]", v) for i, v in enumerate(islice(x, _FAR)))
     if isinstance(x, functools.partial):
         return [(".func", x.func), (".args", x.args), (".keywords", x.keywords)]
     if isinstance(x, types.MethodType):
         return [(".__self__", x.__self__)]
-    if isinstance(x, type) or type(x).__module__ in ("builtins", "types", "torch"):
+    if isinstance(x, type) or type(x) in _harmless or type(x).__module__ in ("builtins", "types", "torch"):
         return []
     slots = [n for base in type(x).__mro__ for n in _as_tuple(base.__dict__.get("__slots__", ()))]
     held = {n: getattr(x, n) for n in slots if n not in ("__dict__", "__weakref__") and hasattr(x, n)}

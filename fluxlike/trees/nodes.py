@@ -12,6 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "PIN",
+    "TENSORS_RIDE",
     "Riding",
     "Spec",
     "Static",
@@ -102,8 +103,6 @@ class Riding:
         return mine.keys() == theirs.keys() and all(_same(v, theirs[k]) for k, v in mine.items())
 
     def __hash__(self) -> int:
-        if any(isinstance(v, Tensor) for v in self.values.values()):
-            raise TypeError("a node with a tensor that rides along is not a key: a cache would keep it alive")
         return hash(tuple(k for k in self.values if k != PIN))
 
     def __repr__(self) -> str:
@@ -111,6 +110,9 @@ class Riding:
 
 
 _NOTHING = Riding({})
+
+#: Classes of which an object had a tensor that rides along: no cache may keep their treedefs.
+TENSORS_RIDE: set[type] = set()
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -138,6 +140,12 @@ def flattener(cls: type, spec: Spec, *, inherited: bool = False) -> Flatten:
     # One order for all objects of a class, whichever attribute each happened to get first.
     order: dict[str, int] = {name: i for i, name in enumerate(declared(cls) or ())}
 
+    def ride(attributes: dict[str, Any], names: tuple[str, ...]) -> Riding:
+        values = {n: attributes[n] for n in names}
+        if cls not in TENSORS_RIDE and any(isinstance(v, Tensor) for v in values.values()):
+            TENSORS_RIDE.add(cls)
+        return Riding(values)
+
     def analyse(present: tuple[str, ...], attributes: dict[str, Any]) -> tuple[Any, ...]:
         names = [
             n
@@ -161,7 +169,7 @@ def flattener(cls: type, spec: Spec, *, inherited: bool = False) -> Flatten:
         layout = layouts.get(present)
         read, names, rides, static = layout if layout is not None else analyse(present, attributes)
         if rides:
-            static = (names, Riding({n: attributes[n] for n in rides}))
+            static = (names, ride(attributes, rides))
         return read(attributes), static, names
 
     def flatten_slots(node: Any) -> tuple[tuple[Any, ...], Static, tuple[str, ...]]:
@@ -173,7 +181,7 @@ def flattener(cls: type, spec: Spec, *, inherited: bool = False) -> Flatten:
         layout = layouts.get(present)
         read, names, rides, static = layout if layout is not None else analyse(present, attributes)
         if rides:
-            static = (names, Riding({n: attributes[n] for n in rides}))
+            static = (names, ride(attributes, rides))
         return read(attributes), static, names
 
     return flatten_slots if fixed else flatten_dict

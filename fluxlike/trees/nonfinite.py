@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fluxlike.trees.leaves import Assigned, can_train
+from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["find_nonfinite"]
@@ -32,15 +33,24 @@ def find_nonfinite(tree: Any, /) -> dict[str, str]:
     seen: set[int] = set()
     found = {}
     for i, x in enumerate(leaves):
-        value = x.value if isinstance(x, Assigned) else x
-        if isinstance(value, float):
-            value = torch.tensor(value)
-        if not isinstance(value, Tensor) or id(x) in seen or not can_train(value):
+        value = _numbers(x.value if isinstance(x, Assigned) else x)
+        if value is None or id(x) in seen:
             continue
         seen.add(id(x))
         if not bool(torch.isfinite(value).all()):
             found[structure_of(treedef).paths[i]] = _say(value)
     return found
+
+
+def _numbers(x: Any) -> Tensor | None:
+    """The floating or complex numbers in a leaf, if it has any."""
+    if isinstance(x, (float, complex)):
+        return torch.tensor(x)
+    if isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "fc":
+        return torch.from_numpy(np.array(x))
+    if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) and not x.is_meta:
+        return x if x.layout is torch.strided else x.coalesce().values() if x.is_sparse else x.to_dense()
+    return None
 
 
 def _say(x: Tensor) -> str:

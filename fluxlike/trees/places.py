@@ -42,9 +42,10 @@ def find_places(tree: Any, where: Where | tuple[Where, ...], /) -> tuple[list[En
         return [place for found in each for place in found], True
     if isinstance(where, str):
         return [paths.lookup(tree, where)[0]], False
-    if not callable(where):
+    if paths.is_node(where) or not callable(where):
+        what = f"a {type(where).__name__}" if callable(where) else repr(where)
         raise TypeError(
-            f"where={where!r} is a {type(where).__name__}; write a selector such as "
+            f"where= is {what}; write a selector such as "
             "lambda m: m.layers[0], a path such as '.layers[0]', or a predicate of (path, node)"
         )
     if _is_predicate(where):
@@ -88,9 +89,13 @@ def selected_leaves(
 
 
 def _is_predicate(where: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(where).parameters.values()
+    except (ValueError, TypeError):  # of C, such as operator.attrgetter
+        return False
     required = [
         p
-        for p in inspect.signature(where).parameters.values()
+        for p in parameters
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if len(required) not in (1, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import types
 from collections.abc import Iterable
@@ -40,7 +41,11 @@ def value_text(x: Any, /) -> str:
     """One leaf in print: its dtype and shape for a tensor, its name for a function."""
     if isinstance(x, Tensor):
         place = "" if x.device.type == "cpu" else f" on {x.device}"
-        return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}{place}"
+        shape = list(x.shape)
+        if x.ndim == 0 and type(x) is Tensor and x.device.type == "cpu" and not x.requires_grad:
+            with contextlib.suppress(RuntimeError):  # a tensor of a transform has no value to show
+                shape = f"({x.item()})"  # type: ignore[assignment]
+        return f"{str(x.dtype).removeprefix('torch.')}{shape}{place}"
     if isinstance(x, (types.FunctionType, types.BuiltinFunctionType, type)):
         return x.__qualname__.removeprefix("_VariableFunctionsClass.")
     return repr(x)
@@ -57,7 +62,8 @@ def _arguments(node: Any) -> str | None:
 
 def _comment(node: Any) -> str:
     trained = trainables(node)
-    others = [x for x in fleaves(node) if not any(x is p for p in trained)]
+    ids = set(map(id, trained))
+    others = [x for x in fleaves(node) if id(x) not in ids]
     parts = []
     if trained:
         parts.append(_plural(sum(p.numel() for p in trained), "parameter"))
@@ -75,6 +81,10 @@ def _comment(node: Any) -> str:
 def _describe(node: Any, label: str, indent: int, lines: list[tuple[str, str]], tail: str) -> None:
     """Append the lines of one node, each with its comment."""
     margin = "  " * indent
+    own = _own_repr(node)
+    if own is not None:
+        lines.append((f"{margin}{label}{own}{tail}", ""))
+        return
     start, end = _brackets(node)
     arguments = _arguments(node)
     inner = [(step, child) for step, child in paths.children(node)]
@@ -104,6 +114,15 @@ def _describe(node: Any, label: str, indent: int, lines: list[tuple[str, str]], 
     for label_, (_, child) in zip(labels, inner, strict=True):
         _describe(child, label_, indent + 1, lines, ",")
     lines.append((f"{margin}{end}{tail}", _comment(node) if indent else ""))
+
+
+def _own_repr(node: Any) -> str | None:
+    """What an author's `__repr__` says of a functor, if it is one line."""
+    method: Any = type(node).__repr__
+    if registry.spec_of(type(node)) is None or method in (tree_repr, object.__repr__):
+        return None
+    text = repr(node)
+    return None if "\n" in text else text
 
 
 def _deserves_lines(x: Any) -> bool:
@@ -144,9 +163,12 @@ def _align(lines: Iterable[tuple[str, str]]) -> str:
 def tree_repr(node: Any) -> str:
     """The printed form of a functor: a line a layer, with parameter counts, and totals."""
     lines: list[tuple[str, str]] = []
-    _describe(node, "", 0, lines, "")
-    if len(lines) > 1:
-        lines[-1] = (lines[-1][0], f"Total: {_totals(node)}")
+    try:
+        _describe(node, "", 0, lines, "")
+        if len(lines) > 1:
+            lines[-1] = (lines[-1][0], f"Total: {_totals(node)}")
+    except (TypeError, ValueError) as error:  # no tree, but a repr must not raise
+        return f"<{type(node).__qualname__}, which is no tree: {error}>"
     return _align(lines)
 
 

@@ -101,6 +101,8 @@ def fit(
         if path not in found:
             continue
         old, new = leaves[i], found[path]
+        if type(old) is float and type(new) is int and abs(new) < 2**53:
+            new = float(new)
         fault = _mismatch(old, new)
         if fault:
             faults.append(f"{path or 'the root'} {fault}")
@@ -133,7 +135,7 @@ def _places(node: Any, d: Any, path: str) -> list[tuple[str, Any]]:
 
 
 def _mismatch(old: Any, new: Any) -> str | None:
-    numbers = type(old) in (int, float) and type(new) in (int, float)
+    numbers = type(old) is int and type(new) is float
     if isinstance(old, Tensor) != isinstance(new, Tensor) or (
         type(old) is not type(new) and not isinstance(old, Tensor) and not numbers
     ):

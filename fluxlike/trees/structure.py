@@ -18,6 +18,7 @@ import torch
 from fluxlike.trees import paths
 from fluxlike.trees.functor import NAMESPACE, spec_of
 from fluxlike.trees.leaves import is_harmless, what_holds_tensors
+from fluxlike.trees.nodes import TENSORS_RIDE
 
 __all__ = ["Structure", "flatten", "leaves_like", "require_same", "structure_of"]
 
@@ -137,10 +138,13 @@ _structures = lru_cache(maxsize=1024)(Structure)
 
 def structure_of(treedef: optree.PyTreeSpec, /) -> Structure:
     """The `Structure` of a treedef, worked out once."""
-    try:
-        return _structures(treedef)
-    except TypeError:  # not hashable: what rides along must not be kept alive by a cache
-        return Structure(treedef)
+    if TENSORS_RIDE and _mentions(treedef, TENSORS_RIDE):
+        return Structure(treedef)  # a cache would keep alive what rides along
+    return _structures(treedef)
+
+
+def _mentions(treedef: optree.PyTreeSpec, classes: set[type]) -> bool:
+    return treedef.type in classes or any(_mentions(child, classes) for child in treedef.children())
 
 
 def _same_shape(a: optree.PyTreeSpec, b: optree.PyTreeSpec) -> bool:

@@ -6,6 +6,7 @@ import math
 import os
 import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,15 @@ class TestTrees:
         tree = {(1, "a"): torch.ones(1), (2, "b"): torch.ones(2)}
         assert fl.tree.allclose(round_trip(file, tree), tree)
 
-    def test_a_pinned_mode_is_that_of_like(self, file):
-        loaded = round_trip(file, fl.testmode(fl.BatchNorm(2)), fl.BatchNorm(2))
+    def test_a_pinned_mode_comes_back(self, file):
+        loaded = round_trip(file, fl.testmode(fl.BatchNorm(2)), fl.testmode(fl.BatchNorm(2)))
         with fl.mode("train"):
-            assert fl.training(loaded)
+            assert not fl.training(loaded)
+
+    def test_a_pinned_mode_that_one_side_lacks_is_named(self, file):
+        fl.save(file, [fl.testmode(fl.BatchNorm(2))])
+        with pytest.raises(ValueError, match=r"the pinned mode of \[0\] is 'test' in the file"):
+            fl.load(file, like=[fl.BatchNorm(2)])
 
     def test_an_empty_tree_comes_back(self, file):
         assert round_trip(file, {"a": (), "b": []}) == {"a": (), "b": []}
@@ -454,8 +460,8 @@ class TestDamage:
             lambda about: about.pop("leaves") and None,
             lambda about: about.update(leaves=[]),
             lambda about: about.update(leaves={"['w']": None}),
-            lambda about: about.update(riding=5),
-            lambda about: about.update(riding={"": 5}),
+            lambda about: about.update(nodes=5),
+            lambda about: about.update(nodes={"": 5}),
             put("['w']", {}),
             put("['w']", {"tensor": "elsewhere"}),
             put("['w']", {"tensor": ["['w']"]}),
@@ -556,6 +562,41 @@ class TestMismatches:
         fl.save(file, Layer(torch.ones(1), 1))
         with pytest.raises(ValueError, match=r"\.stride is 1 in the file, the model has 2"):
             fl.load(file, like=Layer(torch.ones(1), 2))
+
+    @pytest.mark.parametrize(
+        ("saved", "like", "text"),
+        [
+            (
+                fl.MaxPool((2, 2)),
+                fl.MeanPool((2, 2)),
+                r"\[0\] is a MaxPool in the file",
+            ),
+            ([torch.ones(1)], (torch.ones(1),), r"\[0\] is a list in the file, the model has a tuple"),
+            ((), [], r"\[0\] is a tuple in the file, the model has a list"),
+        ],
+    )
+    def test_a_node_of_another_class_is_named_once(self, file, saved, like, text):
+        fl.save(file, [saved])
+        with pytest.raises(ValueError, match=text) as raised:
+            fl.load(file, like=[like])
+        assert len(str(raised.value).splitlines()) == 2
+
+    def test_a_layer_without_tensors_that_only_the_file_has_is_named(self, file):
+        fl.save(file, fl.Chain(fl.Dense(1, 1), fl.GlobalMaxPool()))
+        with pytest.raises(ValueError, match=r"\.layers\[1\] is a GlobalMaxPool in the file"):
+            fl.load(file, like=fl.Chain(fl.Dense(1, 1)))
+
+    def test_another_argument_of_a_partial_is_named(self, file):
+        fl.save(file, fl.Dense(1, 1, partial(fl.leaky_relu, negative_slope=0.3)))
+        with pytest.raises(ValueError, match=r"is partial\(leaky_relu, negative_slope=0.3\) in the file"):
+            fl.load(file, like=fl.Dense(1, 1, partial(fl.leaky_relu, negative_slope=0.1)))
+
+    def test_a_state_whose_leaves_moved_apart_fits_a_new_one(self, file):
+        model = {"a": torch.ones(1), "b": torch.ones(1)}
+        state = fl.setup(fl.Adam(), model)
+        _, state = fl.update(state, model, {"a": torch.ones(1), "b": None})
+        loaded = round_trip(file, state, fl.setup(fl.Adam(), model))
+        assert [int(loaded[k].state.step) for k in "ab"] == [1, 0]
 
     def test_another_activation_is_named(self, file):
         fl.save(file, fl.Dense(1, 1, fl.relu))

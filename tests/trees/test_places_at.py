@@ -219,7 +219,7 @@ class TestErrors:
             fl.at(model(), lambda m: m.layers[0].wieght)
 
     def test_a_number_is_no_place(self):
-        with pytest.raises(TypeError, match=r"where=3 is a int; write a selector such as"):
+        with pytest.raises(TypeError, match=r"where= is 3; write a selector such as"):
             fl.at(model(), 3)
 
     def test_a_function_of_three_arguments_is_no_place(self):

@@ -1,0 +1,65 @@
+"""What the layers say to somebody who comes from torch.nn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fluxlike as fl
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: fl.Chain(torch.nn.ReLU), r"step 0 of Chain is the class ReLU: write ReLU\("),
+        (
+            lambda: fl.Chain(fl.Dense(1, 1), torch.nn.Linear(1, 1)),
+            r"step 1 of Chain is torch's Linear, which keeps",
+        ),
+        (lambda: fl.Chain(torch.nn.Dropout(0.5)), r"torch's Dropout, which has a train mode of its own"),
+        (lambda: fl.Dense(2, 1, "relu"), r"the activation 'relu', which can't be called; write fl.relu"),
+        (lambda: fl.Dense(2, 1, False), r"the activation False, which can't be called"),
+        (lambda: fl.Conv((3, 3), 1, 1, torch.nn.ReLU), r"Conv got the class ReLU; write ReLU\(\)"),
+    ],
+)
+def test_a_mistaken_layer_says_what_to_write(call, text):
+    with pytest.raises(TypeError, match=text):
+        call()
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "parameters", "to", "cuda", "state_dict", "zero_grad"])
+def test_a_method_of_a_module_is_answered_with_what_does_it_here(name):
+    with pytest.raises(AttributeError, match=rf"a Chain has no '{name}': \w+"):
+        getattr(fl.Chain(), name)
+
+
+def test_a_stateless_module_of_torch_may_be_a_step():
+    assert fl.Chain(torch.nn.ReLU())(torch.tensor([-1.0])).item() == 0
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(fl.Dense(2, 1), (1, 2)), (fl.Conv((1,), 2, 1), (1, 2, 3))])
+def test_an_input_of_another_dtype_says_how_to_convert_it(layer, shape):
+    with pytest.raises(
+        ValueError, match=r"holds float32, its input is float64; write x\.to\(torch\.float32\)"
+    ):
+        layer(torch.ones(shape).double())
+
+
+def test_an_input_on_another_device_says_how_to_move_it():
+    with pytest.raises(ValueError, match=r"on cpu, its input on meta; write fluxlike\.to_device\(x, 'cpu'\)"):
+        fl.Dense(2, 1)(torch.ones(1, 2, device="meta"))
+
+
+def test_running_out_of_memory_stays_what_it_is():
+    def greedy(x):
+        raise torch.OutOfMemoryError("no more")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        fl.Chain(greedy)(torch.ones(1))
+
+
+def test_names_that_no_longer_fit_the_layers_are_an_error():
+    chain = fl.Chain(body=fl.Dense(1, 1), head=fl.Dense(1, 1))
+    longer = fl.at(chain, ".layers").apply(lambda layers: (*layers, fl.Dense(1, 1)))
+    with pytest.raises(KeyError, match="3 layers and the names"):
+        longer["head"]
