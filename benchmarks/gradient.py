@@ -47,7 +47,7 @@ def rows() -> Iterator[Row]:
     cases = [
         ("gradient, a step of 10 ms", [512, 1024, 1024, 1024, 512], 128, 1.02),
         ("gradient, a step of 1 ms", [128, 256, 256, 128], 128, 1.05),
-        ("gradient, a step of 0.1 ms", [32, 64, 10], 32, 1.25),
+        ("gradient, a step of 0.1 ms", [64, 128, 10], 64, 1.25),
     ]
     for threads in at_threads(1, 2):
         for name, sizes, batch, target in cases:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import optree
 from torch import Tensor
 
 from fluxlike.scope.assigned import Frame
 from fluxlike.transforms.motors import Motor
+from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.places import Where, selected_leaves
 from fluxlike.trees.structure import flatten, structure_of
@@ -116,9 +119,8 @@ class Argument:
 
     def check_attributes(self) -> None:
         """Raise where a call set an attribute of the copy that the function got: it would be lost."""
-        leaves, treedef = flatten(self.tree)
-        same = treedef == self._treedef and len(leaves) == len(self._opened)
-        if same and all(a is b for a, b in zip(leaves, self._opened, strict=True)):
+        leaves, treedef = optree.tree_flatten(self.tree, none_is_leaf=True, namespace=NAMESPACE)
+        if all(map(operator.is_, leaves, self._opened)) and treedef == self._treedef:
             return
         before, after = set(self._structure.paths), structure_of(treedef).paths
         found = dict(zip(after, leaves, strict=True))
