@@ -10,13 +10,11 @@ from torch import Tensor
 
 from fluxlike.optimisers import lists
 from fluxlike.optimisers.links import OptimiserChain, apply_all
-from fluxlike.optimisers.rule import LeafError, forms, is_rule
-from fluxlike.optimisers.state import ParamState, computed, is_param_state
+from fluxlike.optimisers.rule import LeafError, forms
+from fluxlike.optimisers.slots import Aligned, Slot
+from fluxlike.optimisers.state import ParamState, computed
 from fluxlike.transforms.motors import enclosed
-from fluxlike.transforms.updates import put_assigned
-from fluxlike.trees.leaves import Assigned, can_train
-from fluxlike.trees.show import value_text
-from fluxlike.trees.structure import flatten, leaves_like, require_same, structure_of
+from fluxlike.trees.structure import flatten
 from fluxlike.trees.values import value_of
 
 __all__ = ["steps", "update"]
@@ -83,114 +81,14 @@ def steps(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
 _Links = tuple[Sequence[Any], list[Any]]  # the links of one parameter's rule, and the state of each
 
 
-class _Slot:
-    """One parameter that moves: where it stands, and everything its rule needs."""
-
-    __slots__ = ("after", "before", "entry", "first", "grad", "param", "places", "state", "step")
-
-    def __init__(self, first: int, param: Tensor, entry: ParamState) -> None:
-        self.first, self.param, self.entry = first, param, entry
-        self.places = [first]
-        self.grad: Tensor | None = None
-        self.state = entry.state
-        self.step: Tensor | None = None  # what is subtracted, in the form in which rules compute
-        self.before = param  # the parameter in that form
-        self.after: Tensor | None = None  # the same, moved
-
-
 class _Step:
-    """One step taken apart; `kernels` allows kernels that move parameters without a step in between."""
+    """One step; `kernels` allows kernels that move parameters without a step in between."""
 
     def __init__(self, state: Any, model: Any, grads: Any, *, kernels: bool) -> None:
-        self.entries, self.state_def = flatten(state, is_param_state)
-        _check_order(state, self.entries, model, grads)
-        self.leaves, self.treedef = flatten(model)
-        try:
-            require_same(self.state_def, self.treedef, name="state", like="the model")
-        except ValueError as error:
-            raise ValueError(f"{error}; after surgery, call setup(rule, model) again") from None
-        self.grads = leaves_like(self.treedef, grads, name="grads", like="the model")
-        self.kept = put_assigned(self.leaves, self.grads, structure_of(self.treedef).paths)
-        self.moving = self._collect()
+        self.aligned = Aligned(state, model, grads)
+        self.moving = self.aligned.moving
         if self.moving:
             self._apply(kernels)
-
-    def _place(self, leaf: int) -> str:
-        return structure_of(self.treedef).paths[leaf] or "the root"
-
-    def _collect(self) -> list[_Slot]:
-        """The parameters that have a gradient and are not frozen, each tied one once."""
-        slots: dict[int, _Slot] = {}
-        frozen: set[int] = set()
-        for i, (x, entry, g) in enumerate(zip(self.leaves, self.entries, self.grads, strict=True)):
-            if type(entry) is not ParamState:
-                # Constants pass, as in arithmetic on trees; but not where the model has another.
-                if not (g is None or g is x or isinstance(g, Assigned)):
-                    self._report_stray(i, g)
-                continue
-            if isinstance(g, Assigned):
-                raise ValueError(f"{self._place(i)} is a parameter, and grads assign it as a buffer")
-            slot = slots.get(id(x))
-            if slot is None:
-                slot = slots[id(x)] = _Slot(i, x, entry)
-            else:
-                self._tie(slot, i, entry)
-            if entry.frozen:
-                frozen.add(id(x))
-            if g is not None:
-                self._check_gradient(i, x, g)
-                slot.grad = g if slot.grad is None else slot.grad + g
-        return [s for key, s in slots.items() if s.grad is not None and key not in frozen]
-
-    def _tie(self, slot: _Slot, i: int, entry: ParamState) -> None:
-        slot.places.append(i)
-        if entry.rule is not slot.entry.rule and entry.rule != slot.entry.rule:
-            raise ValueError(
-                f"{self._place(slot.first)} and {self._place(i)} are tied, but the state has the rules "
-                f"{slot.entry.rule!r} and {entry.rule!r} for them; adjust both places alike"
-            )
-
-    def _check_gradient(self, i: int, x: Any, g: Any) -> None:
-        if (
-            isinstance(g, Tensor)
-            and isinstance(x, Tensor)
-            and g.shape == x.shape
-            and g.dtype == x.dtype
-            and g.device == x.device
-        ):
-            return
-        path = self._place(i)
-        if not isinstance(x, Tensor):
-            raise ValueError(
-                f"at {path}, the state is that of a parameter, but the model has {x!r}; after surgery, "
-                "call setup(rule, model) again"
-            )
-        if not isinstance(g, Tensor):
-            raise ValueError(f"at {path}, grads hold {g!r} of {type(g).__name__}; write a tensor or None")
-        for what, found, wanted, hint in (
-            ("the shape", tuple(g.shape), tuple(x.shape), "nothing is broadcast"),
-            ("the dtype", g.dtype, x.dtype, "cast the gradient"),
-            ("the device", g.device, x.device, "move one with fluxlike.to_device"),
-        ):
-            if found != wanted:
-                raise ValueError(
-                    f"at {path}, the gradient has {what} {found} and the parameter {wanted}; {hint}"
-                )
-
-    def _report_stray(self, i: int, g: Any) -> None:
-        path, x = self._place(i), self.leaves[i]
-        if not isinstance(g, Tensor):
-            raise ValueError(
-                f"grads hold {value_text(g)} at {path}, the model {value_text(x)}; if the model and the "
-                "gradients are swapped, write model, state = update(state, model, grads)"
-            )
-        if can_train(x) and structure_of(self.treedef).trainable[i]:
-            what = "the state holds nothing for it; after surgery, call setup(rule, model) again"
-        elif isinstance(x, Tensor):
-            what = "the model has a buffer there; buffers move by Assigned"
-        else:
-            what = f"the model has the constant {value_text(x)} there"
-        raise ValueError(f"grads hold a tensor at {path}, but {what}")
 
     def _apply(self, kernels: bool) -> None:
         for slot in self.moving:
@@ -229,7 +127,7 @@ class _Step:
         try:
             states, out = apply_all(rule, states, values, grads)
         except LeafError as error:
-            path = self._place(slots[error.leaf].first)
+            path = self.aligned.place(slots[error.leaf].first)
             raise ValueError(f"{type(rule).__name__} at {path}: {error}") from None
         except RuntimeError as error:
             self._explain_shapes(slots, error)
@@ -243,35 +141,35 @@ class _Step:
             if not isinstance(d, Tensor) or d.shape != params[m].shape:
                 found = tuple(d.shape) if isinstance(d, Tensor) else repr(d)
                 raise ValueError(
-                    f"{type(rule).__name__} gave {self._place(slot.first)} a step of {found}; "
+                    f"{type(rule).__name__} gave {self.aligned.place(slot.first)} a step of {found}; "
                     f"the parameter has the shape {tuple(params[m].shape)}"
                 )
             links[m][1][k] = after
             slot.step = d
 
-    def _explain_shapes(self, slots: list[_Slot], error: RuntimeError) -> None:
+    def _explain_shapes(self, slots: list[Slot], error: RuntimeError) -> None:
         """Name the parameter whose moments have another shape, where a rule could not compute."""
         for slot in slots:
             shape = slot.before.shape if slot.before is not slot.param else computed(slot.param).shape
             for t in _tensors(slot.state):
                 if t.ndim and t.shape == shape and t.dtype != slot.step.dtype:  # type: ignore[union-attr]
                     raise ValueError(
-                        f"the state of {self._place(slot.first)} is of {t.dtype}, the parameter of "
+                        f"the state of {self.aligned.place(slot.first)} is of {t.dtype}, the parameter of "
                         f"{slot.param.dtype}; cast the state as the model was, for example by fluxlike.f64"
                     ) from error
                 if t.ndim and t.shape != shape:
                     raise ValueError(
-                        f"the state of {self._place(slot.first)} holds a tensor of shape "
+                        f"the state of {self.aligned.place(slot.first)} holds a tensor of shape "
                         f"{tuple(t.shape)}, the parameter has {tuple(slot.param.shape)}; after surgery, call "
                         "setup(rule, model) again"
                     ) from error
 
-    def _check_state_device(self, slot: _Slot) -> None:
+    def _check_state_device(self, slot: Slot) -> None:
         device = slot.param.device
         for t in _tensors(slot.state):
             if t.device != device:
                 raise ValueError(
-                    f"the state of {self._place(slot.first)} is on {t.device}, the parameter "
+                    f"the state of {self.aligned.place(slot.first)} is on {t.device}, the parameter "
                     f"on {device}; write state = fluxlike.to_device(state, {str(device)!r})"
                 )
 
@@ -279,7 +177,7 @@ class _Step:
         values: dict[int, Tensor] = {}  # an nn.Parameter is read as its value, also where it stays
         result = [
             values.setdefault(id(x), value_of(x)) if isinstance(x, Tensor) and x.requires_grad else x
-            for x in self.kept
+            for x in self.aligned.kept
         ]
         stepping = [s for s in self.moving if s.after is None]
         if stepping:
@@ -291,23 +189,23 @@ class _Step:
             new = _restored(slot.after, slot.param)
             for i in slot.places:
                 result[i] = new
-        return self.treedef.unflatten(result)
+        return self.aligned.treedef.unflatten(result)
 
     def step_tree(self) -> Any:
-        result: list[Any] = [None] * len(self.leaves)
+        result: list[Any] = [None] * len(self.aligned.leaves)
         for slot in self.moving:
             step = slot.step
             assert step is not None
             result[slot.first] = torch.view_as_complex(step) if slot.param.is_complex() else step
-        return self.treedef.unflatten(result)
+        return self.aligned.treedef.unflatten(result)
 
     def next_state(self) -> Any:
-        entries = list(self.entries)
+        entries = list(self.aligned.entries)
         for slot in self.moving:
             new = ParamState(slot.entry.rule, slot.state, slot.entry.frozen)
             for i in slot.places:
                 entries[i] = new
-        return self.state_def.unflatten(entries)
+        return self.aligned.state_def.unflatten(entries)
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:
@@ -328,7 +226,7 @@ def _restored(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.dtype)
 
 
-def _links(moving: list[_Slot]) -> list[_Links]:
+def _links(moving: list[Slot]) -> list[_Links]:
     """For each parameter the links of its rule, and the state of each link."""
     return [
         (s.entry.rule.rules, list(s.state))
@@ -356,33 +254,3 @@ def _sharing(k: int, links: list[_Links]) -> list[list[int]]:
             key = id(rule)
         by_value.setdefault(key, []).extend(members)
     return [sorted(members) for members in by_value.values()]
-
-
-def _check_order(state: Any, entries: list[Any], model: Any, grads: Any) -> None:
-    """Refuse what is no state of an optimiser, and results that were not unpacked."""
-    right = "write model, state = update(state, model, grads)"
-    if is_rule(state):
-        raise TypeError(f"the first argument is a rule: write state = setup(rule, model) first, then {right}")
-    for name, x in (("state", state), ("model", model)):
-        if _is_pair_of_update(x):
-            raise TypeError(f"the {name} is all that update returned: unpack it, {right}")
-    if isinstance(grads, tuple) and len(grads) == 2 and not isinstance(model, tuple):
-        raise TypeError(
-            "grads is a pair: unpack it, value, grads = withgradient(loss, model, x, y), or differentiate "
-            "one argument"
-        )
-    if any(is_param_state(x) for x in entries) or not any(isinstance(x, Tensor) for x in entries):
-        return
-    if any(is_param_state(x) for x in flatten(model, is_param_state)[0]):
-        raise TypeError(f"the state and the model are swapped: {right}")
-    raise TypeError(
-        "the first argument of update holds tensors, but no state of an optimiser: write "
-        f"state = setup(rule, model), then {right}"
-    )
-
-
-def _is_pair_of_update(x: Any) -> bool:
-    if not (type(x) is tuple and len(x) == 2):
-        return False
-    first, second = (any(map(is_param_state, flatten(part, is_param_state)[0])) for part in x)
-    return second and not first

@@ -1,0 +1,167 @@
+"""Lining up state, model and gradients: which parameters move, and every check on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fluxlike.optimisers.rule import is_rule
+from fluxlike.optimisers.state import ParamState, is_param_state
+from fluxlike.transforms.updates import put_assigned
+from fluxlike.trees.leaves import Assigned, can_train
+from fluxlike.trees.show import value_text
+from fluxlike.trees.structure import flatten, leaves_like, require_same, structure_of
+
+__all__ = ["Aligned", "Slot"]
+
+
+class Slot:
+    """One parameter that moves: where it stands, and everything its rule needs."""
+
+    __slots__ = ("after", "before", "entry", "first", "grad", "param", "places", "state", "step")
+
+    def __init__(self, first: int, param: Tensor, entry: ParamState) -> None:
+        self.first, self.param, self.entry = first, param, entry
+        self.places = [first]
+        self.grad: Tensor | None = None
+        self.state = entry.state
+        self.step: Tensor | None = None  # what is subtracted, in the form in which rules compute
+        self.before = param  # the parameter in that form
+        self.after: Tensor | None = None  # the same, moved
+
+
+class Aligned:
+    """State, model and gradients, leaf by leaf.
+
+    Attributes:
+        moving: the parameters that have a gradient and are not frozen, each tied one once.
+        kept: the leaves of the model, with the assigned buffers in place.
+        entries: the leaves of the state, a `ParamState` whole.
+        treedef: that of the model.
+        state_def: that of the state above its entries.
+
+    Raises:
+        ValueError: the trees don't fit each other; it names the place.
+        TypeError: an argument is not what it should be, or they are swapped.
+    """
+
+    def __init__(self, state: Any, model: Any, grads: Any) -> None:
+        self.entries, self.state_def = flatten(state, is_param_state)
+        _check_order(state, self.entries, model, grads)
+        self.leaves, self.treedef = flatten(model)
+        try:
+            require_same(self.state_def, self.treedef, name="state", like="the model")
+        except ValueError as error:
+            raise ValueError(f"{error}; after surgery, call setup(rule, model) again") from None
+        self.grads = leaves_like(self.treedef, grads, name="grads", like="the model")
+        self.kept = put_assigned(self.leaves, self.grads, structure_of(self.treedef).paths)
+        self.moving = self._collect()
+
+    def place(self, leaf: int) -> str:
+        """The path of a leaf."""
+        return structure_of(self.treedef).paths[leaf] or "the root"
+
+    def _collect(self) -> list[Slot]:
+        """The parameters that have a gradient and are not frozen, each tied one once."""
+        slots: dict[int, Slot] = {}
+        frozen: set[int] = set()
+        for i, (x, entry, g) in enumerate(zip(self.leaves, self.entries, self.grads, strict=True)):
+            if type(entry) is not ParamState:
+                # Constants pass, as in arithmetic on trees; but not where the model has another.
+                if not (g is None or g is x or isinstance(g, Assigned)):
+                    self._report_stray(i, g)
+                continue
+            if isinstance(g, Assigned):
+                raise ValueError(f"{self.place(i)} is a parameter, and grads assign it as a buffer")
+            slot = slots.get(id(x))
+            if slot is None:
+                slot = slots[id(x)] = Slot(i, x, entry)
+            else:
+                self._tie(slot, i, entry)
+            if entry.frozen:
+                frozen.add(id(x))
+            if g is not None:
+                self._check_gradient(i, x, g)
+                slot.grad = g if slot.grad is None else slot.grad + g
+        return [s for key, s in slots.items() if s.grad is not None and key not in frozen]
+
+    def _tie(self, slot: Slot, i: int, entry: ParamState) -> None:
+        slot.places.append(i)
+        if entry.rule is not slot.entry.rule and entry.rule != slot.entry.rule:
+            raise ValueError(
+                f"{self.place(slot.first)} and {self.place(i)} are tied, but the state has the rules "
+                f"{slot.entry.rule!r} and {entry.rule!r} for them; adjust both places alike"
+            )
+
+    def _check_gradient(self, i: int, x: Any, g: Any) -> None:
+        if (
+            isinstance(g, Tensor)
+            and isinstance(x, Tensor)
+            and g.shape == x.shape
+            and g.dtype == x.dtype
+            and g.device == x.device
+        ):
+            return
+        path = self.place(i)
+        if not isinstance(x, Tensor):
+            raise ValueError(
+                f"at {path}, the state is that of a parameter, but the model has {x!r}; after surgery, "
+                "call setup(rule, model) again"
+            )
+        if not isinstance(g, Tensor):
+            raise ValueError(f"at {path}, grads hold {g!r} of {type(g).__name__}; write a tensor or None")
+        for what, found, wanted, hint in (
+            ("the shape", tuple(g.shape), tuple(x.shape), "nothing is broadcast"),
+            ("the dtype", g.dtype, x.dtype, "cast the gradient"),
+            ("the device", g.device, x.device, "move one with fluxlike.to_device"),
+        ):
+            if found != wanted:
+                raise ValueError(
+                    f"at {path}, the gradient has {what} {found} and the parameter {wanted}; {hint}"
+                )
+
+    def _report_stray(self, i: int, g: Any) -> None:
+        path, x = self.place(i), self.leaves[i]
+        if not isinstance(g, Tensor):
+            raise ValueError(
+                f"grads hold {value_text(g)} at {path}, the model {value_text(x)}; if the model and the "
+                "gradients are swapped, write model, state = update(state, model, grads)"
+            )
+        if can_train(x) and structure_of(self.treedef).trainable[i]:
+            what = "the state holds nothing for it; after surgery, call setup(rule, model) again"
+        elif isinstance(x, Tensor):
+            what = "the model has a buffer there; buffers move by Assigned"
+        else:
+            what = f"the model has the constant {value_text(x)} there"
+        raise ValueError(f"grads hold a tensor at {path}, but {what}")
+
+
+def _check_order(state: Any, entries: list[Any], model: Any, grads: Any) -> None:
+    """Refuse what is no state of an optimiser, and results that were not unpacked."""
+    right = "write model, state = update(state, model, grads)"
+    if is_rule(state):
+        raise TypeError(f"the first argument is a rule: write state = setup(rule, model) first, then {right}")
+    for name, x in (("state", state), ("model", model)):
+        if _is_pair_of_update(x):
+            raise TypeError(f"the {name} is all that update returned: unpack it, {right}")
+    if isinstance(grads, tuple) and len(grads) == 2 and not isinstance(model, tuple):
+        raise TypeError(
+            "grads is a pair: unpack it, value, grads = withgradient(loss, model, x, y), or differentiate "
+            "one argument"
+        )
+    if any(is_param_state(x) for x in entries) or not any(isinstance(x, Tensor) for x in entries):
+        return
+    if any(is_param_state(x) for x in flatten(model, is_param_state)[0]):
+        raise TypeError(f"the state and the model are swapped: {right}")
+    raise TypeError(
+        "the first argument of update holds tensors, but no state of an optimiser: write "
+        f"state = setup(rule, model), then {right}"
+    )
+
+
+def _is_pair_of_update(x: Any) -> bool:
+    if not (type(x) is tuple and len(x) == 2):
+        return False
+    first, second = (any(map(is_param_state, flatten(part, is_param_state)[0])) for part in x)
+    return second and not first
