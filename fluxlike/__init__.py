@@ -4,7 +4,7 @@ grads = fl.gradient(loss, model, x, y)
 model, state = fl.update(state, model, grads)
 """
 
-from fluxlike import init, losses
+from fluxlike import init, losses, schedules
 from fluxlike.data.loader import DataLoader
 from fluxlike.data.observations import splitobs
 from fluxlike.data.onehot import onecold, onehot, onehotbatch
@@ -131,6 +131,7 @@ __all__ = [
     "partition",
     "relu",
     "save",
+    "schedules",
     "selu",
     "setup",
     "sigmoid",

@@ -12,7 +12,7 @@ import fluxlike as fl
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-MODULES = {"tree": fl.tree, "losses": fl.losses, "init": fl.init}
+MODULES = {"tree": fl.tree, "losses": fl.losses, "init": fl.init, "schedules": fl.schedules}
 PUBLIC = sorted(
     [name for name in fl.__all__ if name not in MODULES]
     + [f"{prefix}.{name}" for prefix, module in MODULES.items() for name in module.__all__]
@@ -61,7 +61,7 @@ def test_a_public_name_is_in_the_reference(name):
 def test_a_public_name_has_a_docstring_with_an_example(name):
     doc = inspect.getdoc(lookup(name)) or ""
     assert doc
-    assert ">>>" in doc or name in ("Assigned", "LayerError", "ParamState", "Rule")
+    assert ">>>" in doc or name in ("Assigned", "LayerError", "ParamState", "Rule", "schedules.Schedule")
 
 
 @pytest.mark.parametrize(

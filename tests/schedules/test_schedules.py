@@ -1,0 +1,150 @@
+"""Schedules: the values of the formulas, torch's schedulers beside them, and what holds for all."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+import fluxlike as fl
+from fluxlike import schedules as s
+
+ALL = [
+    s.Constant(0.3),
+    s.Step(1.0, 0.5, 3),
+    s.Step(1.0, 0.5, (2, 3, 4)),
+    s.Exp(1.0, 0.9),
+    s.Inv(1.0, 0.2, 2),
+    s.Poly(1.0, 2, 10),
+    s.Cosine(1.0, 0.1, 10),
+    s.Cosine(1.0, 0.1, 4, restart=True),
+    s.Triangle(0.1, 1.0, 6),
+    s.Triangle(0.1, 1.0, 6, decay=0.5),
+    s.Sin(0.1, 1.0, 6, decay=0.5),
+    s.OneCycle(12, 1.0),
+    s.OneCycle(12, 1.0, shape="sine"),
+    s.Warmup(s.Cosine(1.0, 0.0, 6), 4),
+    s.Sequence((s.Constant(1.0), 3), (s.Exp(0.5, 0.5), 3)),
+    s.Loop(s.Exp(1.0, 0.5), 3),
+    s.Shifted(s.Exp(1.0, 0.5), 2),
+    s.Interpolate(s.Poly(1.0, 1, 4), 3),
+]
+ENDING = [
+    (s.Poly(1.0, 2, 10), 10, 0.0),
+    (s.Cosine(1.0, 0.1, 10), 10, 0.1),
+    (s.Step(1.0, 0.5, (2, 3)), 5, 0.25),
+    (s.OneCycle(12, 1.0), 12, 1e-5),
+    (s.OneCycle(12, 1.0, shape="sine"), 12, 1e-5),
+    (s.Warmup(s.Cosine(1.0, 0.0, 6), 4), 10, 0.0),
+    (s.Sequence((s.Constant(1.0), 3), (s.Exp(0.5, 0.5), 3)), 5, 0.125),
+]
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=repr)
+def test_a_tensor_of_steps_has_the_values_of_its_numbers(schedule):
+    steps = torch.arange(20)
+    assert schedule(steps).tolist() == pytest.approx([schedule(t) for t in range(20)], rel=1e-12)
+    assert schedule(steps.reshape(4, 5)).shape == (4, 5)
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=repr)
+def test_a_number_gives_a_float_and_a_0d_tensor_a_0d_tensor(schedule):
+    assert type(schedule(3)) is float
+    assert schedule(torch.tensor(3)).shape == ()
+    assert schedule(torch.tensor(3)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(("schedule", "end", "last"), ENDING, ids=repr)
+def test_a_schedule_past_its_end_holds_its_last_value(schedule, end, last):
+    assert [schedule(t) for t in (end, end + 1, end + 1000)] == pytest.approx([last] * 3)
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=repr)
+def test_a_schedule_is_a_tree_that_comes_back_from_a_file(schedule, tmp_path):
+    fl.save(tmp_path / "s.safetensors", schedule)
+    assert fl.load(tmp_path / "s.safetensors", like=schedule) == schedule
+
+
+def test_the_one_cycle_of_flux_training_has_its_published_values():
+    cycle = s.OneCycle(100, 0.01, shape="sine")
+    found = [f"{cycle(t - 1):.4g}" for t in (1, 13, 26, 63, 100)]
+    assert found == ["0.0004", "0.006972", "0.01", "0.007145", "0.0002095"]
+
+
+def of_torch(make, steps):
+    """The rates that a scheduler of torch gives, from a base rate of 1."""
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch wants optimiser.step() first
+        scheduler = make(optimiser)
+        rates = []
+        for _ in range(steps):
+            rates.append(optimiser.param_groups[0]["lr"])
+            scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (s.Step(1.0, 0.3, 4), lambda o: lr_scheduler.StepLR(o, 4, 0.3)),
+        (s.Step(1.0, 0.3, (4, 5)), lambda o: lr_scheduler.MultiStepLR(o, [4, 9], 0.3)),
+        (s.Exp(1.0, 0.9), lambda o: lr_scheduler.ExponentialLR(o, 0.9)),
+        (s.Poly(1.0, 2.0, 12), lambda o: lr_scheduler.PolynomialLR(o, 12, 2.0)),
+        (s.Cosine(1.0, 0.1, 16), lambda o: lr_scheduler.CosineAnnealingLR(o, 16, 0.1)),
+        (
+            s.Cosine(1.0, 0.1, 5, restart=True),
+            lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 5, eta_min=0.1),
+        ),
+        (
+            s.Triangle(0.1, 1.0, 6, decay=0.5),
+            lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0, 3, mode="triangular2", cycle_momentum=False),
+        ),
+        (
+            s.OneCycle(15, 1.0, pct=0.25),
+            # torch counts to total_steps - 1, and its top is at pct_start · total_steps - 1
+            lambda o: lr_scheduler.OneCycleLR(
+                o, 1.0, 16, pct_start=(0.25 * 15 + 1) / 16, final_div_factor=4000, cycle_momentum=False
+            ),
+        ),
+        (
+            s.Warmup(s.Constant(1.0), 4, start=0.2),
+            lambda o: lr_scheduler.LinearLR(o, start_factor=0.2, total_iters=4),
+        ),
+    ],
+    ids=lambda x: repr(x) if hasattr(x, "_at") else "torch",
+)
+def test_the_values_are_those_of_torchs_scheduler(ours, theirs):
+    assert [ours(t) for t in range(16)] == pytest.approx(of_torch(theirs, 16), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: s.Cosine(1.0, 0.0, 0), "steps=0: write a number of steps above 0"),
+        (lambda: s.Step(1.0, 0.5, (2, 0)), "sizes=0"),
+        (lambda: s.OneCycle(10, 1.0, pct=1.5), "pct=1.5: write a share between 0 and 1"),
+        (lambda: s.OneCycle(10, 1.0, shape="line"), "write 'cosine' or 'sine'"),
+        (lambda: s.Sequence(), "at least one pair"),
+        (lambda: s.Interpolate(s.Constant(1.0), 0), "rate=0"),
+    ],
+)
+def test_a_length_or_shape_that_makes_no_sense_is_an_error(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+def test_a_function_of_a_user_can_be_composed():
+    assert s.Shifted(lambda t: 2 * t, 3)(1) == 8
+    assert s.Loop(lambda t: 0.5, 3)(torch.arange(2)).tolist() == [0.5, 0.5]
+
+
+def test_a_schedule_drives_a_rate_by_adjust():
+    model = {"w": torch.ones(1, dtype=torch.float64)}
+    state, rate = fl.setup(fl.Descent(), model), s.Exp(1.0, 0.5)
+    for step in range(3):
+        state = fl.adjust(state, rate(step))
+        model, state = fl.update(state, model, {"w": torch.ones(1, dtype=torch.float64)})
+    assert model["w"].item() == 1 - 1 - 0.5 - 0.25
