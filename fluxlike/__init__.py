@@ -38,11 +38,35 @@ from fluxlike.layers.pool import (
     MeanPool,
 )
 from fluxlike.optimisers.adjust import adjust, freeze, thaw
-from fluxlike.optimisers.links import ClipGlobalNorm, ClipGrad, ClipNorm, OptimiserChain, WeightDecay
+from fluxlike.optimisers.averages import EMA, Lookahead, averaged
+from fluxlike.optimisers.links import (
+    AccumGrad,
+    ClipGlobalNorm,
+    ClipGrad,
+    ClipNorm,
+    SignDecay,
+    WeightDecay,
+)
 from fluxlike.optimisers.rule import Rule
-from fluxlike.optimisers.rules import Adam, AdamW, Descent, Momentum, Nesterov
+from fluxlike.optimisers.rules.adam import (
+    AdaBelief,
+    Adam,
+    AdaMax,
+    AdamW,
+    AMSGrad,
+    Lamb,
+    NAdam,
+    OAdam,
+    RAdam,
+)
+from fluxlike.optimisers.rules.adaptive import AdaDelta, AdaGrad, RMSProp
+from fluxlike.optimisers.rules.descent import Descent, Momentum, Nesterov
+from fluxlike.optimisers.rules.matrix import Adafactor, Muon
+from fluxlike.optimisers.rules.schedule_free import ScheduleFree
+from fluxlike.optimisers.rules.sign import Lion, Rprop
 from fluxlike.optimisers.state import ParamState, setup
 from fluxlike.optimisers.update import steps, update
+from fluxlike.optimisers.wrappers import ApplyIfFinite, MixedPrecision, OptimiserChain, Scheduled
 from fluxlike.placement.device import cpu, get_device, gpu, to_device
 from fluxlike.placement.dtype import bf16, f16, f32, f64, stays_float32
 from fluxlike.scope.assigned import assign, current
@@ -62,10 +86,18 @@ from fluxlike.trees.trainables import combine, partition, trainables
 __version__ = "0.1.0"
 
 __all__ = [
+    "AMSGrad",
+    "AccumGrad",
+    "AdaBelief",
+    "AdaDelta",
+    "AdaGrad",
+    "AdaMax",
+    "Adafactor",
     "Adam",
     "AdamW",
     "AdaptiveMaxPool",
     "AdaptiveMeanPool",
+    "ApplyIfFinite",
     "Assigned",
     "BatchNorm",
     "Chain",
@@ -77,18 +109,32 @@ __all__ = [
     "Dense",
     "Descent",
     "Dropout",
+    "EMA",
     "Embedding",
     "GlobalMaxPool",
     "GlobalMeanPool",
+    "Lamb",
     "LayerError",
     "LayerNorm",
+    "Lion",
+    "Lookahead",
     "MaxPool",
     "MeanPool",
+    "MixedPrecision",
     "Momentum",
+    "Muon",
+    "NAdam",
     "Nesterov",
+    "OAdam",
     "OptimiserChain",
     "ParamState",
+    "RAdam",
+    "RMSProp",
+    "Rprop",
     "Rule",
+    "ScheduleFree",
+    "Scheduled",
+    "SignDecay",
     "SkipConnection",
     "WeightDecay",
     "adjust",
@@ -96,6 +142,7 @@ __all__ = [
     "assign",
     "at",
     "automode",
+    "averaged",
     "bf16",
     "children",
     "combine",

@@ -39,9 +39,13 @@ PRIVATE = (
     "torch.utils._pytree",
     "torch._fused_adam_",
     "torch._fused_adamw_",
+    "torch._fused_sgd_",
+    "torch._fused_adagrad_",
     "torch.autograd.Variable._execution_engine",
 )
-MAY_TOUCH_PRIVATE = {f"_private/{name}.py" for name in ("pytree", "functorch", "autograd", "fused")}
+MAY_TOUCH_PRIVATE = {
+    f"_private/{name}.py" for name in ("pytree", "functorch", "autograd", "fused", "tracing")
+}
 
 HEAVY = (
     "matplotlib",

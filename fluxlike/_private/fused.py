@@ -1,101 +1,124 @@
 """The one file that calls torch's fused optimiser kernels (private parts of torch).
 
 A kernel reads and writes each number once, where a list of foreach operations walks through memory
-ten times. It writes in place, so it gets copies.
+ten times. All write in place, to their parameters and to the lists of their state. Steps are counted
+from 1 in float32. `skip` is a 0-d float32 tensor, or None: where it is 1, a kernel writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+__all__ = ["adagrad", "adam", "fits", "sgd"]
+
 Tensors = list[Tensor]
 
-__all__ = ["Kernel", "adam", "adamw", "can_fuse", "run"]
 
-
-_CACHED = 1 << 19  # bytes of one list in a block; four lists of it fit a core's cache
-
-Kernel = Callable[..., None]
-adam: Kernel = torch._fused_adam_
-adamw: Kernel = torch._fused_adamw_
-
-
-def can_fuse(*lists: Sequence[Tensor]) -> bool:
-    """Whether a kernel can take these lists: plain, dense, of one dtype, and without a graph."""
-    params = lists[0]
-    dtype, device = params[0].dtype, params[0].device
-    return dtype in (torch.float32, torch.float64) and all(
-        type(x) is Tensor
-        and x.shape == p.shape  # a kernel does not look, and would read beyond the end
-        and x.dtype == dtype
-        and x.device == device
-        and x.is_contiguous()
-        and not x.requires_grad
-        and x.numel() > 0
-        for xs in lists
-        for p, x in zip(params, xs, strict=True)
+def fits(param: Tensor, others: Sequence[Tensor]) -> bool:
+    """Whether the kernels can take a leaf: plain, dense, and its tensors alike in dtype and layout."""
+    dtype, stride = param.dtype, param.stride()
+    return (
+        (dtype is torch.float32 or dtype is torch.float64)
+        and param.numel() > 0
+        and (param.is_contiguous() or (param.ndim == 4 and _channels_last(param)))
+        and type(param) is Tensor
+        and all(
+            type(x) is Tensor and x.dtype is dtype and x.shape == param.shape and x.stride() == stride
+            for x in others
+        )
     )
 
 
-def run(
-    kernel: Kernel,
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    hyper: tuple[Any, Any, Any, Any, Any],
-) -> tuple[Tensors, Tensors, Tensors]:
-    """The next parameters and moments by one of Adam's kernels.
-
-    Args:
-        kernel: `adam` or `adamw`.
-        params: the parameters.
-        grads: their gradients.
-        exp_avgs: their first moments.
-        exp_avg_sqs: their second moments.
-        steps: for each, the number of this step, counted from 1.
-        hyper: lr, the two betas, eps and weight_decay.
-    """
-    counts = [t.to(torch.float32) for t in steps]  # the kernels want floats
-    lr, beta1, beta2, eps, weight_decay = hyper
-    p: Tensors = []
-    m: Tensors = []
-    v: Tensors = []
-    for start, stop in _blocks(params):
-        copies = [[x.clone() for x in xs[start:stop]] for xs in (params, exp_avgs, exp_avg_sqs)]
-        kernel(
-            copies[0],
-            list(grads[start:stop]),
-            copies[1],
-            copies[2],
-            [],
-            counts[start:stop],
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=weight_decay,
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
-        )
-        for whole, part in zip((p, m, v), copies, strict=True):
-            whole += part
-    return p, m, v
+def _channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _blocks(xs: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Ranges of a list; on the CPU small enough that copies are still in the cache when used."""
-    if xs[0].device.type != "cpu":
-        return [(0, len(xs))]
-    blocks, start, size = [], 0, 0
-    for i, x in enumerate(xs):
-        size += x.numel() * x.element_size()
-        if size >= _CACHED:
-            blocks.append((start, i + 1))
-            start, size = i + 1, 0
-    return blocks if start == len(xs) else [*blocks, (start, len(xs))]
+def adam(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    max_exp_avg_sqs: Tensors,
+    steps: Tensors,
+    skip: Tensor | None,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """Adam, AdamW if `decoupled`, AMSGrad if there are maxima."""
+    kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    kernel(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        max_exp_avg_sqs,
+        steps,
+        lr=lr,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=weight_decay,
+        eps=eps,
+        amsgrad=bool(max_exp_avg_sqs),
+        maximize=False,
+        found_inf=skip,
+    )
+
+
+def sgd(
+    params: Tensors,
+    grads: Tensors,
+    momenta: Tensors,
+    skip: Tensor | None,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+) -> None:
+    """Descent with momentum."""
+    torch._fused_sgd_(
+        params,
+        grads,
+        momenta,
+        weight_decay=0.0,
+        momentum=momentum,
+        lr=lr,
+        dampening=0.0,
+        nesterov=nesterov,
+        maximize=False,
+        is_first_step=False,
+        found_inf=skip,
+    )
+
+
+def adagrad(
+    params: Tensors,
+    grads: Tensors,
+    sums: Tensors,
+    steps: Tensors,
+    skip: Tensor | None,
+    *,
+    lr: float,
+    lr_decay: float,
+    weight_decay: float,
+    eps: float,
+) -> None:
+    """AdaGrad."""
+    torch._fused_adagrad_(
+        params,
+        grads,
+        sums,
+        steps,
+        lr=lr,
+        lr_decay=lr_decay,
+        weight_decay=weight_decay,
+        eps=eps,
+        maximize=False,
+        found_inf=skip,
+    )

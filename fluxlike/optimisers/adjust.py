@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from fluxlike.optimisers.rule import is_rule
+from fluxlike.optimisers.rule import fields_of, replaced
 from fluxlike.optimisers.state import ParamState, is_param_state
 from fluxlike.trees.at import at
 from fluxlike.trees.places import Where
@@ -56,51 +55,23 @@ def adjust(
     if not changes:
         raise TypeError("adjust got nothing to change: write adjust(state, 1e-4) or adjust(state, eps=1e-6)")
     known: set[str] = set()
-    used: set[str] = set()
     made: dict[int, Any] = {}  # rules are shared between parameters, and stay so
 
     def change(entry: ParamState) -> ParamState:
         key = id(entry.rule)
         if key not in made:
-            made[key] = _with(entry.rule, changes, known, used)
+            known.update(fields_of(entry.rule))
+            made[key] = replaced(entry.rule, changes)
         return ParamState(made[key], entry.state, entry.frozen)
 
     adjusted = _map_entries(change, state, where)
-    unknown = sorted(set(changes) - used)
+    unknown = sorted(set(changes) - known)
     if unknown:
         raise ValueError(
             f"no rule there has a hyperparameter {unknown[0]!r}; they have "
             f"{', '.join(sorted(known)) or 'none'}"
         )
     return adjusted
-
-
-def _with(rule: Any, changes: dict[str, Any], known: set[str], used: set[str]) -> Any:
-    """A rule with some hyperparameters changed, also those of the rules inside it."""
-    if not dataclasses.is_dataclass(rule):
-        return rule
-    new: dict[str, Any] = {}
-    for field in dataclasses.fields(rule):
-        value = getattr(rule, field.name)
-        if is_rule(value):
-            new[field.name] = _with(value, changes, known, used)
-        elif isinstance(value, tuple) and value and all(is_rule(r) for r in value):
-            new[field.name] = tuple(_with(r, changes, known, used) for r in value)
-        else:
-            known.add(field.name)
-            if field.name in changes:
-                new[field.name] = changes[field.name]
-                used.add(field.name)
-    if not new:
-        return rule
-    leaves, treedef = flatten(rule, lambda x: x is not rule)
-    changed = treedef.unflatten(leaves)  # a new object, made without the constructor
-    for name, value in new.items():
-        object.__setattr__(changed, name, value)
-    check = getattr(changed, "__post_init__", None)
-    if check is not None:
-        check()
-    return changed
 
 
 def freeze(state: Any, where: Where | tuple[Where, ...] | None = None, /) -> Any:

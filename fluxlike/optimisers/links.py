@@ -1,54 +1,27 @@
-"""Links: rules that change a gradient on its way to the rule that steps, and the chain of them."""
+"""Links: rules that change a gradient on its way to the rule that steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fluxlike._private import functorch
-from fluxlike.optimisers import lists
-from fluxlike.optimisers.lists import Tensors
-from fluxlike.optimisers.rule import Hyper, LeafError, ListRule, Rule, forms, is_rule, positive
+from fluxlike._private import functorch, tracing
+from fluxlike.optimisers.batch import Batch, Moved, both
+from fluxlike.optimisers.formula import Formula
+from fluxlike.optimisers.leaves import Leaves, decayed, norms, where
+from fluxlike.optimisers.rule import Hyper, LeafError, ListRule, counter, positive
 from fluxlike.trees.functor import functor
 
-__all__ = ["ClipGlobalNorm", "ClipGrad", "ClipNorm", "OptimiserChain", "WeightDecay", "apply_all", "decayed"]
-
-
-def decayed(grads: Sequence[Tensor], params: Sequence[Tensor], rate: Hyper) -> Tensors:
-    """``g + rate·x`` for every leaf."""
-    if not isinstance(rate, Tensor) and rate == 0:
-        return list(grads)
-    return lists.add(grads, lists.mul(params, rate))
-
-
-def apply_all(
-    rule: Rule, states: Sequence[Any], params: Sequence[Tensor], grads: Sequence[Tensor]
-) -> tuple[list[Any], Tensors]:
-    """Apply a rule to leaves that share it: at once if it can, else one by one."""
-    if forms(type(rule))[0]:
-        after, steps = rule.apply_all(states, params, grads)  # type: ignore[attr-defined]
-        return list(after), list(steps)
-    results = [_apply_one(rule, k, *leaf) for k, leaf in enumerate(zip(states, params, grads, strict=True))]
-    return [s for s, _ in results], [d for _, d in results]
-
-
-def _apply_one(rule: Rule, k: int, state: Any, param: Tensor, grad: Tensor) -> tuple[Any, Tensor]:
-    before = (param._version, grad._version)
-    result = rule.apply(state, param, grad)
-    if (param._version, grad._version) != before:
-        raise LeafError(k, "apply changed its arguments in place; compute new tensors instead")
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise LeafError(k, f"apply returned a {type(result).__name__}; return (state, step)")
-    return result
+__all__ = ["AccumGrad", "ClipGlobalNorm", "ClipGrad", "ClipNorm", "SignDecay", "WeightDecay"]
 
 
 @functor
 @dataclass(frozen=True)
-class WeightDecay(ListRule):
+class WeightDecay(Formula):
     """L2 penalty: ``g + weight_decay·x``.
 
     Args:
@@ -68,15 +41,39 @@ class WeightDecay(ListRule):
     def __post_init__(self) -> None:
         positive("weight_decay", self.weight_decay)
 
-    def apply_all(
-        self, states: Sequence[None], params: Sequence[Tensor], grads: Sequence[Tensor], /
-    ) -> tuple[Sequence[None], Tensors]:
-        return states, decayed(grads, params, self.weight_decay)
+    def formula(self, state: None, x: Leaves, g: Leaves, /) -> tuple[None, Leaves]:
+        return None, decayed(g, x, self.weight_decay)
 
 
 @functor
 @dataclass(frozen=True)
-class ClipGrad(ListRule):
+class SignDecay(Formula):
+    """L1 penalty: ``g + weight_decay·sign(x)``.
+
+    Args:
+        weight_decay: the penalty. (default: 1e-3)
+
+    Raises:
+        ValueError: a negative `weight_decay`.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.SignDecay(0.1).apply(None, torch.tensor([10.0, -3.0]), torch.tensor([2.0, 2.0]))[1]
+        tensor([2.1000, 1.9000])
+    """
+
+    weight_decay: Hyper = 1e-3
+
+    def __post_init__(self) -> None:
+        positive("weight_decay", self.weight_decay)
+
+    def formula(self, state: None, x: Leaves, g: Leaves, /) -> tuple[None, Leaves]:
+        return None, decayed(g, x.sign(), self.weight_decay)
+
+
+@functor
+@dataclass(frozen=True)
+class ClipGrad(Formula):
     """Limit every entry of the gradient to ±delta.
 
     Args:
@@ -96,10 +93,8 @@ class ClipGrad(ListRule):
     def __post_init__(self) -> None:
         positive("delta", self.delta)
 
-    def apply_all(
-        self, states: Sequence[None], params: Sequence[Tensor], grads: Sequence[Tensor], /
-    ) -> tuple[Sequence[None], Tensors]:
-        return states, lists.clamp(grads, -self.delta, self.delta)
+    def formula(self, state: None, x: Leaves, g: Leaves, /) -> tuple[None, Leaves]:
+        return None, g.maximum(-self.delta).minimum(self.delta)
 
 
 @functor
@@ -132,24 +127,24 @@ class ClipNorm(ListRule):
 
     def apply_all(
         self, states: Sequence[None], params: Sequence[Tensor], grads: Sequence[Tensor], /
-    ) -> tuple[Sequence[None], Tensors]:
-        norms = lists.norms(grads, self.p)
-        if self.throw and not functorch.active():  # a transform has no values to look at
-            finite = torch.stack([torch.isfinite(n).to(norms[0].device) for n in norms])
+    ) -> tuple[Sequence[None], list[Tensor]]:
+        found = norms(grads, self.p)
+        if self.throw and tracing.concrete():  # a transform has no values to look at
+            finite = torch.stack([torch.isfinite(n).to(found[0].device) for n in found])
             if not bool(finite.all()):
                 k = int((~finite).nonzero()[0])
                 raise LeafError(
                     k,
-                    f"the norm of the gradient is {float(norms[k])}; fluxlike.find_nonfinite(grads) "
+                    f"the norm of the gradient is {float(found[k])}; fluxlike.find_nonfinite(grads) "
                     "names all such places, and ClipNorm(throw=False) goes on",
                 )
         # Divided only where the norm is too large, so that a zero gradient can be differentiated.
-        larger = [n > self.max_norm for n in norms]
+        larger = [n > self.max_norm for n in found]
         factors = [
             torch.where(big, self.max_norm / torch.where(big, n, 1.0), 1.0)
-            for big, n in zip(larger, norms, strict=True)
+            for big, n in zip(larger, found, strict=True)
         ]
-        return states, lists.mul(grads, factors)
+        return states, [g * f for g, f in zip(grads, factors, strict=True)]
 
 
 @functor
@@ -184,58 +179,70 @@ class ClipGlobalNorm(ListRule):
 
     def apply_all(
         self, states: Sequence[None], params: Sequence[Tensor], grads: Sequence[Tensor], /
-    ) -> tuple[Sequence[None], Tensors]:
+    ) -> tuple[Sequence[None], list[Tensor]]:
         device = grads[0].device
-        norms = torch.stack([n.to(device) for n in lists.norms(grads, self.p)])
-        total = torch.linalg.vector_norm(norms, self.p)
+        total = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms(grads, self.p)]), self.p)
         factor = torch.clamp(self.max_norm / (total + 1e-6), max=1.0)
-        if all(g.device == device and g.dtype == factor.dtype for g in grads):
-            return states, lists.mul(grads, factor)
+        alike = all(g.device == device and g.dtype == factor.dtype for g in grads)
+        if alike and not functorch.active():
+            return states, (Leaves(grads) * factor).tensors
         return states, [g * factor.to(g.device) for g in grads]
 
 
-@functor
-@dataclass(frozen=True, init=False)
-class OptimiserChain(ListRule):
-    """Several rules in a row: each gets the step of the one before as its gradient.
+class AccumGradState(NamedTuple):
+    """The mean of the gradients since the last step, so far."""
 
-    Chains run link by link over all leaves, so a link such as `ClipGlobalNorm` sees all of them. A
-    chain inside a chain is laid out flat; an empty chain subtracts the gradient itself.
+    mean: Any
+    step: Any
+
+
+@functor
+@dataclass(frozen=True)
+class AccumGrad(Formula):
+    """Pass on the mean of n gradients every n-th step; between, nothing moves.
+
+    Links after it, and the wrappers around it, hold still between: their moments, counters and
+    averages move with every n-th step alone. It does so by a mask, without looking at values.
 
     Args:
-        rules: the links, first to last.
+        n: the number of gradients.
 
     Raises:
-        TypeError: something that is no rule.
+        ValueError: `n` is no whole number of at least 1.
 
     Example:
         >>> import torch, fluxlike as fl
-        >>> fl.OptimiserChain(fl.WeightDecay(1e-4), fl.Momentum(0.1))
-        OptimiserChain(WeightDecay(weight_decay=0.0001), Momentum(lr=0.1, momentum=0.9))
+        >>> x = torch.tensor([1.0])
+        >>> state = fl.setup(fl.OptimiserChain(fl.AccumGrad(2), fl.Descent(0.1)), x)
+        >>> x, state = fl.update(state, x, torch.tensor([1.0])); x
+        tensor([1.])
+        >>> x, state = fl.update(state, x, torch.tensor([3.0])); x
+        tensor([0.8000])
     """
 
-    rules: tuple[Any, ...]
+    n: int
 
-    def __init__(self, *rules: Any) -> None:
-        flat: list[Any] = []
-        for rule in rules:
-            if not is_rule(rule):
-                hint = "OptimiserChain(*rules)" if isinstance(rule, (list, tuple)) else "Adam(), not Adam"
-                raise TypeError(f"OptimiserChain takes rules, found {rule!r}; write {hint}")
-            flat.extend(rule.rules if isinstance(rule, OptimiserChain) else [rule])
-        object.__setattr__(self, "rules", tuple(flat))
+    shared: ClassVar[tuple[str, ...]] = ("step",)
 
-    def __repr__(self) -> str:
-        return f"OptimiserChain({', '.join(map(repr, self.rules))})"
+    def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
+            raise ValueError(f"n={self.n!r}: write a whole number of at least 1")
 
-    def init(self, param: Tensor, /) -> tuple[Any, ...]:
-        return tuple(rule.init(param) for rule in self.rules)
+    def init(self, param: Tensor, /) -> AccumGradState:
+        return AccumGradState(torch.zeros_like(param), counter(param))
 
-    def apply_all(
-        self, states: Sequence[tuple[Any, ...]], params: Sequence[Tensor], grads: Sequence[Tensor], /
-    ) -> tuple[list[tuple[Any, ...]], Tensors]:
-        after, steps = [], list(grads)
-        for k, rule in enumerate(self.rules):
-            link, steps = apply_all(rule, [s[k] for s in states], params, steps)
-            after.append(link)
-        return [tuple(s) for s in zip(*after, strict=True)] if after else [()] * len(states), steps
+    def formula(self, s: AccumGradState, x: Leaves, g: Leaves, /) -> tuple[AccumGradState, Leaves]:
+        full = s.step % self.n == 0
+        mean = s.mean + g * (1 / self.n)
+        nothing = mean.each(torch.zeros_like)
+        return AccumGradState(where(full, nothing, mean), s.step), where(full, mean, nothing)
+
+    def perform(self, batch: Batch, /) -> Moved:
+        moved = super().perform(batch)
+        full: dict[int, Tensor] = {}  # leaves that count together share a mask
+        counts = [s.step for s in moved.states]
+        for t in counts:
+            if id(t) not in full:
+                full[id(t)] = t % self.n == 0
+        moved.passing = both(batch.passing, [full[id(t)] for t in counts])
+        return moved

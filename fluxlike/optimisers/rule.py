@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
@@ -14,8 +17,8 @@ from torch import Tensor
 from fluxlike.trees.functor import functor, spec_of
 
 __all__ = [
-    "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "count", "forms", "is_rule", "positive",
-    "two_rates", "within",
+    "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "counter", "fields_of", "form_of", "is_rule",
+    "kernel_holds", "number", "positive", "replaced", "rules_in", "shared_counters", "two_rates", "within",
 ]  # fmt: skip
 
 Hyper = float | Tensor  # a hyperparameter: a number or a 0-d tensor
@@ -54,15 +57,6 @@ class ListRule:
         """The formula for all leaves that share the rule."""
         raise NotImplementedError
 
-    def move_all(
-        self, states: Sequence[Any], params: Sequence[Tensor], grads: Sequence[Tensor], /
-    ) -> tuple[Sequence[Any], Sequence[Tensor]] | None:
-        """States and parameters after the step, by a kernel that does both; None without one.
-
-        It is asked where nothing is differentiated, and the rule is the last link.
-        """
-        return None
-
 
 class LeafError(ValueError):
     """An error about one leaf of a list; `update` adds its path."""
@@ -72,16 +66,61 @@ class LeafError(ValueError):
         self.leaf = leaf
 
 
+def rules_in(rule: Any, /) -> Iterator[Any]:
+    """A rule, and the rules inside it."""
+    yield rule
+    for field in dataclasses.fields(rule) if dataclasses.is_dataclass(rule) else ():
+        value = getattr(rule, field.name)
+        for inner in value if isinstance(value, tuple) else (value,):
+            if is_rule(inner):
+                yield from rules_in(inner)
+
+
 def as_functor(rule: Rule, /) -> None:
     """Register the class of a rule, and of rules inside it, so that states are trees."""
-    if spec_of(type(rule)) is None:
-        functor(type(rule))
-    if dataclasses.is_dataclass(rule):
-        for field in dataclasses.fields(rule):
-            value = getattr(rule, field.name)
-            for inner in value if isinstance(value, tuple) else (value,):
-                if is_rule(inner):
-                    as_functor(inner)
+    for part in rules_in(rule):
+        if spec_of(type(part)) is None:
+            functor(type(part))
+
+
+def fields_of(rule: Any, /) -> set[str]:
+    """The names of the hyperparameters of a rule and of those inside it."""
+    names: set[str] = set()
+    for field in dataclasses.fields(rule) if dataclasses.is_dataclass(rule) else ():
+        value = getattr(rule, field.name)
+        inside = value if isinstance(value, tuple) and value else (value,)
+        if all(is_rule(part) for part in inside):
+            names.update(*(fields_of(part) for part in inside))
+        elif field.name != "schedules":
+            names.add(field.name)
+    return names
+
+
+def replaced(rule: Any, changes: dict[str, Any], /) -> Any:
+    """A rule with other hyperparameters, also in the rules inside it; checked as at construction."""
+    if not dataclasses.is_dataclass(rule):
+        return rule
+    adjusted = getattr(rule, "adjusted", None)
+    new: dict[str, Any] = {}
+    if adjusted is not None:
+        rule, changes = adjusted(changes)
+    for field in dataclasses.fields(rule):
+        value = getattr(rule, field.name)
+        if is_rule(value):
+            new[field.name] = replaced(value, changes)
+        elif isinstance(value, tuple) and value and all(map(is_rule, value)):
+            new[field.name] = tuple(replaced(part, changes) for part in value)
+        elif field.name in changes:
+            new[field.name] = changes[field.name]
+    if not new:
+        return rule
+    result = copy.copy(rule)
+    for name, value in new.items():
+        object.__setattr__(result, name, value)
+    check = getattr(result, "__post_init__", None)
+    if check is not None:
+        check()
+    return result
 
 
 def is_rule(x: object, /) -> bool:
@@ -91,24 +130,61 @@ def is_rule(x: object, /) -> bool:
     )
 
 
-def count(param: Tensor, /) -> Tensor:
-    """A new counter of steps, a 0-d int64 tensor on the parameter's device."""
-    return torch.zeros((), dtype=torch.int64, device=param.device)
+_counters: ContextVar[dict[Any, Tensor] | None] = ContextVar("fluxlike_counters", default=None)
 
 
-def positive(name: str, value: Hyper, *, zero: bool = True) -> None:
+@contextmanager
+def shared_counters() -> Iterator[None]:
+    """Inside, `counter` gives one tensor for all leaves on a device that start alike."""
+    token = _counters.set({})
+    try:
+        yield
+    finally:
+        _counters.reset(token)
+
+
+def counter(param: Tensor, /, start: float = 0) -> Tensor:
+    """A 0-d tensor on the parameter's device, int64 for a count of steps, float64 for a float.
+
+    Leaves that count together share it, so that it is computed once for all of them.
+    """
+    dtype = torch.int64 if isinstance(start, int) else torch.float64
+    if dtype == torch.float64 and param.device.type == "mps":
+        dtype = torch.float32  # a device without float64
+    known = _counters.get()
+    if known is None:
+        return torch.full((), start, dtype=dtype, device=param.device)
+    key = (param.device, dtype, start)
+    if key not in known:
+        known[key] = torch.full((), start, dtype=dtype, device=param.device)
+    return known[key]
+
+
+def number(name: str, value: Any) -> bool:
+    """Whether a hyperparameter is a number; a 0-d tensor has no value to look at, the rest is refused."""
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return False
+    if isinstance(value, bool) or not isinstance(value, Real):
+        hint = ""
+        if name == "lr":
+            hint = "; parameters go to setup(rule, model), a schedule to Scheduled(rule, lr=schedule)"
+        raise TypeError(f"{name} is a {type(value).__name__}; write a number or a 0-d tensor{hint}")
+    return True
+
+
+def positive(name: str, value: Any, *, zero: bool = True) -> None:
     """Refuse a negative hyperparameter (or zero)."""
-    if not _tensor(name, value) and not (value >= 0 if zero else value > 0):
+    if number(name, value) and not (value >= 0 if zero else value > 0):
         raise ValueError(f"{name}={value!r}: write a number {'of at least' if zero else 'above'} 0")
 
 
-def within(name: str, value: Hyper) -> None:
+def within(name: str, value: Any) -> None:
     """Refuse a decay rate outside [0, 1)."""
-    if not _tensor(name, value) and not 0 <= value < 1:
+    if number(name, value) and not 0 <= value < 1:
         raise ValueError(f"{name}={value!r}: write a number of at least 0 and below 1")
 
 
-def two_rates(name: str, values: tuple[Hyper, Hyper]) -> None:
+def two_rates(name: str, values: Any) -> None:
     """Refuse anything but a pair of decay rates."""
     if not isinstance(values, (tuple, list)) or len(values) != 2:
         raise ValueError(f"{name}={values!r}: write a pair of decay rates, such as (0.9, 0.999)")
@@ -116,27 +192,21 @@ def two_rates(name: str, values: tuple[Hyper, Hyper]) -> None:
     within(f"{name}[1]", values[1])
 
 
-def _tensor(name: str, value: Any) -> bool:
-    """Whether a hyperparameter is a 0-d tensor, which has no value to look at; else it is a number."""
-    if isinstance(value, Tensor) and value.ndim == 0:
-        return True
-    if isinstance(value, bool) or not isinstance(value, Real):
-        hint = "; parameters go to setup(rule, model)" if name == "lr" else ""
-        raise TypeError(f"{name} is a {type(value).__name__}; write a number or a 0-d tensor{hint}")
-    return False
-
-
 @cache
-def forms(cls: type, /) -> tuple[bool, bool]:
-    """Whether a rule's ``apply_all``, and its ``move_all``, say the same as its ``apply``.
+def form_of(cls: type, /) -> str:
+    """In which form a class of rules says what it does: the one that is defined most closely.
 
     A subclass that overrides one of them says by it what the rule does now: the ones it inherits
     from further up are of another rule.
     """
+    return min(("perform", "formula", "apply_all", "apply"), key=lambda name: _distance(cls, name))
 
-    def distance(name: str) -> float:
-        return next((i for i, base in enumerate(cls.__mro__) if name in base.__dict__), float("inf"))
 
-    apply, apply_all, move_all = map(distance, ("apply", "apply_all", "move_all"))
-    listed = apply_all <= apply and apply_all < float("inf")
-    return listed, listed and move_all <= apply_all
+@cache
+def kernel_holds(cls: type, /) -> bool:
+    """Whether the kernel of a class does what its formula says: it is not of a class further up."""
+    return _distance(cls, "kernel") <= _distance(cls, "formula")
+
+
+def _distance(cls: type, name: str) -> float:
+    return next((i for i, base in enumerate(cls.__mro__) if name in base.__dict__), float("inf"))

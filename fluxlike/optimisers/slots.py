@@ -13,22 +13,22 @@ from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.show import value_text
 from fluxlike.trees.structure import flatten, leaves_like, require_same, structure_of
 
-__all__ = ["Aligned", "Slot"]
+__all__ = ["Aligned", "Slot", "matched"]
 
 
 class Slot:
     """One parameter that moves: where it stands, and everything its rule needs."""
 
-    __slots__ = ("after", "before", "entry", "first", "grad", "param", "places", "state", "step")
+    __slots__ = ("after", "before", "entry", "first", "flow", "grad", "param", "passing", "places", "state")
 
     def __init__(self, first: int, param: Tensor, entry: ParamState) -> None:
         self.first, self.param, self.entry = first, param, entry
         self.places = [first]
         self.grad: Tensor | None = None
         self.state = entry.state
-        self.step: Tensor | None = None  # what is subtracted, in the form in which rules compute
-        self.before = param  # the parameter in that form
-        self.after: Tensor | None = None  # the same, moved
+        self.before = self.flow = param  # the parameter, and what flows from link to link, as rules compute
+        self.after: Tensor | None = None  # the parameter in that form, moved
+        self.passing: Tensor | None = None  # whether this step moves it; None if so
 
 
 class Aligned:
@@ -50,17 +50,15 @@ class Aligned:
         self.entries, self.state_def = flatten(state, is_param_state)
         _check_order(state, self.entries, model, grads)
         self.leaves, self.treedef = flatten(model)
-        try:
-            require_same(self.state_def, self.treedef, name="state", like="the model")
-        except ValueError as error:
-            raise ValueError(f"{error}; after surgery, call setup(rule, model) again") from None
+        _require_fit(self.state_def, self.treedef)
+        self.structure = structure_of(self.treedef)
         self.grads = leaves_like(self.treedef, grads, name="grads", like="the model")
-        self.kept = put_assigned(self.leaves, self.grads, structure_of(self.treedef).paths)
+        self.kept = put_assigned(self.leaves, self.grads, self.structure.paths)
         self.moving = self._collect()
 
     def place(self, leaf: int) -> str:
         """The path of a leaf."""
-        return structure_of(self.treedef).paths[leaf] or "the root"
+        return self.structure.paths[leaf] or "the root"
 
     def _collect(self) -> list[Slot]:
         """The parameters that have a gradient and are not frozen, each tied one once."""
@@ -107,7 +105,7 @@ class Aligned:
         if not isinstance(x, Tensor):
             raise ValueError(
                 f"at {path}, the state is that of a parameter, but the model has {x!r}; after surgery, "
-                "call setup(rule, model) again"
+                "call setup(rule, model, carry=state)"
             )
         if not isinstance(g, Tensor):
             raise ValueError(f"at {path}, grads hold {g!r} of {type(g).__name__}; write a tensor or None")
@@ -128,13 +126,34 @@ class Aligned:
                 f"grads hold {value_text(g)} at {path}, the model {value_text(x)}; if the model and the "
                 "gradients are swapped, write model, state = update(state, model, grads)"
             )
-        if can_train(x) and structure_of(self.treedef).trainable[i]:
-            what = "the state holds nothing for it; after surgery, call setup(rule, model) again"
+        if can_train(x) and self.structure.trainable[i]:
+            what = "the state holds nothing for it; after surgery, call setup(rule, model, carry=state)"
         elif isinstance(x, Tensor):
             what = "the model has a buffer there; buffers move by Assigned"
         else:
             what = f"the model has the constant {value_text(x)} there"
         raise ValueError(f"grads hold a tensor at {path}, but {what}")
+
+
+def matched(state: Any, model: Any) -> tuple[list[Any], list[Any], Any]:
+    """The entries of a state, the leaves of its model one by one beside them, and the model's treedef."""
+    entries, state_def = flatten(state, is_param_state)
+    leaves, treedef = flatten(model)
+    if (
+        entries
+        and not any(map(is_param_state, entries))
+        and any(map(is_param_state, flatten(model, is_param_state)[0]))
+    ):
+        raise TypeError("the state and the model are swapped: write averaged(state, model)")
+    _require_fit(state_def, treedef)
+    return entries, leaves, treedef
+
+
+def _require_fit(state_def: Any, treedef: Any) -> None:
+    try:
+        require_same(state_def, treedef, name="state", like="the model")
+    except ValueError as error:
+        raise ValueError(f"{error}; after surgery, call setup(rule, model, carry=state)") from None
 
 
 def _check_order(state: Any, entries: list[Any], model: Any, grads: Any) -> None:

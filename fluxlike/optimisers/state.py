@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.optimisers.rule import Rule, as_functor, is_rule
+from fluxlike.optimisers.rule import Rule, as_functor, is_rule, rules_in, shared_counters
 from fluxlike.placement.dtype import stays_float32
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import flatten, structure_of
@@ -54,23 +54,27 @@ def computed(x: Tensor, /) -> Tensor:
     return x.float() if x.is_floating_point() and x.element_size() < 4 else x
 
 
-def setup(rule: Rule | Callable[[str], Rule], model: Any, /) -> Any:
+def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = None) -> Any:
     """The first state of an optimiser for a model.
 
     Args:
         rule: a rule for all parameters, or a function from the path of a parameter to its rule.
         model: any tree.
+        carry: the state of the model before surgery. A parameter that has a state there, at its path
+            and of its shape, goes on with it, frozen or not, if the rule there is of the same kind; the
+            hyperparameters are those of `rule`. (default: a fresh start for all)
 
     Returns:
         A tree in the model's shape, with a `ParamState` at each parameter (at all places of a tied
         one) and None elsewhere. It is a tree like any other: save it, move it, map over it.
 
     Raises:
-        TypeError: `rule` is no rule, or a class instead of an object, or the two are swapped.
+        TypeError: `rule` is no rule, or a class instead of an object, or the two are swapped, or
+            `carry` is no state; or a rule for real matrices meets a complex parameter.
         ValueError: the function gives different rules to places that are tied.
 
     Warns:
-        UserWarning: there is nothing to train.
+        UserWarning: there is nothing to train, or nothing to carry over.
 
     Example:
         >>> import fluxlike as fl
@@ -81,6 +85,11 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /) -> Any:
         >>> by_path = lambda path: fl.Descent(0.1) if path.startswith(".layers[0]") else fl.Adam()
         >>> fl.setup(by_path, model).layers[0].bias.rule
         Descent(lr=0.1)
+
+        A new head; the body goes on with the moments that it has:
+
+        >>> model = fl.at(model, lambda m: m.layers[1]).set(fl.Dense(3, 5))
+        >>> state = fl.setup(fl.Adam(1e-3), model, carry=state)
     """
     if is_rule(model) and not is_rule(rule):
         raise TypeError("the rule and the model are swapped: write setup(rule, model)")
@@ -90,28 +99,68 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /) -> Any:
     if not found.first:
         warnings.warn("setup found no parameter to train in the model", stacklevel=2)
     rule_at = _rule_function(rule)
+    earlier = _entries_by_path(carry) if carry is not None else {}
+    carried = 0
     made: dict[int, tuple[str, ParamState]] = {}
     result: list[Any] = [None] * len(leaves)
-    for i, x in enumerate(leaves):
-        if id(x) not in found.number:
-            continue
-        path = structure.paths[i]
-        chosen = rule_at(path)
-        if not is_rule(chosen):
-            raise TypeError(_no_rule(chosen, path))
-        if id(x) in made:
-            first, entry = made[id(x)]
-            if entry.rule is not chosen and entry.rule != chosen:
-                raise ValueError(
-                    f"{first} and {path} are tied, but have the rules {entry.rule!r} and {chosen!r}; "
-                    "give all places of a tied parameter the same rule"
-                )
-        else:
-            as_functor(chosen)
-            entry = ParamState(chosen, chosen.init(computed(x.detach())))
-            made[id(x)] = path, entry
-        result[i] = entry
+    with shared_counters():
+        for i, x in enumerate(leaves):
+            if id(x) not in found.number:
+                continue
+            path = structure.paths[i]
+            chosen = rule_at(path)
+            if not is_rule(chosen):
+                raise TypeError(_no_rule(chosen, path))
+            if id(x) in made:
+                first, entry = made[id(x)]
+                if entry.rule is not chosen and entry.rule != chosen:
+                    raise ValueError(
+                        f"{first} and {path} are tied, but have the rules {entry.rule!r} and {chosen!r}; "
+                        "give all places of a tied parameter the same rule"
+                    )
+            else:
+                entry, continued = _first_entry(chosen, x, path, earlier.get(path))
+                carried += continued
+                made[id(x)] = path, entry
+            result[i] = entry
+    if earlier and not carried:
+        warnings.warn("setup found no parameter whose state could be carried over", stacklevel=2)
     return treedef.unflatten(result)
+
+
+def _first_entry(rule: Any, x: Tensor, path: str, earlier: ParamState | None) -> tuple[ParamState, bool]:
+    """The first entry of one parameter, and whether it continues an earlier one."""
+    as_functor(rule)
+    if x.is_complex() and any(getattr(r, "real_only", False) for r in rules_in(rule)):
+        raise TypeError(
+            f"{path} is a complex parameter, for which {rule!r} has no formula; use Adam or Momentum"
+        )
+    state = rule.init(computed(x.detach()))
+    if earlier is None or type(earlier.rule) is not type(rule) or not _alike(earlier.state, state):
+        return ParamState(rule, state), False
+    return ParamState(rule, earlier.state, earlier.frozen), True
+
+
+def _alike(state: Any, like: Any) -> bool:
+    """Whether two states have one structure, and tensors of one shape, dtype and device."""
+    (xs, a), (ys, b) = flatten(state), flatten(like)
+    return a == b and all(
+        isinstance(x, Tensor) is isinstance(y, Tensor)
+        and (not isinstance(y, Tensor) or (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device))
+        for x, y in zip(xs, ys, strict=True)
+    )
+
+
+def _entries_by_path(state: Any) -> dict[str, ParamState]:
+    """The entries of a state by the path of their parameter."""
+    entries, treedef = flatten(state, is_param_state)
+    if not any(map(is_param_state, entries)):
+        raise TypeError(
+            "carry holds no state of an optimiser; write setup(rule, edited_model, carry=state) with what "
+            "setup or update returned"
+        )
+    paths = structure_of(treedef).paths
+    return {path: e for path, e in zip(paths, entries, strict=True) if is_param_state(e)}
 
 
 def _rule_function(rule: Any) -> Callable[[str], Any]:

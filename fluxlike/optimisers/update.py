@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.optimisers import lists
-from fluxlike.optimisers.links import OptimiserChain, apply_all
-from fluxlike.optimisers.rule import LeafError, forms
+from fluxlike._private import tracing
+from fluxlike.optimisers.batch import Batch, perform
+from fluxlike.optimisers.donation import consume, require_donatable
+from fluxlike.optimisers.rule import LeafError
 from fluxlike.optimisers.slots import Aligned, Slot
 from fluxlike.optimisers.state import ParamState, computed
+from fluxlike.optimisers.wrappers import OptimiserChain
 from fluxlike.transforms.motors import enclosed
 from fluxlike.trees.structure import flatten
 from fluxlike.trees.values import value_of
@@ -20,24 +22,29 @@ from fluxlike.trees.values import value_of
 __all__ = ["steps", "update"]
 
 
-def update(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
+def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tuple[Any, Any]:
     """One step: the model moved by its gradients, and the next state of the optimiser.
 
     A parameter without a gradient (None) or frozen stays as it is, its state too. Gradients found
-    at several places of a tied parameter are added up. `Assigned` buffers get their new value. No
-    argument is changed. Inside `gradient`, the step is differentiable.
+    at several places of a tied parameter are added up. `Assigned` buffers get their new value. Unless
+    `donate` is true, no argument is changed. Inside `gradient`, the step is differentiable.
 
     Args:
         state: what `setup` or the last `update` returned.
         model: the model.
         grads: the gradients, a tree with the structure of the model.
+        donate: whether parameters and state may be written over, which saves the time and the memory
+            of new ones. The numbers are the same. The tensors that were written over can't be used
+            any more, wherever else they are held: any use raises an error. Keep a copy by
+            ``fluxlike.tree.clone``. Inside a transform it has no effect. (default: False)
 
     Returns:
         ``(model, state)``, both of the structure that they had.
 
     Raises:
         ValueError: the trees differ in structure; or a gradient differs from its parameter in
-            shape, dtype or device; or the state is on another device. It names the place.
+            shape, dtype or device; or the state is on another device; or a donated tensor shares
+            memory with another, is expanded or may be read-only. It names the place.
         TypeError: model and state are swapped.
 
     Example:
@@ -48,8 +55,12 @@ def update(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
         >>> model
         {'w': tensor([0., 1.])}
     """
-    step = _Step(state, model, grads, kernels=not enclosed())
-    return step.moved_model(), step.next_state()
+    donating = donate and not enclosed() and tracing.concrete()
+    step = _Step(state, model, grads, move=True, donate=donating)
+    result = step.moved_model(), step.next_state()
+    if step.consumed:
+        consume(step.consumed)
+    return result
 
 
 def steps(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
@@ -74,7 +85,7 @@ def steps(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
         >>> fl.steps(fl.setup(fl.Descent(0.1), model), model, {"w": torch.ones(2)})[0]
         {'w': tensor([0.1000, 0.1000])}
     """
-    step = _Step(state, model, grads, kernels=False)
+    step = _Step(state, model, grads, move=False)
     return step.step_tree(), step.next_state()
 
 
@@ -82,86 +93,99 @@ _Links = tuple[Sequence[Any], list[Any]]  # the links of one parameter's rule, a
 
 
 class _Step:
-    """One step; `kernels` allows kernels that move parameters without a step in between."""
+    """One step; `move` says that what counts are the moved parameters, not the steps."""
 
-    def __init__(self, state: Any, model: Any, grads: Any, *, kernels: bool) -> None:
+    def __init__(self, state: Any, model: Any, grads: Any, *, move: bool, donate: bool = False) -> None:
         self.aligned = Aligned(state, model, grads)
         self.moving = self.aligned.moving
+        self.move = move
+        self.consumed: list[Tensor] | None = [] if donate else None
         if self.moving:
-            self._apply(kernels)
+            self._prepare()
+            self._apply()
 
-    def _apply(self, kernels: bool) -> None:
+    def _prepare(self) -> None:
+        if self.consumed is not None:
+            require_donatable(*self._memory())
         for slot in self.moving:
             assert slot.grad is not None
             if slot.grad.layout is not torch.strided:
                 slot.grad = slot.grad.to_dense()
-            slot.step = computed(slot.grad)
+            slot.flow = computed(slot.grad)
             self._check_state_device(slot)
             slot.param = value_of(slot.param)
-        params = [computed(slot.param) for slot in self.moving]
+            slot.before = computed(slot.param)
+
+    def _memory(self) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
+        """The tensors that a donated step may write over, and those that must stay, with their places."""
+        place = self.aligned.place
+        donated, others = [], []
+        moving: set[int] = set()
+        for slot in self.moving:
+            path = place(slot.first)
+            moving.add(id(slot.param))
+            donated.append((f"{path} of the model", slot.param))
+            # Numbers are never written over, so counters may be shared.
+            donated += [(f"the state of {path}", t) for t in _tensors(slot.state) if t.ndim]
+        for i, (x, g) in enumerate(zip(self.aligned.leaves, self.aligned.grads, strict=True)):
+            if isinstance(x, Tensor) and id(x) not in moving and x.layout is torch.strided:
+                others.append((f"{place(i)} of the model", x))
+            if isinstance(g, Tensor) and g.layout is torch.strided:
+                others.append((f"{place(i)} of the gradients", g))
+        return donated, others
+
+    def _apply(self) -> None:
         links = _links(self.moving)
         for k in range(max(len(rules) for rules, _ in links)):
             for members in _sharing(k, links):
-                self._apply_link(k, members, links, params, kernels)
-        for slot, x, (_, states) in zip(self.moving, params, links, strict=True):
+                self._apply_link(k, members, links)
+        for slot, (_, states) in zip(self.moving, links, strict=True):
             chain = isinstance(slot.entry.rule, OptimiserChain)
             slot.state = tuple(states) if chain else states[0]
-            slot.before = x
 
-    def _apply_link(
-        self, k: int, members: list[int], links: list[_Links], params: list[Tensor], kernels: bool
-    ) -> None:
+    def _apply_link(self, k: int, members: list[int], links: list[_Links]) -> None:
+        """One link over the parameters that share it."""
         slots = [self.moving[m] for m in members]
-        grads: list[Tensor] = [s.step for s in slots]  # type: ignore[misc]
         rule = links[members[0]][0][k]
-        states = [links[m][1][k] for m in members]
-        values = [params[m] for m in members]
-        cls: type = type(rule)
-        if kernels and forms(cls)[1] and all(k == len(links[m][0]) - 1 for m in members):
-            moved = rule.move_all(states, values, grads)
-            if moved is not None:
-                for m, slot, after, x in zip(members, slots, *moved, strict=True):
-                    links[m][1][k] = after
-                    slot.after = x
-                return
+        batch = Batch(
+            [links[m][1][k] for m in members],
+            [s.before for s in slots],
+            [s.flow for s in slots],
+            [s.passing for s in slots],
+            last=self.move and all(k == len(links[m][0]) - 1 for m in members),
+            consumed=self.consumed,
+        )
         try:
-            states, out = apply_all(rule, states, values, grads)
+            moved = perform(rule, batch)
         except LeafError as error:
             path = self.aligned.place(slots[error.leaf].first)
             raise ValueError(f"{type(rule).__name__} at {path}: {error}") from None
         except RuntimeError as error:
             self._explain_shapes(slots, error)
             raise
-        if len(states) != len(members) or len(out) != len(members):
-            raise ValueError(
-                f"{type(rule).__name__}.apply_all returned {len(states)} states and {len(out)} steps "
-                f"for {len(members)} leaves"
-            )
-        for m, slot, after, d in zip(members, slots, states, out, strict=True):
-            if not isinstance(d, Tensor) or d.shape != params[m].shape:
-                found = tuple(d.shape) if isinstance(d, Tensor) else repr(d)
-                raise ValueError(
-                    f"{type(rule).__name__} gave {self.aligned.place(slot.first)} a step of {found}; "
-                    f"the parameter has the shape {tuple(params[m].shape)}"
-                )
-            links[m][1][k] = after
-            slot.step = d
+        out = moved.moved(batch) if batch.last else moved.stepped(batch)
+        for m, slot, state, x, mask in zip(members, slots, moved.states, out, moved.passing, strict=True):
+            links[m][1][k] = state
+            slot.passing = mask
+            if batch.last:
+                slot.after = x
+            else:
+                slot.flow = x
 
     def _explain_shapes(self, slots: list[Slot], error: RuntimeError) -> None:
         """Name the parameter whose moments have another shape, where a rule could not compute."""
         for slot in slots:
-            shape = slot.before.shape if slot.before is not slot.param else computed(slot.param).shape
+            path, x = self.aligned.place(slot.first), slot.before
             for t in _tensors(slot.state):
-                if t.ndim and t.shape == shape and t.dtype != slot.step.dtype:  # type: ignore[union-attr]
+                if t.ndim and t.shape == x.shape and t.dtype != x.dtype:
                     raise ValueError(
-                        f"the state of {self.aligned.place(slot.first)} is of {t.dtype}, the parameter of "
-                        f"{slot.param.dtype}; cast the state as the model was, for example by fluxlike.f64"
+                        f"the state of {path} is of {t.dtype}, the parameter of {slot.param.dtype}; cast the "
+                        "state as the model was, for example by fluxlike.f64"
                     ) from error
-                if t.ndim and t.shape != shape:
+                if t.ndim and t.shape != x.shape:
                     raise ValueError(
-                        f"the state of {self.aligned.place(slot.first)} holds a tensor of shape "
-                        f"{tuple(t.shape)}, the parameter has {tuple(slot.param.shape)}; after surgery, call "
-                        "setup(rule, model) again"
+                        f"the state of {path} holds a tensor of shape {tuple(t.shape)}, the parameter has "
+                        f"{tuple(slot.param.shape)}; after surgery, call setup(rule, model, carry=state)"
                     ) from error
 
     def _check_state_device(self, slot: Slot) -> None:
@@ -179,24 +203,32 @@ class _Step:
             values.setdefault(id(x), value_of(x)) if isinstance(x, Tensor) and x.requires_grad else x
             for x in self.aligned.kept
         ]
-        stepping = [s for s in self.moving if s.after is None]
-        if stepping:
-            moved = lists.sub([s.before for s in stepping], [s.step for s in stepping])  # type: ignore[misc]
-            for slot, x in zip(stepping, moved, strict=True):
-                slot.after = x
         for slot in self.moving:
-            assert slot.after is not None
-            new = _restored(slot.after, slot.param)
+            after = slot.after if slot.after is not None else slot.before - slot.flow
+            new = self._restored(after, slot)
             for i in slot.places:
                 result[i] = new
         return self.aligned.treedef.unflatten(result)
 
+    def _restored(self, x: Tensor, slot: Slot) -> Tensor:
+        """A moved parameter in the dtype that the model has it in, rounded once; donated, in its memory."""
+        if slot.param.is_complex():
+            x = torch.view_as_complex(x)
+        if self.consumed is None:
+            return x.to(slot.param.dtype)
+        if x.data_ptr() == slot.param.data_ptr() and x.dtype == slot.param.dtype:
+            if slot.param.is_complex() or slot.param is not self.aligned.leaves[slot.first]:
+                self.consumed.append(self.aligned.leaves[slot.first])
+            return x
+        old = self.aligned.leaves[slot.first]
+        self.consumed.append(old)
+        return old.detach().copy_(x)
+
     def step_tree(self) -> Any:
         result: list[Any] = [None] * len(self.aligned.leaves)
         for slot in self.moving:
-            step = slot.step
-            assert step is not None
-            result[slot.first] = torch.view_as_complex(step) if slot.param.is_complex() else step
+            complex_step = slot.param.is_complex()
+            result[slot.first] = torch.view_as_complex(slot.flow) if complex_step else slot.flow
         return self.aligned.treedef.unflatten(result)
 
     def next_state(self) -> Any:
@@ -217,13 +249,6 @@ def _tensors(state: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
     elif state is not None:
         yield from (x for x in flatten(state)[0] if isinstance(x, Tensor))
-
-
-def _restored(x: Tensor, like: Tensor) -> Tensor:
-    """A computed parameter in the dtype that the model has it in, rounded once."""
-    if like.is_complex():
-        x = torch.view_as_complex(x)
-    return x.to(like.dtype)
 
 
 def _links(moving: list[Slot]) -> list[_Links]:

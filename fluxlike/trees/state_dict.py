@@ -89,7 +89,8 @@ def fit(
         ValueError: as `load_state_dict`.
     """
     leaves, treedef = flatten(tree)
-    where = structure_of(treedef).paths
+    structure = structure_of(treedef)
+    where, trainable = structure.paths, structure.trainable
     wanted = {where[i]: i for i, x in enumerate(leaves) if is_plain(x)}
     faults = list(faults)
     faults += [f"{p or 'the root'} is missing" for p in wanted if p not in found and p not in skip]
@@ -110,9 +111,11 @@ def fit(
         if isinstance(old, Tensor):
             if id(old) in loaded:
                 first, value = loaded[id(old)]
-                if new is not value and not _equal(new, value):
+                if new is value or _equal(new, value):
+                    new = value
+                elif old.ndim or trainable[i]:
                     faults.append(f"{path} is tied to {where[first]} in the model, but their values differ")
-                new = value
+                # else a counter of an optimiser's state, which parameters share until they part
             elif given.setdefault(id(new), id(old)) != id(old):
                 new = new.clone()  # one tensor found at two places must not tie two of the model
             loaded.setdefault(id(old), (i, new))

@@ -204,9 +204,7 @@ def test_a_parameter_that_surgery_put_in_says_to_call_setup_again() -> None:
     state = fl.setup(fl.Adam(), model())
     edited = fl.at(model(), "['name']").set(torch.ones(2))
     grads = {**gradients(), "name": torch.ones(2)}
-    message = (
-        r"grads hold a tensor at \['name'\], but the state holds nothing for it; .*setup\(rule, model\) again"
-    )
+    message = r"grads hold a tensor at \['name'\], but the state holds nothing for it; .*setup\(rule, model, carry=state\)"
     with pytest.raises(ValueError, match=message):
         fl.update(state, edited, grads)
 
@@ -252,6 +250,6 @@ def test_a_state_of_another_dtype_than_the_cast_model_is_named():
     state = fl.setup(fl.Adam(), model)
     grads = {"w": torch.ones(2, dtype=torch.float64)}
     with pytest.raises(
-        ValueError, match=r"the state of \['w'\] is of torch.float32, the parameter of torch.float64"
+        ValueError, match=r"Adam at \['w'\]: the state is of torch.float32, the parameter of torch.float64"
     ):
         fl.update(state, fl.f64(model), grads)

@@ -217,12 +217,12 @@ class TooFew(WrongShape):
 
 
 def test_a_step_of_another_shape_is_named_with_its_path() -> None:
-    with pytest.raises(ValueError, match=r"WrongShape gave \['a'\] a step of \(\); .* the shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"WrongShape at \['a'\]: a step of \(\); .* the shape \(2,\)"):
         fl.update(fl.setup(WrongShape(), model()), model(), grads())
 
 
 def test_a_step_that_is_no_tensor_is_named_with_its_path() -> None:
-    with pytest.raises(ValueError, match=r"NoStep gave \['a'\] a step of None"):
+    with pytest.raises(ValueError, match=r"NoStep at \['a'\]: a step of None"):
         fl.update(fl.setup(NoStep(), model()), model(), grads())
 
 

@@ -7,10 +7,11 @@ import inspect
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
 import fluxlike as fl
-from fluxlike._private import autograd, functorch, fused
+from fluxlike._private import autograd, functorch, fused, tracing
 
 
 @pytest.mark.parametrize(
@@ -49,21 +50,52 @@ def test_the_engine_of_autograd_gives_what_torch_autograd_grad_gives() -> None:
     assert grads[0].grad_fn is not None
 
 
-@pytest.mark.parametrize("kernel", [fused.adam, fused.adamw])
-def test_the_fused_kernels_of_torch_take_what_we_give(kernel: fused.Kernel) -> None:
-    p, g, zero = torch.ones(3), torch.ones(3), torch.zeros(3)
-    assert fused.can_fuse([p], [g], [zero], [zero])
-    moved, m, v = fused.run(kernel, [p], [g], [zero], [zero], [torch.tensor(1)], (0.1, 0.9, 0.999, 1e-8, 0.0))
-    assert moved[0].tolist() == pytest.approx([0.9] * 3)
-    assert (m[0].tolist(), v[0].tolist()) == (pytest.approx([0.1] * 3), pytest.approx([0.001] * 3))
-    assert torch.equal(p, torch.ones(3))
-    assert torch.equal(zero, torch.zeros(3))
+@pytest.mark.parametrize("skip", [None, 0.0, 1.0])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_the_fused_adam_of_torch_takes_what_we_give(decoupled: bool, skip: float | None) -> None:
+    p, g, m, v = torch.ones(3), torch.ones(3), torch.zeros(3), torch.zeros(3)
+    assert fused.fits(p, [g, m, v])
+    held = None if skip is None else torch.tensor(skip)
+    hyper = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    fused.adam([p], [g], [m], [v], [], [torch.tensor(1.0)], held, decoupled=decoupled, **hyper)
+    moves = skip != 1.0
+    assert p.tolist() == pytest.approx([0.9 if moves else 1.0] * 3)
+    assert m.tolist() == pytest.approx([0.1 if moves else 0.0] * 3)
+    assert v.tolist() == pytest.approx([0.001 if moves else 0.0] * 3)
+
+
+@pytest.mark.parametrize("skip", [None, 0.0, 1.0])
+def test_the_fused_sgd_and_adagrad_of_torch_take_what_we_give(skip: float | None) -> None:
+    held = None if skip is None else torch.tensor(skip)
+    moves = skip != 1.0
+    p, v = torch.ones(3), torch.ones(3)
+    fused.sgd([p], [torch.ones(3)], [v], held, lr=0.1, momentum=0.9, nesterov=False)
+    assert p.tolist() == pytest.approx([0.81 if moves else 1.0] * 3)
+    assert v.tolist() == pytest.approx([1.9 if moves else 1.0] * 3)
+    p, total = torch.ones(3), torch.zeros(3)
+    hyper = {"lr": 0.1, "lr_decay": 0.0, "weight_decay": 0.0, "eps": 1e-10}
+    fused.adagrad([p], [torch.full((3,), 2.0)], [total], [torch.tensor(1.0)], held, **hyper)
+    assert p.tolist() == pytest.approx([0.9 if moves else 1.0] * 3)
+    assert total.tolist() == pytest.approx([4.0 if moves else 0.0] * 3)
 
 
 def test_a_kernel_is_not_given_lists_that_it_would_read_beyond() -> None:
-    assert not fused.can_fuse([torch.ones(3)], [torch.ones(2)])
-    assert not fused.can_fuse([torch.ones(3)], [torch.ones(3, dtype=torch.float64)])
-    assert not fused.can_fuse([torch.ones(2, 3).T], [torch.ones(3, 2)])
+    assert not fused.fits(torch.ones(3), [torch.ones(2)])
+    assert not fused.fits(torch.ones(3), [torch.ones(3, dtype=torch.float64)])
+    assert not fused.fits(torch.ones(2, 3), [torch.ones(3, 2).T])
+
+
+def test_tracing_is_seen_under_make_fx_and_fake_tensors() -> None:
+    seen = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append((tracing.tracing(), tracing.readable(x)))
+        return x + 1
+
+    f(torch.ones(2))
+    make_fx(f, tracing_mode="fake")(torch.ones(2))
+    torch.func.vmap(f)(torch.ones(2))
+    assert seen == [(False, True), (True, False), (False, False)]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own

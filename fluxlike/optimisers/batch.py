@@ -1,0 +1,244 @@
+"""Applying one rule to the leaves that share it, in the form in which its class defines it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike._private import tracing
+from fluxlike.optimisers.rule import LeafError, form_of
+from fluxlike.trees.structure import flatten
+
+__all__ = [
+    "Batch",
+    "Moved",
+    "advanced",
+    "both",
+    "by_counter",
+    "held",
+    "merged",
+    "on_part",
+    "passes",
+    "perform",
+    "read",
+]
+
+
+@dataclass
+class Batch:
+    """Leaves that one rule moves.
+
+    Attributes:
+        states: the rule's state for each.
+        params: the parameters, real and at least float32.
+        grads: their gradients, or what the link before made of them.
+        passing: for each, a 0-d bool tensor that says whether this step moves it; None if it does.
+        last: whether the result is subtracted from the parameters, so that they may be moved here.
+        consumed: where rewritten tensors are put down; None to leave all tensors as they are.
+    """
+
+    states: list[Any]
+    params: list[Tensor]
+    grads: list[Tensor]
+    passing: list[Tensor | None]
+    last: bool = False
+    consumed: list[Tensor] | None = None
+
+    def with_(self, **changes: Any) -> Batch:
+        """The same with other fields."""
+        return dataclasses.replace(self, **changes)
+
+    def part(self, members: Sequence[int]) -> Batch:
+        """Some of the leaves."""
+        return self.with_(
+            states=[self.states[k] for k in members],
+            params=[self.params[k] for k in members],
+            grads=[self.grads[k] for k in members],
+            passing=[self.passing[k] for k in members],
+        )
+
+
+@dataclass
+class Moved:
+    """What a rule gives for a batch: the next states, and steps or moved parameters.
+
+    Attributes:
+        states: the next states.
+        steps: what is subtracted from each parameter; None if `params` are given.
+        params: the parameters after the step; None if `steps` are given.
+        passing: as in `Batch`, for the links after.
+    """
+
+    states: list[Any]
+    steps: list[Tensor] | None
+    params: list[Tensor] | None
+    passing: list[Tensor | None]
+
+    def moved(self, batch: Batch) -> list[Tensor]:
+        """The parameters after the step."""
+        if self.params is None:
+            assert self.steps is not None
+            self.params = [_minus(*pair, batch) for pair in zip(batch.params, self.steps, strict=True)]
+        return self.params
+
+    def stepped(self, batch: Batch) -> list[Tensor]:
+        """The steps."""
+        if self.steps is None:
+            assert self.params is not None
+            self.steps = [x - y for x, y in zip(batch.params, self.params, strict=True)]
+        return self.steps
+
+
+def _minus(x: Tensor, step: Tensor, batch: Batch) -> Tensor:
+    if batch.consumed is None:
+        return x - step
+    batch.consumed.append(x)
+    return x.detach().sub_(step)
+
+
+def perform(rule: Any, batch: Batch) -> Moved:
+    """Apply a rule to leaves that share it, in the form that its class defines most closely.
+
+    Raises:
+        LeafError: a result that is none, or a state that doesn't fit its parameter.
+    """
+    cls: type = type(rule)
+    form = form_of(cls)
+    if form in ("perform", "formula"):
+        return rule.perform(batch)
+    if form == "apply_all":
+        after, steps = rule.apply_all(batch.states, batch.params, batch.grads)
+        after, steps = list(after), list(steps)
+        _check_lengths(rule, batch, after, steps)
+    else:
+        leaves = zip(batch.states, batch.params, batch.grads, strict=True)
+        results = [_apply_one(rule, k, *leaf) for k, leaf in enumerate(leaves)]
+        after, steps = [s for s, _ in results], [d for _, d in results]
+    for k, (x, d) in enumerate(zip(batch.params, steps, strict=True)):
+        if not isinstance(d, Tensor) or d.shape != x.shape:
+            found = tuple(d.shape) if isinstance(d, Tensor) else repr(d)
+            raise LeafError(k, f"a step of {found}; the parameter has the shape {tuple(x.shape)}")
+    return held(batch, after, steps)
+
+
+def _apply_one(rule: Any, k: int, state: Any, param: Tensor, grad: Tensor) -> tuple[Any, Tensor]:
+    before = (param._version, grad._version)
+    result = rule.apply(state, param, grad)
+    if (param._version, grad._version) != before:
+        raise LeafError(k, "apply changed its arguments in place; compute new tensors instead")
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise LeafError(k, f"apply returned a {type(result).__name__}; return (state, step)")
+    return result
+
+
+def _check_lengths(rule: Any, batch: Batch, states: Sequence[Any], steps: Sequence[Any]) -> None:
+    n = len(batch.params)
+    if len(states) != n or len(steps) != n:
+        raise ValueError(
+            f"{type(rule).__name__}.apply_all returned {len(states)} states and {len(steps)} steps "
+            f"for {n} leaves"
+        )
+
+
+def merged(batch: Batch, parts: Sequence[tuple[Sequence[int], Moved]]) -> Moved:
+    """The results of parts of a batch, each with the places of its leaves, as one."""
+    states, out, passing = list(batch.states), list(batch.grads), list(batch.passing)
+    for members, moved in parts:
+        values = moved.moved(batch.part(members)) if batch.last else moved.stepped(batch.part(members))
+        for k, state, x, mask in zip(members, moved.states, values, moved.passing, strict=True):
+            states[k], out[k], passing[k] = state, x, mask
+    return Moved(states, None, out, passing) if batch.last else Moved(states, out, None, passing)
+
+
+def on_part(rule: Any, batch: Batch, members: Sequence[int]) -> tuple[Sequence[int], Moved]:
+    """A rule applied to some leaves of a batch, for `merged`."""
+    try:
+        return members, perform(rule, batch.part(members))
+    except LeafError as error:
+        raise LeafError(members[error.leaf], str(error)) from None
+
+
+def by_counter(counters: Sequence[Tensor]) -> list[list[int]]:
+    """Leaves grouped by the value of their counter, or, where it can't be read, by the counter."""
+    values = read(counters)
+    groups: dict[Any, list[int]] = {}
+    for k, t in enumerate(counters):
+        groups.setdefault((t.device, values[id(t)]), []).append(k)
+    return list(groups.values())
+
+
+_MANY = 8  # so many counters on a device are worth one wait, after which they are shared
+
+
+def read(counters: Iterable[Tensor]) -> dict[int, Any]:
+    """By the ``id`` of each counter its value; or, where it can't be read, what only it has."""
+    distinct = {id(t): t for t in counters}
+    waiting = [t for t in distinct.values() if not tracing.readable(t)]
+    values: dict[int, Any] = {key: t.item() for key, t in distinct.items() if tracing.readable(t)}
+    if len(waiting) > _MANY and tracing.concrete():
+        values.update((id(t), t.item()) for t in waiting)
+    else:
+        values.update((id(t), (id(t),)) for t in waiting)
+    return values
+
+
+def advanced(counters: Sequence[Tensor], passing: Sequence[Tensor | None]) -> list[Tensor]:
+    """The counters after a step, where it passes; leaves that count together share them still."""
+    after: dict[tuple[int, int], Tensor] = {}
+    keys = [(id(t), id(mask)) for t, mask in zip(counters, passing, strict=True)]
+    for key, t, mask in zip(keys, counters, passing, strict=True):
+        if key not in after:
+            after[key] = t + 1 if mask is None else torch.where(mask, t + 1, t)
+    return [after[key] for key in keys]
+
+
+def both(masks: Sequence[Tensor | None], others: Sequence[Tensor]) -> list[Tensor | None]:
+    """For each leaf, a mask that is true where two are; shared where both are."""
+    known: dict[tuple[int, int], Tensor] = {}
+    result: list[Tensor | None] = []
+    for a, b in zip(masks, others, strict=True):
+        key = (id(a), id(b))
+        if key not in known:
+            known[key] = b if a is None else a & b
+        result.append(known[key])
+    return result
+
+
+def held(batch: Batch, after: list[Any], steps: list[Tensor]) -> Moved:
+    """States and steps, held back where a link before said so."""
+    if any(p is not None for p in batch.passing):
+        for k, (mask, old) in enumerate(zip(batch.passing, batch.states, strict=True)):
+            if mask is not None:
+                after[k] = _hold(k, mask, old, after[k])
+                steps[k] = torch.where(mask, steps[k], 0.0)
+    return Moved(after, steps, None, batch.passing)
+
+
+def _hold(k: int, mask: Tensor, old: Any, new: Any) -> Any:
+    """The new state where the mask is true, the old one where it is not."""
+    if isinstance(new, Tensor):
+        return new if new is old else torch.where(mask, new, old)
+    before, treedef = flatten(old)
+    leaves, new_def = flatten(new)
+    if new_def != treedef:
+        raise LeafError(k, "apply returned a state of another structure than init")
+    for i, (a, b) in enumerate(zip(before, leaves, strict=True)):
+        if isinstance(b, Tensor):
+            leaves[i] = _hold(k, mask, a, b)
+        elif a is not b and a != b:
+            raise LeafError(
+                k, f"{b!r} in the state changes and is no tensor, so that no link can hold it back"
+            )
+    return treedef.unflatten(leaves)
+
+
+def passes(mask: Tensor | None) -> bool | Tensor:
+    """A mask as a bool where its value can be read, None as True."""
+    if mask is None:
+        return True
+    return bool(mask) if tracing.readable(mask) else mask

@@ -1,0 +1,1 @@
+"""The rules, by what they have in common: the steps that move the parameters."""
