@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-__all__ = ["Donated", "consume", "require_donatable"]
+__all__ = ["Donated", "consume", "require_donatable", "span"]
 
 
 class Donated(Tensor):
@@ -24,12 +24,13 @@ class Donated(Tensor):
 
 def consume(tensors: Iterable[Tensor]) -> None:
     """Turn tensors whose memory was given away into ones that can't be used."""
-    nothing: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+    nothing: dict[torch.device, Tensor] = {}
+    device, empty = None, torch.empty(0)
     for x in {id(x): x for x in tensors}.values():
-        key = (x.dtype, x.device)
-        if key not in nothing:
-            nothing[key] = torch.empty(0, dtype=x.dtype, device=x.device)
-        x.data = nothing[key]
+        if x.device != device:
+            device = x.device
+            empty = nothing.setdefault(device, torch.empty(0, device=device))
+        x.data = empty  # what gets past __torch_function__ finds nothing
         x.__class__ = Donated
 
 
@@ -49,8 +50,8 @@ def require_donatable(donated: Sequence[tuple[str, Tensor]], others: Iterable[tu
         if type(x) is Donated:
             x.dim()  # raises
         _require_own(place, x)
-        spans.append((*_span(x), place, True))
-    spans += [(*_span(x), place, False) for place, x in others]
+        spans.append((*span(x), place, True))
+    spans += [(*span(x), place, False) for place, x in others]
     spans.sort(key=lambda span: span[:2])
     reach, holder = 0, ""  # the memory seen so far that goes furthest
     free, keeper = 0, ""  # the same of donated memory alone
@@ -87,7 +88,7 @@ def _require_own(place: str, x: Tensor) -> None:
     )
 
 
-def _span(x: Tensor) -> tuple[int, int]:
+def span(x: Tensor) -> tuple[int, int]:
     """The addresses of the first byte of a tensor, and of the one after its last."""
     start = x.data_ptr()
     if x.is_contiguous():

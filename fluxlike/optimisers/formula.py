@@ -10,23 +10,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from fluxlike._private import fused, tracing
+from fluxlike._private import tracing
 from fluxlike.optimisers.batch import Batch, Moved, passes, read
+from fluxlike.optimisers.columns import Columns, fields_of_state
+from fluxlike.optimisers.kernels import Kernel, adjusted_layout, move
 from fluxlike.optimisers.leaves import Leaves, Scalar, where
 from fluxlike.optimisers.rule import LeafError, is_rule, kernel_holds
 
-__all__ = ["Formula", "Kernel", "hyperparameters", "settled"]
-
-Kernel = Callable[[Any, list[Tensor], list[Tensor], Tensor | None], None]
-"""Moves lists in place: ``kernel(state, params, grads, skip)``, the state a tuple of lists."""
+__all__ = ["Formula", "Kernel", "hyperparameters", "kernel_of", "settled"]
 
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # bytes of one list under a formula
-_KERNEL_BLOCK = 1 << 19  # bytes of one list; the four lists of a kernel fit a core's cache
 
 
 class Formula:
@@ -127,16 +125,34 @@ def _recorded(rule: Any, batch: Batch) -> bool:
         return False
     tensors = (*batch.params, *batch.grads, *(h for h in hyperparameters(rule) if isinstance(h, Tensor)))
     return any(t.requires_grad for t in tensors) or any(
-        t.requires_grad for s in batch.states for t in _fields(s) if t is not None
+        t.requires_grad for s in batch.states for t in fields_of_state(s) if t is not None
     )
 
 
-def _fields(state: Any) -> tuple[Any, ...]:
-    return state if isinstance(state, tuple) else (state,)
+def kernel_of(rule: Any, /) -> Kernel | None:
+    """The kernel of a rule, if it has one that does what its formula does, for the numbers it has."""
+    cls: type = type(rule)
+    if not kernel_holds(cls) or any(isinstance(h, Tensor) for h in hyperparameters(rule)):
+        return None
+    return rule.kernel()
 
 
 def _alike(rule: Formula, batch: Batch) -> list[list[int]]:
     """The leaves grouped by dtype, device, mask, counters and the kind of their state."""
+    first, x0, m0 = batch.states[0], batch.params[0], batch.passing[0]
+    counters = [getattr(first, name) for name in rule.shared] if isinstance(first, tuple) else []
+    kind, dtype, device = type(first), x0.dtype, x0.device
+    nothing = [t is None for t in first] if isinstance(first, tuple) else []
+    if all(
+        type(s) is kind
+        and x.dtype is dtype
+        and x.device == device
+        and m is m0
+        and all(getattr(s, name) is t for name, t in zip(rule.shared, counters, strict=True))
+        and (not nothing or [t is None for t in s] == nothing)
+        for s, x, m in zip(batch.states, batch.params, batch.passing, strict=True)
+    ):
+        return [list(range(len(batch.params)))]
     groups: dict[Any, list[int]] = {}
     tuples = (s for s in batch.states if isinstance(s, tuple))
     values = read(t for s in tuples for t in (getattr(s, name) for name in rule.shared) if t is not None)
@@ -162,37 +178,37 @@ class _Group:
         self.xs = [batch.params[k] for k in members]
         self.gs = [batch.grads[k] for k in members]
         self.out = list(self.xs if batch.last else self.gs)
-        first = batch.states[members[0]]
-        self.kind: Any = type(first)
-        self.names: tuple[str, ...] = getattr(self.kind, "_fields", ("",))
-        self.fields: dict[str, list[Tensor]] = {}  # each leaf has its own
-        self.scalars: dict[str, Tensor] = {}  # one for all
-        columns = zip(*(_fields(batch.states[k]) for k in members), strict=True)
-        for name, column in zip(self.names, columns, strict=True):
-            if name in rule.shared:
-                self.scalars[name] = column[0]
-            elif column[0] is not None:
-                self.fields[name] = list(column)
+        self.columns = Columns([batch.states[k] for k in members], rule.shared)
+        self.fields, self.scalars = self.columns.fields, self.columns.scalars
         self.new = {name: list(column) for name, column in self.fields.items()}
         self._check(members)
         if "step" in self.scalars:
             self._advance("step", self.scalars["step"] + 1)
 
     def _check(self, members: list[int]) -> None:
+        same_shape = self.rule.elementwise
         for column in self.fields.values():
             for k, x, t in zip(members, self.xs, column, strict=True):
-                if self.rule.elementwise and t.shape != x.shape:
-                    raise LeafError(
-                        k,
-                        f"the state holds a tensor of shape {tuple(t.shape)}, the parameter has "
-                        f"{tuple(x.shape)}; after surgery, call setup(rule, model, carry=state)",
-                    )
-                if t.dtype != x.dtype:
-                    raise LeafError(
-                        k,
-                        f"the state is of {t.dtype}, the parameter of {x.dtype}; cast the state as the "
-                        "model was, for example by fluxlike.f64",
-                    )
+                if t.dtype is not x.dtype or (same_shape and t.shape != x.shape) or t.device != x.device:
+                    self._report_misfit(k, x, t)
+
+    def _report_misfit(self, k: int, x: Tensor, t: Tensor) -> NoReturn:
+        if t.device != x.device:
+            problem = (
+                f"is on {t.device}, the parameter on {x.device}; write state = fluxlike.to_device(state, "
+                f"{str(x.device)!r})"
+            )
+        elif t.dtype != x.dtype:
+            problem = (
+                f"is of {t.dtype}, the parameter of {x.dtype}; cast the state as the model was, for example "
+                "by fluxlike.f64"
+            )
+        else:
+            problem = (
+                f"holds a tensor of shape {tuple(t.shape)}, the parameter has {tuple(x.shape)}; after "
+                "surgery, call setup(rule, model, carry=state)"
+            )
+        raise LeafError(k, f"the state {problem}")
 
     def _advance(self, name: str, value: Scalar) -> None:
         old = self.scalars[name]
@@ -202,69 +218,37 @@ class _Group:
     def run(self) -> None:
         """Move the leaves: by a kernel those that it can take, by the formula the others."""
         everything = list(range(len(self.xs)))
-        kernel = self._kernel()
-        taken = [j for j in everything if self._fits(j)] if kernel else []
-        if kernel and taken:
-            self._run_kernel(kernel, taken)
-        rest = everything if not taken else sorted(set(everything) - set(taken))
+        taken = self._run_kernel()
+        rest = [j for j in everything if j not in taken] if taken else everything
         if rest:
             self._run_formula(rest)
 
     def new_states(self) -> Iterator[Any]:
         """The states after, leaf by leaf."""
-        if self.kind is type(None):
-            yield from (None for _ in self.xs)
-        elif not issubclass(self.kind, tuple):
-            yield from self.new[""]
-        else:
-            n = len(self.xs)
-            known: dict[str, list[Any]] = {name: [t] * n for name, t in self.scalars.items()}
-            known.update(self.new)
-            columns = [known.get(f, [None] * n) for f in self.names]
-            yield from (self.kind(*row) for row in zip(*columns, strict=True))
+        return self.columns.rows(len(self.xs), self.new, self.scalars)
 
-    # Kernels
-
-    def _kernel(self) -> Kernel | None:
-        if not (self.plain and self.last and self.xs[0].device.type in ("cpu", "cuda")):
-            return None
-        cls: type = type(self.rule)
-        numbers = not any(isinstance(h, Tensor) for h in hyperparameters(self.rule))
-        return self.rule.kernel() if numbers and kernel_holds(cls) else None
-
-    def _fits(self, j: int) -> bool:
-        x, g = self.xs[j], self.gs[j]
-        if g.stride() != x.stride():
-            g = self.gs[j] = torch.empty_like(x).copy_(g)  # that of a sum is one number, expanded
-        return fused.fits(x, [g, *(column[j] for column in self.fields.values())])
-
-    def _run_kernel(self, kernel: Kernel, js: list[int]) -> None:
+    def _run_kernel(self) -> set[int]:
+        """Move the leaves that the rule's kernel can take, and say which."""
+        kernel = kernel_of(self.rule) if self.plain and self.last else None
+        if kernel is None:
+            return set()
+        taken = []
+        for j, (x, g, *fields) in enumerate(zip(self.xs, self.gs, *self.fields.values(), strict=True)):
+            fitting = adjusted_layout(x, g, fields)
+            if fitting is not None:
+                self.gs[j] = fitting
+                taken.append(j)
+        if not taken:
+            return set()
         skip = None if self.mask is None else torch.where(self.mask, 0.0, 1.0)
-        count = self.scalars["step"].to(torch.float32) if "step" in self.scalars else None
-        for block in self._kernel_blocks(js):
-            columns = {name: self._written(column, block) for name, column in self.fields.items()}
-            xs = self._written(self.xs, block)
-            state = self._state({**columns, "step": [count] * len(block)})
-            kernel(state, xs, [self.gs[j] for j in block], skip)
-            for after, written in ((self.out, xs), *((self.new[f], c) for f, c in columns.items())):
-                for j, t in zip(block, written, strict=True):
-                    after[j] = t
-
-    def _kernel_blocks(self, js: list[int]) -> list[list[int]]:
-        """Leaves in blocks whose copies are still in the cache when they are used."""
-        if self.consumed is not None or self.xs[0].device.type != "cpu":
-            return [js]
-        return [[j for j, _, _ in block] for block in _blocks(self.xs, js, _KERNEL_BLOCK, lambda j: False)]
-
-    def _written(self, column: list[Tensor], block: list[int]) -> list[Tensor]:
-        """Tensors to write over: copies, or the donated ones."""
-        return [self._target(column[j]) if self.consumed is not None else column[j].clone() for j in block]
-
-    def _target(self, x: Tensor) -> Tensor:
-        """A donated tensor, to be written over under a new object."""
-        assert self.consumed is not None
-        self.consumed.append(x)
-        return x.detach()
+        columns = copy.copy(self.columns)
+        columns.fields = {name: [column[j] for j in taken] for name, column in self.fields.items()}
+        xs, gs = [self.xs[j] for j in taken], [self.gs[j] for j in taken]
+        moved, new_fields = move(kernel, columns, xs, gs, skip, self.consumed)
+        for after, new in ((self.out, moved), *((self.new[name], new_fields[name]) for name in new_fields)):
+            for j, t in zip(taken, new, strict=True):
+                after[j] = t
+        return set(taken)
 
     # Formulas
 
@@ -274,7 +258,7 @@ class _Group:
         for block in self._formula_blocks(js):
             before = {name: _take(column, block) for name, column in self.fields.items()}
             x = _take(self.xs, block)
-            new, step = self.rule.formula(self._state({**before, **values}), x, _take(self.gs, block))
+            new, step = self.rule.formula(self.columns.state({**before, **values}), x, _take(self.gs, block))
             if self.mask is not None:
                 step = where(self.mask, step, 0.0)
             fields, after = self._taken_apart(new, before)
@@ -296,22 +280,20 @@ class _Group:
         columns = (self.xs, self.gs, *self.fields.values())
         return self.rule.elementwise and all(column[j].is_contiguous() for column in columns)
 
-    def _state(self, fields: dict[str, Any]) -> Any:
-        """A state of the rule's kind with something else than tensors in it."""
-        if self.kind is type(None):
-            return None
-        if not issubclass(self.kind, tuple):
-            return fields[""]
-        return self.kind(*(fields.get(f) for f in self.names))
-
     def _taken_apart(
         self, new: Any, before: dict[str, Leaves]
     ) -> tuple[dict[str, Leaves], dict[str, Scalar]]:
-        parts = dict(zip(self.names, _fields(new), strict=True))
+        parts = dict(zip(self.columns.names, fields_of_state(new), strict=True))
         fields = {name: parts[name] for name in self.fields}
         if self.mask is not None:
             fields = {name: where(self.mask, v, before[name]) for name, v in fields.items()}
         return fields, {name: parts[name] for name in self.scalars}
+
+    def _target(self, x: Tensor) -> Tensor:
+        """A donated tensor, to be written over under a new object."""
+        assert self.consumed is not None
+        self.consumed.append(x)
+        return x.detach()
 
     def _put(self, column: list[Tensor], block: list[_Piece], new: Leaves, own: bool = True) -> None:
         """Put results where they belong: as they are, in the piece's place, or over the donated one."""

@@ -11,9 +11,10 @@ from torch import Tensor
 from fluxlike._private import tracing
 from fluxlike.optimisers.batch import Batch, perform
 from fluxlike.optimisers.donation import consume, require_donatable
-from fluxlike.optimisers.rule import LeafError
+from fluxlike.optimisers.lane import Lane, lane_of
+from fluxlike.optimisers.rule import LeafError, form_of
 from fluxlike.optimisers.slots import Aligned, Slot
-from fluxlike.optimisers.state import ParamState, computed
+from fluxlike.optimisers.state import ParamState, computed, is_param_state
 from fluxlike.optimisers.wrappers import OptimiserChain
 from fluxlike.transforms.motors import enclosed
 from fluxlike.trees.structure import flatten
@@ -55,12 +56,18 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
         >>> model
         {'w': tensor([0., 1.])}
     """
-    donating = donate and not enclosed() and tracing.concrete()
-    step = _Step(state, model, grads, move=True, donate=donating)
-    result = step.moved_model(), step.next_state()
-    if step.consumed:
-        consume(step.consumed)
-    return result
+    plain = not enclosed() and tracing.concrete()
+    donating = donate and plain
+    entries, state_def = flatten(state, is_param_state)
+    lane = lane_of(entries) if plain else None
+    result = lane.step(entries, state_def, model, grads, donating) if lane is not None else None
+    if result is None:
+        step = _Step(state, model, grads, move=True, donate=donating)
+        result = step.moved_model(), step.next_state(), step.consumed or []
+        if plain:
+            step.open_lane()
+    consume(result[2])
+    return result[0], result[1]
 
 
 def steps(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
@@ -112,7 +119,9 @@ class _Step:
             if slot.grad.layout is not torch.strided:
                 slot.grad = slot.grad.to_dense()
             slot.flow = computed(slot.grad)
-            self._check_state_device(slot)
+            cls: type = type(slot.entry.rule)
+            if form_of(cls) != "formula":  # which looks itself
+                self._check_state_device(slot)
             slot.param = value_of(slot.param)
             slot.before = computed(slot.param)
 
@@ -234,10 +243,34 @@ class _Step:
     def next_state(self) -> Any:
         entries = list(self.aligned.entries)
         for slot in self.moving:
-            new = ParamState(slot.entry.rule, slot.state, slot.entry.frozen)
+            new = slot.entry = ParamState(slot.entry.rule, slot.state, slot.entry.frozen)
             for i in slot.places:
                 entries[i] = new
         return self.aligned.state_def.unflatten(entries)
+
+    def open_lane(self) -> None:
+        """Let the next step skip what this one found out, if all parameters move by one kernel."""
+        moving, aligned = self.moving, self.aligned
+        covered = sum(len(slot.places) for slot in moving)
+        if not moving or covered != sum(entry is not None for entry in aligned.entries):
+            return
+        rule = moving[0].entry.rule
+        params = [slot.after for slot in moving if slot.after is not None and slot.passing is None]
+        same = all(
+            s.entry.rule is rule and s.param.dtype == x.dtype for s, x in zip(moving, params, strict=False)
+        )
+        if len(params) < len(moving) or not same or moving[0].param.is_complex():
+            return
+        lane = Lane.over(
+            rule,
+            [s.places for s in moving],
+            aligned.treedef,
+            aligned.state_def,
+            params,
+            [s.state for s in moving],
+        )
+        if lane is not None:
+            lane.keep(moving[0].entry)
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

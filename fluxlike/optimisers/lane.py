@@ -1,0 +1,219 @@
+"""The fast lane: a step that goes on from what the last one returned.
+
+Most steps of a training run are alike: one rule with a kernel for all parameters, and model and state
+just as the step before returned them. What that step found out about them (they fit each other, and
+a kernel, and share no memory) holds still, so that only the gradients need to be looked at.
+"""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike._private import fused
+from fluxlike.optimisers.columns import Columns
+from fluxlike.optimisers.donation import require_donatable, span
+from fluxlike.optimisers.formula import kernel_of
+from fluxlike.optimisers.kernels import Kernel, move
+from fluxlike.optimisers.rule import form_of
+from fluxlike.optimisers.state import ParamState
+from fluxlike.trees.structure import flatten
+
+__all__ = ["Lane", "lane_of"]
+
+_lanes: dict[int, tuple[weakref.ref[ParamState], Lane]] = {}  # by the id of a state's first entry
+
+
+class Lane:
+    """What one step found out, for the next one.
+
+    Args:
+        rule: the one rule of all parameters.
+        kernel: its kernel.
+        places: for each parameter, the leaves of the model that hold it.
+        treedef: that of the model.
+        state_def: that of the state above its entries.
+        params: the parameters.
+        states: their states.
+        spans: the sorted first and last addresses of all donated memory, if it was checked.
+    """
+
+    __slots__ = (
+        "_columns", "_dtype", "_layouts", "_others", "_params", "_places", "_spans", "_state_def", "_states",
+        "_treedef", "kernel", "rule",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        rule: Any,
+        kernel: Kernel,
+        places: Sequence[Sequence[int]],
+        treedef: Any,
+        state_def: Any,
+        params: Sequence[Tensor],
+        states: Sequence[Any],
+    ) -> None:
+        self.rule, self.kernel = rule, kernel
+        self._places, self._treedef, self._state_def = places, treedef, state_def
+        taken = {i for where in places for i in where}
+        self._others = [i for i in range(treedef.num_leaves) if i not in taken]
+        self._dtype = params[0].dtype
+        self._layouts = [(x.shape, x.stride(), x.device) for x in params]
+        self._spans: tuple[list[int], list[int]] | None = None
+        self._take(params, states)
+
+    @staticmethod
+    def over(
+        rule: Any,
+        places: Sequence[Sequence[int]],
+        treedef: Any,
+        state_def: Any,
+        params: Sequence[Tensor],
+        states: Sequence[Any],
+    ) -> Lane | None:
+        """A lane for these parameters and states, if one kernel can move them all together."""
+        cls: type = type(rule)
+        kernel = kernel_of(rule) if form_of(cls) == "formula" else None
+        if kernel is None or params[0].device.type not in ("cpu", "cuda"):
+            return None
+        lane = Lane(rule, kernel, places, treedef, state_def, params, states)
+        return lane if lane._holds(params) else None
+
+    def _holds(self, params: Sequence[Tensor]) -> bool:
+        columns, device = self._columns, params[0].device
+        first = self._states[0]
+        for x, state, *fields in zip(params, self._states, *columns.fields.values(), strict=True):
+            if (
+                type(state) is not columns.kind
+                or x.dtype is not self._dtype
+                or x.device != device
+                or any(getattr(state, name) is not t for name, t in columns.scalars.items())
+                or (isinstance(state, tuple) and [t is None for t in state] != [t is None for t in first])
+                or not fused.fits(x, fields)
+            ):
+                return False
+        return True
+
+    def _take(self, params: Sequence[Tensor], states: Sequence[Any]) -> None:
+        self._params = [weakref.ref(x) for x in params]
+        self._states = list(states)
+        self._columns = Columns(states, self.rule.shared)
+
+    def keep(self, first: ParamState) -> None:
+        """Wait for the step that gets the state of which `first` is the first entry."""
+        key = id(first)
+        _lanes[key] = (weakref.ref(first, lambda _: _lanes.pop(key, None)), self)
+
+    def step(
+        self, entries: list[Any], state_def: Any, model: Any, grads: Any, donate: bool
+    ) -> tuple[Any, Any, list[Tensor]] | None:
+        """The next model and state, and the tensors that were consumed; None where this is another case."""
+        leaves, treedef = flatten(model)
+        gs, grads_def = flatten(grads)
+        if treedef != self._treedef or state_def != self._state_def or grads_def != treedef:
+            return None
+        xs = self._parameters(entries, leaves)
+        if xs is None or not self._grads_fit(gs):
+            return None
+        for i in self._others:
+            x = leaves[i]
+            if gs[i] is not None or entries[i] is not None or (isinstance(x, Tensor) and x.requires_grad):
+                return None
+        found = [gs[where[0]] for where in self._places]
+        if donate and not self._may_write(xs, leaves, found):
+            return None
+        consumed: list[Tensor] | None = [] if donate else None
+        return self._move(entries, leaves, xs, found, consumed)
+
+    def _parameters(self, entries: list[Any], leaves: list[Any]) -> list[Tensor] | None:
+        """The parameters, if model and state are still those of the last step."""
+        rule, xs = self.rule, []
+        for where, param, state in zip(self._places, self._params, self._states, strict=True):
+            first = where[0]
+            x, entry = leaves[first], entries[first]
+            if (
+                x is not param()
+                or type(entry) is not ParamState
+                or entry.state is not state
+                or entry.rule is not rule
+                or entry.frozen
+                or x.requires_grad  # type: ignore[union-attr]
+            ):
+                return None
+            for i in where[1:]:
+                if leaves[i] is not x or entries[i] is not entry:
+                    return None
+            xs.append(x)
+        return xs
+
+    def _grads_fit(self, gs: list[Any]) -> bool:
+        dtype = self._dtype
+        for where, (shape, stride, device) in zip(self._places, self._layouts, strict=True):
+            g = gs[where[0]]
+            if (
+                type(g) is not Tensor
+                or g.dtype is not dtype
+                or g.shape != shape
+                or g.stride() != stride
+                or g.device != device
+                or g.requires_grad
+            ):
+                return False
+            for i in where[1:]:
+                if gs[i] is not None:
+                    return False
+        return True
+
+    def _may_write(self, xs: list[Tensor], leaves: list[Any], gs: list[Tensor]) -> bool:
+        """Whether all memory to write over is apart from all other; if not, the long way says where."""
+        if self._spans is None:
+            columns = self._columns.fields.values()
+            donated = [("", t) for column in (xs, *columns) for t in column if column is xs or t.ndim]
+            try:
+                require_donatable(donated, [])
+            except ValueError:
+                return False
+            spans = sorted(span(t) for _, t in donated)
+            self._spans = [s for s, _ in spans], [e for _, e in spans]
+        starts, stops = self._spans
+        others = (leaves[i] for i in self._others)
+        for t in (*gs, *(x for x in others if isinstance(x, Tensor) and x.layout is torch.strided)):
+            start, stop = span(t)
+            k = bisect_right(starts, start)
+            if (k and stops[k - 1] > start) or (k < len(starts) and starts[k] < stop):
+                return False
+        return True
+
+    def _move(
+        self, entries: list[Any], leaves: list[Any], xs: list[Tensor], gs: list[Tensor], consumed: Any
+    ) -> tuple[Any, Any, list[Tensor]]:
+        columns, rule = self._columns, self.rule
+        if "step" in columns.scalars:
+            columns.scalars["step"] = columns.scalars["step"] + 1
+        moved, fields = move(self.kernel, columns, xs, gs, None, consumed)
+        states = list(columns.rows(len(xs), fields, columns.scalars))
+        new = [ParamState(rule, s) for s in states]
+        leaves, entries = list(leaves), list(entries)
+        for where, x, entry in zip(self._places, moved, new, strict=True):
+            for i in where:
+                leaves[i], entries[i] = x, entry
+        result = self._treedef.unflatten(leaves), self._state_def.unflatten(entries)
+        after = Lane.__new__(Lane)
+        for name in ("rule", "kernel", "_places", "_treedef", "_state_def", "_others", "_dtype", "_layouts"):
+            setattr(after, name, getattr(self, name))
+        after._spans = self._spans if consumed is not None else None
+        after._take(moved, states)
+        after.keep(new[0])
+        return (*result, consumed or [])
+
+
+def lane_of(entries: Sequence[Any]) -> Lane | None:
+    """The lane of the step that returned the state with these entries."""
+    first = next((e for e in entries if e is not None), None)
+    found = _lanes.get(id(first))
+    return found[1] if found is not None and found[0]() is first else None
