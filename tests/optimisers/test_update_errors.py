@@ -188,7 +188,7 @@ def test_a_rule_in_the_place_of_the_state_is_an_error() -> None:
 
 def test_a_state_on_another_device_says_to_move_it() -> None:
     state = fl.to_device(fl.setup(fl.Adam(), model()), "meta")
-    message = r"the state of \['layers'\]\[0\] is on meta, .* on cpu; .*fluxlike\.to_device\(state, 'cpu'\)"
+    message = r"Adam at \['layers'\]\[0\]: the state is on meta, .* on cpu; .*fluxlike\.to_device\(state, 'cpu'\)"
     with pytest.raises(ValueError, match=message):
         fl.update(state, model(), gradients())
 
