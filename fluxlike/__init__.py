@@ -5,6 +5,7 @@ model, state = fl.update(state, model, grads)
 """
 
 from fluxlike import init, losses, schedules
+from fluxlike.bridges.torch_optim import from_torch_optimiser, to_torch_optimiser
 from fluxlike.data.loader import DataLoader
 from fluxlike.data.observations import splitobs
 from fluxlike.data.onehot import onecold, onehot, onehotbatch
@@ -158,6 +159,7 @@ __all__ = [
     "fmap",
     "fmap_with_path",
     "freeze",
+    "from_torch_optimiser",
     "functor",
     "gelu",
     "get_device",
@@ -194,6 +196,7 @@ __all__ = [
     "testmode",
     "thaw",
     "to_device",
+    "to_torch_optimiser",
     "trainables",
     "training",
     "trainmode",

@@ -1,0 +1,1 @@
+"""Bridges to what is written for other systems."""
