@@ -52,9 +52,9 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
         >>> import torch, fluxlike as fl
         >>> model = {"w": torch.tensor([1.0, 2.0])}
         >>> state = fl.setup(fl.Descent(0.1), model)
-        >>> model, state = fl.update(state, model, {"w": torch.tensor([10.0, 10.0])})
+        >>> model, state = fl.update(state, model, {"w": torch.tensor([5.0, 5.0])})
         >>> model
-        {'w': tensor([0., 1.])}
+        {'w': tensor([0.5000, 1.5000])}
     """
     plain = not enclosed() and tracing.concrete()
     donating = donate and plain

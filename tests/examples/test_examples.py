@@ -14,7 +14,7 @@ OPTIONS = {"digits": lambda folder: ["--out", str(folder)]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "vision_transformer", "surgery"])
+@pytest.mark.parametrize("name", ["digits", "vision_transformer", "surgery", "maml"])
 def test_an_example_runs_quickly_to_its_end(name: str, tmp_path: Path):
     script = ROOT / "examples" / f"{name}.py"
     if not script.exists():
