@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.harness import HEADER
 
-NAMES = ("gradient", "update", "flatten", "startup", "data")
+NAMES = ("gradient", "update", "memory", "flatten", "startup", "data")
 
 
 def machine() -> str:

@@ -13,14 +13,15 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison, in seconds a call; `target` is the largest ratio that section 12 allows."""
+    """One comparison, in seconds a call (or another `unit`); `target` is the largest ratio allowed."""
 
     name: str
     peer: str
     threads: int
     ours: float
     theirs: float
-    target: float
+    target: float | None
+    unit: str = "s"
 
     @property
     def ratio(self) -> float:
@@ -30,11 +31,12 @@ class Row:
         return {**asdict(self), "ratio": self.ratio}
 
     def __str__(self) -> str:
-        verdict = "met" if self.ratio <= self.target else "MISSED"
-        return (
-            f"{self.name:<44} {self.peer:<34} {self.threads:>7}  {seconds(self.ours):>9} "
-            f"{seconds(self.theirs):>9}  {self.ratio:>7.3f}  {self.target:>6.3g}  {verdict}"
-        )
+        write = seconds if self.unit == "s" else "{:.2f}".format
+        ours, theirs = write(self.ours), write(self.theirs)
+        row = f"{self.name:<44} {self.peer:<34} {self.threads:>7}  {ours:>9} {theirs:>9}  {self.ratio:>7.3f}"
+        if self.target is None:
+            return row
+        return f"{row}  {self.target:>6.3g}  {'met' if self.ratio <= self.target else 'MISSED'}"
 
 
 HEADER = (
