@@ -35,7 +35,8 @@ class _Formula:
     def __call__(self, step: Any, /) -> Any:
         if isinstance(step, Tensor):
             return self._at(step.to(torch.float64))
-        return self._at(torch.tensor(float(step), dtype=torch.float64)).item()
+        value = self._at(torch.tensor(float(step), dtype=torch.float64))
+        return value if any(isinstance(x, Tensor) for x in vars(self).values()) else value.item()
 
     def _at(self, t: Tensor) -> Tensor:
         raise NotImplementedError

@@ -17,6 +17,8 @@ from fluxlike.optimisers.slots import matched
 from fluxlike.optimisers.state import ParamState, computed
 from fluxlike.optimisers.wrappers import Wrapper, wrapped
 from fluxlike.trees.functor import functor
+from fluxlike.trees.structure import structure_of
+from fluxlike.trees.values import value_of
 
 __all__ = ["EMA", "Lookahead", "averaged"]
 
@@ -29,7 +31,7 @@ class AverageState(NamedTuple):
 
 
 @functor
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EMA(Wrapper):
     """A rule, and the exponential moving average of the parameters that it moves.
 
@@ -55,6 +57,8 @@ class EMA(Wrapper):
 
     rule: Any
     decay: Hyper = 0.999
+
+    last_alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         wrapped("EMA", self.rule)
@@ -105,7 +109,7 @@ class LookaheadState(NamedTuple):
 
 
 @functor
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Lookahead(Wrapper):
     """Slow weights that follow fast ones every k steps (Zhang et al. 2019, arXiv 1907.08610).
 
@@ -134,6 +138,8 @@ class Lookahead(Wrapper):
     rule: Any
     k: int = 5
     alpha: Hyper = 0.5
+
+    last_alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         wrapped("Lookahead", self.rule)
@@ -221,10 +227,19 @@ def averaged(state: Any, model: Any, /) -> Any:
         if type(entry) is not ParamState or not isinstance(x, Tensor):
             continue
         if id(x) not in made:
-            average = next(_averages(entry.rule, entry.state, computed(x)), None)
+            wide = computed(value_of(x))
+            average = next(_averages(entry.rule, entry.state, wide), None)
             if average is None:
                 continue
-            made[id(x)] = (torch.view_as_complex(average) if x.is_complex() else average).to(x.dtype)
+            if average.shape != wide.shape:
+                path = structure_of(treedef).paths[i]
+                raise ValueError(
+                    f"the average of {path} is of shape {tuple(average.shape)}, the parameter of "
+                    f"{tuple(wide.shape)}; after surgery, call setup(rule, model, carry=state)"
+                )
+            if x.is_complex():
+                average = torch.view_as_complex(average)
+            made[id(x)] = average.to(x.dtype, copy=True)  # its own memory: the state may be donated
         result[i] = made[id(x)]
     if not made:
         rules = sorted({type(e.rule).__name__ for e in entries if type(e) is ParamState})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
-from fluxlike.optimisers.rule import LeafError, form_of
+from fluxlike.optimisers.rule import LeafError, form_of, hyperparameters_of, replaced, rules_in
 from fluxlike.trees.structure import flatten
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "both",
     "by_counter",
     "held",
+    "kept_in",
     "merged",
     "on_part",
     "passes",
@@ -40,6 +41,7 @@ class Batch:
         passing: for each, a 0-d bool tensor that says whether this step moves it; None if it does.
         last: whether the result is subtracted from the parameters, so that they may be moved here.
         consumed: where rewritten tensors are put down; None to leave all tensors as they are.
+        scheduled: for each, the hyperparameters that a schedule gives it, where they differ.
     """
 
     states: list[Any]
@@ -48,6 +50,7 @@ class Batch:
     passing: list[Tensor | None]
     last: bool = False
     consumed: list[Tensor] | None = None
+    scheduled: list[dict[str, Any]] | None = None
 
     def with_(self, **changes: Any) -> Batch:
         """The same with other fields."""
@@ -60,6 +63,7 @@ class Batch:
             params=[self.params[k] for k in members],
             grads=[self.grads[k] for k in members],
             passing=[self.passing[k] for k in members],
+            scheduled=None if self.scheduled is None else [self.scheduled[k] for k in members],
         )
 
 
@@ -83,7 +87,8 @@ class Moved:
         """The parameters after the step."""
         if self.params is None:
             assert self.steps is not None
-            self.params = [_minus(*pair, batch) for pair in zip(batch.params, self.steps, strict=True)]
+            leaves = zip(batch.params, self.steps, self.states, strict=True)
+            self.params = [_minus(*leaf, batch.consumed) for leaf in leaves]
         return self.params
 
     def stepped(self, batch: Batch) -> list[Tensor]:
@@ -94,11 +99,18 @@ class Moved:
         return self.steps
 
 
-def _minus(x: Tensor, step: Tensor, batch: Batch) -> Tensor:
-    if batch.consumed is None:
+def _minus(x: Tensor, step: Tensor, state: Any, consumed: list[Tensor] | None) -> Tensor:
+    if consumed is None or kept_in(x, state):
         return x - step
-    batch.consumed.append(x)
+    consumed.append(x)
     return x.detach().sub_(step)
+
+
+def kept_in(x: Tensor, state: Any) -> bool:
+    """Whether a rule's state keeps a parameter itself, which it needs as it is."""
+    memory = x.untyped_storage().data_ptr()
+    tensors = (t for t in flatten(state)[0] if isinstance(t, Tensor))
+    return any(t.untyped_storage().data_ptr() == memory for t in tensors)
 
 
 def perform(rule: Any, batch: Batch) -> Moved:
@@ -107,6 +119,8 @@ def perform(rule: Any, batch: Batch) -> Moved:
     Raises:
         LeafError: a result that is none, or a state that doesn't fit its parameter.
     """
+    if batch.scheduled is not None and hyperparameters_of(rule) & batch.scheduled[0].keys():
+        return _scheduled(rule, batch)
     cls: type = type(rule)
     form = form_of(cls)
     if form in ("perform", "formula"):
@@ -124,6 +138,25 @@ def perform(rule: Any, batch: Batch) -> Moved:
             found = tuple(d.shape) if isinstance(d, Tensor) else repr(d)
             raise LeafError(k, f"a step of {found}; the parameter has the shape {tuple(x.shape)}")
     return held(batch, after, steps)
+
+
+def _scheduled(rule: Any, batch: Batch) -> Moved:
+    """A rule whose own hyperparameters differ from leaf to leaf, by a schedule."""
+    assert batch.scheduled is not None
+    groups: dict[int, list[int]] = {}
+    for k, values in enumerate(batch.scheduled):
+        groups.setdefault(id(values), []).append(k)
+    inside = bool(list(rules_in(rule))[1:])
+    parts = []
+    for members in groups.values():
+        values = batch.scheduled[members[0]]
+        own = {name: values[name] for name in hyperparameters_of(rule) & values.keys()}
+        left = batch if inside else batch.with_(scheduled=None)
+        if inside:  # those of rules inside are still to come
+            rest = [{n: v for n, v in values.items() if n not in own}] * len(batch.states)
+            left = batch.with_(scheduled=rest)
+        parts.append(on_part(replaced(rule, own), left, members))
+    return merged(batch, parts)
 
 
 def _apply_one(rule: Any, k: int, state: Any, param: Tensor, grad: Tensor) -> tuple[Any, Tensor]:

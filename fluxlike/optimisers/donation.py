@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -25,12 +26,14 @@ class Donated(Tensor):
 def consume(tensors: Iterable[Tensor]) -> None:
     """Turn tensors whose memory was given away into ones that can't be used."""
     nothing: dict[torch.device, Tensor] = {}
-    device, empty = None, torch.empty(0)
+    device, empty = None, torch.empty(0, dtype=torch.bool)
     for x in {id(x): x for x in tensors}.values():
         if x.device != device:
             device = x.device
-            empty = nothing.setdefault(device, torch.empty(0, device=device))
-        x.data = empty  # what gets past __torch_function__ finds nothing
+            empty = nothing.setdefault(device, torch.empty(0, dtype=torch.bool, device=device))
+        if x.requires_grad:
+            x.requires_grad_(False)
+        x.data = empty  # the few functions that get past __torch_function__ find nothing
         x.__class__ = Donated
 
 
@@ -45,22 +48,40 @@ def require_donatable(donated: Sequence[tuple[str, Tensor]], others: Iterable[tu
         ValueError: a donated tensor overlaps itself or another, or lies in memory that torch does
             not own; it names the place.
     """
-    spans = []
+    others = list(others)
     for place, x in donated:
         if type(x) is Donated:
             x.dim()  # raises
         _require_own(place, x)
-        spans.append((*span(x), place, True))
-    spans += [(*span(x), place, False) for place, x in others]
-    spans.sort(key=lambda span: span[:2])
+    by_device: dict[torch.device, list[tuple[int, int, str, bool]]] = {}
+    for gives, tensors in ((True, donated), (False, others)):
+        for place, x in tensors:
+            if x.device.type != "meta":
+                by_device.setdefault(x.device, []).append((*span(x), place, gives))
+    for spans in by_device.values():
+        _require_apart(sorted(spans, key=lambda s: s[:2]))
+    for place, x in donated:
+        if x._base is not None and sys.getrefcount(x._base) > 2:  # not by this question alone
+            raise ValueError(
+                f"{place} is a view of a tensor that is still held and would change too, so it can't be "
+                "donated; pass fluxlike.tree.clone(model) once before the first update, or leave "
+                "donate=True out"
+            )
+
+
+def _require_apart(spans: Sequence[tuple[int, int, str, bool]]) -> None:
+    """Refuse a span that is donated and overlaps another; they are sorted."""
     reach, holder = 0, ""  # the memory seen so far that goes furthest
     free, keeper = 0, ""  # the same of donated memory alone
     for start, stop, place, gives in spans:
         clash = holder if gives and start < reach else keeper if start < free else ""
         if clash:
+            hint = "pass fluxlike.tree.clone(model)"
+            if place.startswith("the state") and clash.startswith("the state"):
+                hint = "take one step without donate=True, which parts them"
             raise ValueError(
-                f"{place} shares memory with {clash}, so that donation would change both; pass "
-                "fluxlike.tree.clone(model), or leave donate=True out"
+                f"{place} shares memory with {clash}, so that donation would change both; {hint}, or leave "
+                "donate=True out"
             )
         if stop > reach:
             reach, holder = stop, place
@@ -69,23 +90,31 @@ def require_donatable(donated: Sequence[tuple[str, Tensor]], others: Iterable[tu
 
 
 def _require_own(place: str, x: Tensor) -> None:
+    hint = "pass fluxlike.tree.clone(model) once before the first update"
     if x.is_inference() and not torch.is_inference_mode_enabled():
         problem = "was made under torch.inference_mode and is read-only"
     elif x.grad_fn is not None:
-        problem = "was computed with a graph, which still needs it"
-    elif not x.untyped_storage().resizable():
+        problem, hint = "was computed with a graph, which still needs it", "detach it first"
+    elif x.device.type == "cpu" and (not x.untyped_storage().resizable() or x.is_shared()):
         problem = (
-            "lies in memory that torch does not own (a numpy array, a mapped file, shared memory), which may "
+            "lies in memory that torch does not own alone (a numpy array, a file, shared memory), which may "
             "be read-only"
         )
-    elif not x.is_contiguous() and torch._debug_has_internal_overlap(x) != 0:
+    elif not x.is_contiguous() and _overlaps_itself(x):
         problem = "is expanded or overlaps itself"
     else:
         return
-    raise ValueError(
-        f"{place} {problem}, so it can't be donated; pass fluxlike.tree.clone(model) once before the first "
-        "update, or leave donate=True out"
-    )
+    raise ValueError(f"{place} {problem}, so it can't be donated; {hint}, or leave donate=True out")
+
+
+def _overlaps_itself(x: Tensor) -> bool:
+    """Whether two entries may stand at one place: an axis that takes a step within the ones before."""
+    reach = 0
+    for step, n in sorted((step, n) for step, n in zip(x.stride(), x.shape, strict=True) if n > 1):
+        if step <= reach:
+            return True
+        reach += step * (n - 1)
+    return False
 
 
 def span(x: Tensor) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -18,13 +19,12 @@ from torch import Tensor
 from fluxlike._private import tracing
 from fluxlike.optimisers.batch import Batch, Moved, passes, read
 from fluxlike.optimisers.columns import Columns, fields_of_state
+from fluxlike.optimisers.flat import Buffers, Flat, Piece, blocks, gathered
 from fluxlike.optimisers.kernels import Kernel, adjusted_layout, move
 from fluxlike.optimisers.leaves import Leaves, Scalar, where
 from fluxlike.optimisers.rule import LeafError, is_rule, kernel_holds
 
 __all__ = ["Formula", "Kernel", "hyperparameters", "kernel_of", "settled"]
-
-_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # bytes of one list under a formula
 
 
 class Formula:
@@ -164,9 +164,6 @@ def _alike(rule: Formula, batch: Batch) -> list[list[int]]:
     return list(groups.values())
 
 
-_Piece = tuple[int, int | None, int | None]  # a leaf of the group, whole or from one number to another
-
-
 class _Group:
     """Leaves that move together: before, and after in `new` (fields of states) and `out`."""
 
@@ -253,59 +250,87 @@ class _Group:
     # Formulas
 
     def _run_formula(self, js: list[int]) -> None:
-        values = {name: _number(t) for name, t in self.scalars.items()}
-        after = values
-        for block in self._formula_blocks(js):
-            before = {name: _take(column, block) for name, column in self.fields.items()}
-            x = _take(self.xs, block)
-            new, step = self.rule.formula(self.columns.state({**before, **values}), x, _take(self.gs, block))
-            if self.mask is not None:
-                step = where(self.mask, step, 0.0)
-            fields, after = self._taken_apart(new, before)
-            for name, column in self.new.items():
-                if fields[name] is not before[name]:
-                    self._put(column, block, fields[name])
-            self._put(self.out, block, x - step if self.last else step, own=self.last)
+        """Move leaves by the formula: packed into flat blocks where they can be, else as they are."""
+        self.values = {name: _number(t) for name, t in self.scalars.items()}
+        self.after = self.values
+        packed = [j for j in js if self._can_pack(j)]
+        if packed:
+            buffers = Buffers(self.xs[0].dtype)
+            for block in blocks(self.xs, packed):
+                self._run_block(block, partial(gathered, block=block, buffers=buffers))
+        rest = [j for j in js if not self._can_pack(j)] if packed else js
+        if rest:
+            self._run_block([(j, 0, -1) for j in rest], lambda column: Leaves([column[j] for j in rest]))
         for name in self.scalars:
             if name != "step":
-                self._advance(name, after[name])
+                self._advance(name, self.after[name])
 
-    def _formula_blocks(self, js: list[int]) -> Iterator[list[_Piece]]:
-        if not self.plain:
-            return iter([[(j, None, None) for j in js]])
-        size = _BLOCK.get(self.xs[0].device.type, _BLOCK["cuda"])
-        return _blocks(self.xs, js, size, self._can_cut)
-
-    def _can_cut(self, j: int) -> bool:
+    def _can_pack(self, j: int) -> bool:
+        if not (self.plain and self.rule.elementwise and self.xs[j].device.type == "cpu"):
+            return False
         columns = (self.xs, self.gs, *self.fields.values())
-        return self.rule.elementwise and all(column[j].is_contiguous() for column in columns)
+        return self.xs[j].numel() > 0 and all(column[j].is_contiguous() for column in columns)
 
-    def _taken_apart(
-        self, new: Any, before: dict[str, Leaves]
-    ) -> tuple[dict[str, Leaves], dict[str, Scalar]]:
+    def _run_block(self, block: list[Piece], take: Callable[[list[Tensor]], Leaves]) -> None:
+        before = {name: take(column) for name, column in self.fields.items()}
+        x = take(self.xs)
+        new, step = self.rule.formula(self.columns.state({**before, **self.values}), x, take(self.gs))
         parts = dict(zip(self.columns.names, fields_of_state(new), strict=True))
-        fields = {name: parts[name] for name in self.fields}
+        self.after = {name: parts[name] for name in self.scalars}
         if self.mask is not None:
-            fields = {name: where(self.mask, v, before[name]) for name, v in fields.items()}
-        return fields, {name: parts[name] for name in self.scalars}
+            step = where(self.mask, step, 0.0)
+        if self.last:
+            self._subtract(block, x, step)
+        else:
+            self._put(self.out, block, step, own=False)
+        for name, old in before.items():
+            if parts[name] is not old:
+                value = parts[name] if self.mask is None else where(self.mask, parts[name], old)
+                self._put(self.new[name], block, value)
+
+    def _subtract(self, block: list[Piece], x: Leaves, step: Leaves) -> None:
+        j, start, stop = block[0]
+        if len(block) > 1 or not isinstance(x, Flat) or self.consumed is None or not self.xs[j].ndim:
+            self._put(self.out, block, x - step)
+            return
+        if start == 0:
+            self.out[j] = self._target(self.xs[j])
+        x.less(step, self.out[j].view(-1)[start:stop])  # type: ignore[arg-type]
+
+    def _put(self, column: list[Tensor], block: list[Piece], result: Leaves, own: bool = True) -> None:
+        """Put results where they belong: over donated memory, in the place of a piece, or as they are."""
+        donated = own and self.plain and self.consumed is not None
+        if isinstance(result, Flat):
+            self._unpack(column, block, result, donated)
+            return
+        for (j, _, _), v in zip(block, result.tensors, strict=True):
+            column[j] = self._target(column[j]).copy_(v) if donated and v.ndim else v
+
+    def _unpack(self, column: list[Tensor], block: list[Piece], result: Flat, donated: bool) -> None:
+        j, start, stop = block[0]
+        whole = column[j].numel()
+        if len(block) == 1 and stop - start < whole:
+            if start == 0:  # the first piece makes the whole
+                column[j] = self._target(column[j]) if donated else torch.empty_like(column[j])
+            column[j].view(-1)[start:stop].copy_(result.tensors[0])
+            return
+        if len(block) == 1 and not donated:
+            taken = result.taken()
+            if taken is not None:
+                column[j] = taken.view(column[j].shape).detach()  # no view of a base
+                return
+        sizes = [stop - start for _, start, stop in block]
+        for (j, _, _), v in zip(block, result.tensors[0].split(sizes), strict=True):
+            old = column[j]
+            column[j] = self._target(old).copy_(v.view(old.shape)) if donated else v.view(old.shape).clone()
 
     def _target(self, x: Tensor) -> Tensor:
         """A donated tensor, to be written over under a new object."""
         assert self.consumed is not None
+        if not x.ndim:
+            return torch.empty_like(x)  # numbers may be shared, so they are not written over
         self.consumed.append(x)
         return x.detach()
-
-    def _put(self, column: list[Tensor], block: list[_Piece], new: Leaves, own: bool = True) -> None:
-        """Put results where they belong: as they are, in the piece's place, or over the donated one."""
-        donated = own and self.plain and self.consumed is not None
-        for (j, start, stop), v in zip(block, new.tensors, strict=True):
-            if start is None and not (donated and v.ndim):
-                column[j] = v
-                continue
-            if not start:  # the first piece makes the whole
-                column[j] = self._target(column[j]) if donated else torch.empty_like(column[j])
-            target = column[j] if start is None else column[j].view(-1)[start:stop]
-            target.copy_(v)
 
 
 def _number(t: Tensor) -> Scalar:
@@ -313,30 +338,3 @@ def _number(t: Tensor) -> Scalar:
     if tracing.readable(t):
         return t.item()
     return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
-
-
-def _take(column: list[Tensor], block: list[_Piece]) -> Leaves:
-    return Leaves([column[j] if a is None else column[j].view(-1)[a:b] for j, a, b in block])
-
-
-def _blocks(
-    xs: list[Tensor], js: list[int], size: int, can_cut: Callable[[int], bool]
-) -> Iterator[list[_Piece]]:
-    """Leaves in blocks of about so many bytes; what is much larger is cut, where it can be."""
-    block: list[_Piece] = []
-    filled = 0
-    for j in js:
-        x = xs[j]
-        n = x.numel() * x.element_size()
-        if n > 2 * size and can_cut(j):
-            step = size // x.element_size()
-            for start in range(0, x.numel(), step):
-                yield [(j, start, min(start + step, x.numel()))]
-            continue
-        block.append((j, None, None))
-        filled += n
-        if filled >= size:
-            yield block
-            block, filled = [], 0
-    if block:
-        yield block

@@ -51,6 +51,8 @@ def move(
     if consumed is not None:
         lists = [_over(column, consumed) for column in (xs, *columns.fields.values())]
         _call(kernel, columns, lists, gs, count, skip)
+        # The kernels don't say that they write, and a graph that saved a tensor must notice.
+        torch.autograd.graph.increment_version([x for column in lists for x in column])
     else:
         lists = [[] for _ in range(1 + len(columns.fields))]
         for start, stop in _ranges(xs):

@@ -7,6 +7,7 @@ a kernel, and share no memory) holds still, so that only the gradients need to b
 
 from __future__ import annotations
 
+import copy
 import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -128,7 +129,7 @@ class Lane:
         if donate and not self._may_write(xs, leaves, found):
             return None
         consumed: list[Tensor] | None = [] if donate else None
-        return self._move(entries, leaves, xs, found, consumed)
+        return self._move((entries, state_def), (leaves, treedef), xs, found, consumed)
 
     def _parameters(self, entries: list[Any], leaves: list[Any]) -> list[Tensor] | None:
         """The parameters, if model and state are still those of the last step."""
@@ -137,12 +138,13 @@ class Lane:
             first = where[0]
             x, entry = leaves[first], entries[first]
             if (
-                x is not param()
+                not isinstance(x, Tensor)
+                or x is not param()
                 or type(entry) is not ParamState
                 or entry.state is not state
                 or entry.rule is not rule
                 or entry.frozen
-                or x.requires_grad  # type: ignore[union-attr]
+                or x.requires_grad
             ):
                 return None
             for i in where[1:]:
@@ -175,7 +177,7 @@ class Lane:
             columns = self._columns.fields.values()
             donated = [("", t) for column in (xs, *columns) for t in column if column is xs or t.ndim]
             try:
-                require_donatable(donated, [])
+                require_donatable(donated, [("", g) for g in gs])
             except ValueError:
                 return False
             spans = sorted(span(t) for _, t in donated)
@@ -190,11 +192,16 @@ class Lane:
         return True
 
     def _move(
-        self, entries: list[Any], leaves: list[Any], xs: list[Tensor], gs: list[Tensor], consumed: Any
+        self,
+        state: tuple[list[Any], Any],
+        model: tuple[list[Any], Any],
+        xs: list[Tensor],
+        gs: list[Tensor],
+        consumed: list[Tensor] | None,
     ) -> tuple[Any, Any, list[Tensor]]:
-        columns, rule = self._columns, self.rule
-        if "step" in columns.scalars:
-            columns.scalars["step"] = columns.scalars["step"] + 1
+        (entries, state_def), (leaves, treedef) = state, model
+        columns, rule = copy.copy(self._columns), self.rule  # a state may be used twice
+        columns.scalars = {name: t + 1 for name, t in columns.scalars.items()}
         moved, fields = move(self.kernel, columns, xs, gs, None, consumed)
         states = list(columns.rows(len(xs), fields, columns.scalars))
         new = [ParamState(rule, s) for s in states]
@@ -202,11 +209,14 @@ class Lane:
         for where, x, entry in zip(self._places, moved, new, strict=True):
             for i in where:
                 leaves[i], entries[i] = x, entry
-        result = self._treedef.unflatten(leaves), self._state_def.unflatten(entries)
+        result = treedef.unflatten(leaves), state_def.unflatten(entries)
         after = Lane.__new__(Lane)
-        for name in ("rule", "kernel", "_places", "_treedef", "_state_def", "_others", "_dtype", "_layouts"):
+        for name in ("rule", "kernel", "_places", "_others", "_dtype", "_layouts"):
             setattr(after, name, getattr(self, name))
-        after._spans = self._spans if consumed is not None else None
+        after._treedef, after._state_def = treedef, state_def
+        # What is made in inference mode may be written over in inference mode alone.
+        known = consumed is not None and not torch.is_inference_mode_enabled()
+        after._spans = self._spans if known else None
         after._take(moved, states)
         after.keep(new[0])
         return (*result, consumed or [])

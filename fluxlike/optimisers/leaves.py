@@ -77,7 +77,7 @@ class Leaves:
     def lerp(self, y: Leaves, weight: Scalar) -> Leaves:
         """``x + weight·(y - x)``."""
         if functorch.active() or isinstance(weight, Tensor):
-            return Leaves([torch.lerp(a, b, _like(weight, a)) for a, b in self._pairs(y)])
+            return self.each(lambda a, b: torch.lerp(a, b, _like(weight, a)), y)
         return Leaves(torch._foreach_lerp(self.tensors, y.tensors, weight))
 
     def add_product(self, y: Leaves, z: Leaves, weight: Scalar = 1.0) -> Leaves:
@@ -133,8 +133,10 @@ def where(condition: Leaves | Tensor | bool, a: Leaves | Scalar, b: Leaves | Sca
     n = next((len(v.tensors) for v in (condition, a, b) if isinstance(v, Leaves)), None)
     if n is None:
         return torch.where(condition, a, b)  # type: ignore[arg-type]
-    columns = (v.tensors if isinstance(v, Leaves) else [v] * n for v in (condition, a, b))
-    return Leaves([torch.where(c, x, y) for c, x, y in zip(*columns, strict=True)])
+    like = next(v for v in (a, b, condition) if isinstance(v, Leaves))
+    columns = (v if isinstance(v, Leaves) else Leaves([v] * n) for v in (condition, a, b))  # type: ignore[list-item]
+    c, x, y = columns
+    return like.each(lambda _, c, x, y: torch.where(c, x, y), c, x, y)
 
 
 def decayed(g: Leaves, x: Leaves, rate: Scalar) -> Leaves:

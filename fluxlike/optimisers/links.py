@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch, tracing
-from fluxlike.optimisers.batch import Batch, Moved, both
+from fluxlike.optimisers.batch import Batch, Moved, both, held
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, decayed, norms, where
 from fluxlike.optimisers.rule import Hyper, LeafError, ListRule, counter, positive
@@ -103,6 +103,7 @@ class ClipNorm(ListRule):
     """Scale the gradient of each parameter to a norm of at most `max_norm`.
 
     ``g · min(max_norm/‖g‖ₚ, 1)``, parameter by parameter; `ClipGlobalNorm` takes them together.
+    A complex gradient counts as pairs of real numbers, which for p = 2 is the same.
 
     Args:
         max_norm: the largest norm. (default: 10)
@@ -124,27 +125,41 @@ class ClipNorm(ListRule):
 
     def __post_init__(self) -> None:
         positive("max_norm", self.max_norm)
+        positive("p", self.p, zero=False)
 
     def apply_all(
         self, states: Sequence[None], params: Sequence[Tensor], grads: Sequence[Tensor], /
     ) -> tuple[Sequence[None], list[Tensor]]:
+        return states, self._clipped(grads, [None] * len(grads))
+
+    def perform(self, batch: Batch, /) -> Moved:
+        steps = self._clipped(batch.grads, batch.passing)
+        return held(batch, list(batch.states), steps)
+
+    def _clipped(self, grads: Sequence[Tensor], passing: Sequence[Tensor | None]) -> list[Tensor]:
         found = norms(grads, self.p)
         if self.throw and tracing.concrete():  # a transform has no values to look at
-            finite = torch.stack([torch.isfinite(n).to(found[0].device) for n in found])
-            if not bool(finite.all()):
-                k = int((~finite).nonzero()[0])
-                raise LeafError(
-                    k,
-                    f"the norm of the gradient is {float(found[k])}; fluxlike.find_nonfinite(grads) "
-                    "names all such places, and ClipNorm(throw=False) goes on",
-                )
+            self._require_finite(found, passing)
         # Divided only where the norm is too large, so that a zero gradient can be differentiated.
         larger = [n > self.max_norm for n in found]
         factors = [
             torch.where(big, self.max_norm / torch.where(big, n, 1.0), 1.0)
             for big, n in zip(larger, found, strict=True)
         ]
-        return states, [g * f for g, f in zip(grads, factors, strict=True)]
+        return [g * f for g, f in zip(grads, factors, strict=True)]
+
+    def _require_finite(self, found: Sequence[Tensor], passing: Sequence[Tensor | None]) -> None:
+        device = found[0].device
+        masks = [torch.isfinite(n) for n in found]
+        masks = [f if m is None else f | ~m for f, m in zip(masks, passing, strict=True)]
+        fine = torch.stack([f.to(device) for f in masks])
+        if not bool(fine.all()):
+            k = int((~fine).nonzero()[0])
+            raise LeafError(
+                k,
+                f"the norm of the gradient is {float(found[k])}; fluxlike.find_nonfinite(grads) "
+                "names all such places, and ClipNorm(throw=False) goes on",
+            )
 
 
 @functor
@@ -154,7 +169,8 @@ class ClipGlobalNorm(ListRule):
 
     ``g · min(max_norm/(‖all g‖ₚ + 1e-6), 1)``, as ``torch.nn.utils.clip_grad_norm_``. The norm is
     over all leaves that share the link: parameters that are frozen or have no gradient don't count,
-    and tied ones count once.
+    and tied ones count once. A complex gradient counts as pairs of real numbers, which for p = 2 is
+    the same.
 
     Args:
         max_norm: the largest norm. (default: 1)
@@ -176,6 +192,7 @@ class ClipGlobalNorm(ListRule):
 
     def __post_init__(self) -> None:
         positive("max_norm", self.max_norm)
+        positive("p", self.p, zero=False)
 
     def apply_all(
         self, states: Sequence[None], params: Sequence[Tensor], grads: Sequence[Tensor], /

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -17,8 +17,9 @@ from torch import Tensor
 from fluxlike.trees.functor import functor, spec_of
 
 __all__ = [
-    "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "counter", "fields_of", "form_of", "is_rule",
-    "kernel_holds", "number", "positive", "replaced", "rules_in", "shared_counters", "two_rates", "within",
+    "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "counter", "fields_of", "form_of",
+    "hyperparameters_of", "is_rule", "kernel_holds", "number", "positive", "replaced", "rules_in",
+    "shared_counters", "two_rates", "whole", "within",
 ]  # fmt: skip
 
 Hyper = float | Tensor  # a hyperparameter: a number or a 0-d tensor
@@ -96,6 +97,18 @@ def fields_of(rule: Any, /) -> set[str]:
     return names
 
 
+def hyperparameters_of(rule: Any, /) -> set[str]:
+    """The names of a rule's own hyperparameters, without those of rules inside it."""
+    if not dataclasses.is_dataclass(rule):
+        return set()
+    fields = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule)}
+    return {
+        n
+        for n, v in fields.items()
+        if not is_rule(v) and not (isinstance(v, tuple) and v and all(map(is_rule, v)))
+    }
+
+
 def replaced(rule: Any, changes: dict[str, Any], /) -> Any:
     """A rule with other hyperparameters, also in the rules inside it; checked as at construction."""
     if not dataclasses.is_dataclass(rule):
@@ -130,34 +143,61 @@ def is_rule(x: object, /) -> bool:
     )
 
 
-_counters: ContextVar[dict[Any, Tensor] | None] = ContextVar("fluxlike_counters", default=None)
+class _Counters:
+    """The counters of one `setup`: leaves of one rule and dtype share them, field by field."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Tensor] = {}
+        self._leaf: tuple[Any, ...] = ()
+        self._number = 0
+
+    def of(self, rule: Any, param: Tensor) -> None:
+        """Say whose counters come next."""
+        try:
+            hash(rule)
+            same: Any = (type(rule), rule)
+        except TypeError:
+            same = id(rule)
+        self._leaf, self._number = (same, param.dtype, param.device), 0
+
+    def get(self, start: float, kind: Any, make: Callable[[], Tensor]) -> Tensor:
+        """The counter of this leaf that stands at the same place as that of an earlier one."""
+        self._number += 1
+        key = (*self._leaf, self._number, start, kind)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+_counters: ContextVar[_Counters | None] = ContextVar("fluxlike_counters", default=None)
 
 
 @contextmanager
-def shared_counters() -> Iterator[None]:
-    """Inside, `counter` gives one tensor for all leaves on a device that start alike."""
-    token = _counters.set({})
+def shared_counters() -> Iterator[_Counters]:
+    """Inside, `counter` gives one tensor for all leaves that move together."""
+    counters = _Counters()
+    token = _counters.set(counters)
     try:
-        yield
+        yield counters
     finally:
         _counters.reset(token)
 
 
-def counter(param: Tensor, /, start: float = 0) -> Tensor:
+def counter(param: Tensor, /, start: float = 0, kind: Any = None) -> Tensor:
     """A 0-d tensor on the parameter's device, int64 for a count of steps, float64 for a float.
 
-    Leaves that count together share it, so that it is computed once for all of them.
+    Leaves that move together share it, so that it is computed once for all of them; those of another
+    `kind` have their own.
     """
     dtype = torch.int64 if isinstance(start, int) else torch.float64
     if dtype == torch.float64 and param.device.type == "mps":
         dtype = torch.float32  # a device without float64
-    known = _counters.get()
-    if known is None:
+
+    def make() -> Tensor:
         return torch.full((), start, dtype=dtype, device=param.device)
-    key = (param.device, dtype, start)
-    if key not in known:
-        known[key] = torch.full((), start, dtype=dtype, device=param.device)
-    return known[key]
+
+    known = _counters.get()
+    return make() if known is None else known.get(start, kind, make)
 
 
 def number(name: str, value: Any) -> bool:
@@ -170,6 +210,12 @@ def number(name: str, value: Any) -> bool:
             hint = "; parameters go to setup(rule, model), a schedule to Scheduled(rule, lr=schedule)"
         raise TypeError(f"{name} is a {type(value).__name__}; write a number or a 0-d tensor{hint}")
     return True
+
+
+def whole(name: str, value: Any, *, least: int) -> None:
+    """Refuse anything but a whole number of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r}: write a whole number of at least {least}")
 
 
 def positive(name: str, value: Any, *, zero: bool = True) -> None:

@@ -15,6 +15,7 @@ from fluxlike.placement.dtype import stays_float32
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters
+from fluxlike.trees.values import value_of
 
 __all__ = ["ParamState", "computed", "is_param_state", "setup"]
 
@@ -62,7 +63,8 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
         model: any tree.
         carry: the state of the model before surgery. A parameter that has a state there, at its path
             and of its shape, goes on with it, frozen or not, if the rule there is of the same kind; the
-            hyperparameters are those of `rule`. (default: a fresh start for all)
+            hyperparameters are those of `rule`. A new part of the old shape can't be told from the old
+            one: take its state out, ``carry=fl.at(state, where).set(None)``. (default: a fresh start)
 
     Returns:
         A tree in the model's shape, with a `ParamState` at each parameter (at all places of a tied
@@ -103,7 +105,7 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
     carried = 0
     made: dict[int, tuple[str, ParamState]] = {}
     result: list[Any] = [None] * len(leaves)
-    with shared_counters():
+    with shared_counters() as counters:
         for i, x in enumerate(leaves):
             if id(x) not in found.number:
                 continue
@@ -119,6 +121,7 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
                         "give all places of a tied parameter the same rule"
                     )
             else:
+                counters.of(chosen, x)
                 entry, continued = _first_entry(chosen, x, path, earlier.get(path))
                 carried += continued
                 made[id(x)] = path, entry
@@ -135,10 +138,26 @@ def _first_entry(rule: Any, x: Tensor, path: str, earlier: ParamState | None) ->
         raise TypeError(
             f"{path} is a complex parameter, for which {rule!r} has no formula; use Adam or Momentum"
         )
-    state = rule.init(computed(x.detach()))
-    if earlier is None or type(earlier.rule) is not type(rule) or not _alike(earlier.state, state):
+    wide = computed(value_of(x))
+    state = rule.init(wide)
+    if (
+        earlier is None
+        or [type(r) for r in rules_in(earlier.rule)] != [type(r) for r in rules_in(rule)]
+        or not _alike(earlier.state, state)
+        or not _belongs(rule, earlier.state, x, wide)
+    ):
         return ParamState(rule, state), False
     return ParamState(rule, earlier.state, earlier.frozen), True
+
+
+def _belongs(rule: Any, state: Any, x: Tensor, wide: Tensor) -> bool:
+    """Whether the copies of the parameter that a state holds, if any, are of this parameter."""
+    own = getattr(rule, "belongs", None)
+    if own is not None and not own(state, x):
+        return False
+    parts = getattr(rule, "parts", None)
+    inside = parts(state, wide) if parts is not None else ()
+    return all(_belongs(r, s, x, p) for r, s, p in inside)
 
 
 def _alike(state: Any, like: Any) -> bool:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
-from fluxlike.optimisers.batch import Batch, perform
+from fluxlike.optimisers.batch import Batch, kept_in, perform
 from fluxlike.optimisers.donation import consume, require_donatable
+from fluxlike.optimisers.formula import hyperparameters
 from fluxlike.optimisers.lane import Lane, lane_of
 from fluxlike.optimisers.rule import LeafError, form_of
 from fluxlike.optimisers.slots import Aligned, Slot
@@ -62,8 +63,13 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
     lane = lane_of(entries) if plain else None
     result = lane.step(entries, state_def, model, grads, donating) if lane is not None else None
     if result is None:
-        step = _Step(state, model, grads, move=True, donate=donating)
-        result = step.moved_model(), step.next_state(), step.consumed or []
+        consumed: list[Tensor] | None = [] if donating else None
+        try:
+            step = _Step(state, model, grads, move=True, consumed=consumed)
+            result = step.moved_model(), step.next_state(), step.consumed or []
+        except BaseException:
+            consume(consumed or [])  # what was written before the error has no meaning any more
+            raise
         if plain:
             step.open_lane()
     consume(result[2])
@@ -102,14 +108,25 @@ _Links = tuple[Sequence[Any], list[Any]]  # the links of one parameter's rule, a
 class _Step:
     """One step; `move` says that what counts are the moved parameters, not the steps."""
 
-    def __init__(self, state: Any, model: Any, grads: Any, *, move: bool, donate: bool = False) -> None:
+    def __init__(
+        self, state: Any, model: Any, grads: Any, *, move: bool, consumed: list[Tensor] | None = None
+    ) -> None:
         self.aligned = Aligned(state, model, grads)
         self.moving = self.aligned.moving
         self.move = move
-        self.consumed: list[Tensor] | None = [] if donate else None
+        self.consumed = None if consumed is None or self._recorded() else consumed
         if self.moving:
             self._prepare()
             self._apply()
+
+    def _recorded(self) -> bool:
+        """Whether autograd records the step, so that it is inside a transform of the user's own."""
+        if not torch.is_grad_enabled():
+            return False
+        rules = {id(s.entry.rule): s.entry.rule for s in self.moving}.values()
+        hyper = (h for rule in rules for h in hyperparameters(rule) if isinstance(h, Tensor))
+        values = (t for s in self.moving for t in (s.grad, *_tensors(s.state)))
+        return any(t is not None and t.requires_grad for t in (*hyper, *values))
 
     def _prepare(self) -> None:
         if self.consumed is not None:
@@ -141,6 +158,9 @@ class _Step:
                 others.append((f"{place(i)} of the model", x))
             if isinstance(g, Tensor) and g.layout is torch.strided:
                 others.append((f"{place(i)} of the gradients", g))
+            entry = self.aligned.entries[i]
+            if is_param_state(entry) and id(x) not in moving:
+                others += [(f"the state of {place(i)}", t) for t in _tensors(entry.state)]
         return donated, others
 
     def _apply(self) -> None:
@@ -207,10 +227,11 @@ class _Step:
                 )
 
     def moved_model(self) -> Any:
+        moved = {i for slot in self.moving for i in slot.places}
         values: dict[int, Tensor] = {}  # an nn.Parameter is read as its value, also where it stays
         result = [
-            values.setdefault(id(x), value_of(x)) if isinstance(x, Tensor) and x.requires_grad else x
-            for x in self.aligned.kept
+            x if i in moved or not isinstance(x, Tensor) or not x.requires_grad else _own_value(x, values)
+            for i, x in enumerate(self.aligned.kept)
         ]
         for slot in self.moving:
             after = slot.after if slot.after is not None else slot.before - slot.flow
@@ -221,17 +242,20 @@ class _Step:
 
     def _restored(self, x: Tensor, slot: Slot) -> Tensor:
         """A moved parameter in the dtype that the model has it in, rounded once; donated, in its memory."""
+        old = self.aligned.leaves[slot.first]
         if slot.param.is_complex():
             x = torch.view_as_complex(x)
         if self.consumed is None:
             return x.to(slot.param.dtype)
-        if x.data_ptr() == slot.param.data_ptr() and x.dtype == slot.param.dtype:
-            if slot.param.is_complex() or slot.param is not self.aligned.leaves[slot.first]:
-                self.consumed.append(self.aligned.leaves[slot.first])
-            return x
-        old = self.aligned.leaves[slot.first]
-        self.consumed.append(old)
-        return old.detach().copy_(x)
+        if x.data_ptr() != slot.param.data_ptr() or x.dtype != slot.param.dtype:
+            if kept_in(old, slot.state):
+                return x.to(old.dtype)
+            self.consumed.append(old)
+            return old.detach().copy_(x)
+        if slot.param.is_complex() or slot.param is not old:
+            self.consumed.append(old)
+            return old.detach()  # not the view of a view that it was computed through
+        return x
 
     def step_tree(self) -> Any:
         result: list[Any] = [None] * len(self.aligned.leaves)
@@ -271,6 +295,14 @@ class _Step:
         )
         if lane is not None:
             lane.keep(moving[0].entry)
+
+
+def _own_value(x: Tensor, known: dict[int, Tensor]) -> Tensor:
+    """The value of a module's parameter in memory of its own, which a later step may write over."""
+    if id(x) not in known:
+        value = value_of(x)
+        known[id(x)] = value.clone() if value is not x else x
+    return known[id(x)]
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

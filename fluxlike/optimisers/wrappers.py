@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
-from fluxlike.optimisers.batch import Batch, Moved, advanced, both, by_counter, merged, on_part, perform
+from fluxlike.optimisers.batch import Batch, Moved, advanced, both, by_counter, perform
 from fluxlike.optimisers.leaves import norms
-from fluxlike.optimisers.rule import counter, fields_of, is_rule, replaced
+from fluxlike.optimisers.rule import counter, fields_of, is_rule, replaced, rules_in
 from fluxlike.trees.functor import functor
 
 __all__ = ["ApplyIfFinite", "MixedPrecision", "OptimiserChain", "Scheduled", "Wrapper", "wrapped"]
@@ -21,6 +22,10 @@ __all__ = ["ApplyIfFinite", "MixedPrecision", "OptimiserChain", "Scheduled", "Wr
 
 class Wrapper:
     """A rule around others, which moves whole batches; base of the built-in ones."""
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
 
     def apply(self, state: Any, param: Tensor, grad: Tensor, /) -> tuple[Any, Tensor]:
         """The rule for one leaf."""
@@ -64,6 +69,7 @@ class OptimiserChain(Wrapper):
 
     Raises:
         TypeError: something that is no rule.
+        ValueError: a link before the last that keeps a copy of the parameters, such as `EMA`.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -80,6 +86,12 @@ class OptimiserChain(Wrapper):
                 hint = "OptimiserChain(*rules)" if isinstance(rule, (list, tuple)) else "Adam(), not Adam"
                 raise TypeError(f"OptimiserChain takes rules, found {rule!r}; write {hint}")
             flat.extend(rule.rules if isinstance(rule, OptimiserChain) else [rule])
+        for rule in flat[:-1]:
+            if any(getattr(part, "last_alone", False) for part in rules_in(rule)):
+                raise ValueError(
+                    f"{rule!r} keeps a copy of the parameters that it moves, so no link can come after it; "
+                    "write it last, or around the chain"
+                )
         object.__setattr__(self, "rules", tuple(flat))
 
     def __repr__(self) -> str:
@@ -176,17 +188,27 @@ class Scheduled(Wrapper):
         """The rule inside with the values at a step."""
         return replaced(self.rule, {name: _value(s, step) for name, s in self.schedules})
 
+    def _values(self, count: Tensor) -> dict[str, Any]:
+        """The values at a step; numbers where the count can be read."""
+        step = count.item() if tracing.readable(count) else count.to(torch.float64)
+        return {name: _value(s, step) for name, s in self.schedules}
+
     def parts(self, state: ScheduledState, param: Tensor, /) -> list[tuple[Any, Any, Tensor]]:
         return [(self.rule, state.inner, param)]
 
     def perform(self, batch: Batch, /) -> Moved:
-        parts = []
-        for members in by_counter([s.step for s in batch.states]):
-            t = batch.states[members[0]].step
-            rule = self.at(t.item() if tracing.readable(t) else t)
-            inner = batch.with_(states=[s.inner for s in batch.states])
-            parts.append(on_part(rule, inner, members))
-        moved = merged(batch, parts)
+        inner = batch.with_(states=[s.inner for s in batch.states])
+        groups = by_counter([s.step for s in batch.states])
+        if len(groups) == 1 and batch.scheduled is None:
+            moved = perform(replaced(self.rule, self._values(batch.states[0].step)), inner)
+        else:  # links inside see all leaves still, and only what is scheduled differs
+            values: list[Any] = [None] * len(batch.states)
+            for members in groups:
+                now = self._values(batch.states[members[0]].step)
+                for k in members:
+                    outer = batch.scheduled[k] if batch.scheduled is not None else {}
+                    values[k] = {**now, **outer} if outer else now
+            moved = perform(self.rule, inner.with_(scheduled=values))
         counts = advanced([s.step for s in batch.states], moved.passing)
         moved.states = [ScheduledState(*s) for s in zip(moved.states, counts, strict=True)]
         return moved
@@ -215,7 +237,7 @@ class MixedState(NamedTuple):
 
 
 @functor
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MixedPrecision(Wrapper):
     """A master copy of each parameter in a wider dtype; the model gets its value, rounded.
 
@@ -242,6 +264,8 @@ class MixedPrecision(Wrapper):
     dtype: torch.dtype
     rule: Any
 
+    last_alone: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -256,11 +280,19 @@ class MixedPrecision(Wrapper):
     def parts(self, state: MixedState, param: Tensor, /) -> list[tuple[Any, Any, Tensor]]:
         return [(self.rule, state.inner, state.master)]
 
+    def belongs(self, state: MixedState, param: Tensor, /) -> bool:
+        """Whether the master copy is that of a parameter: rounded, it is the same."""
+        return (
+            torch.equal(state.master.to(param.dtype), param)
+            if not param.is_complex()
+            else torch.equal(torch.view_as_complex(state.master).to(param.dtype), param)
+        )
+
     def perform(self, batch: Batch, /) -> Moved:
         inner = batch.with_(
             states=[s.inner for s in batch.states],
             params=[s.master for s in batch.states],
-            grads=[g.to(self.dtype) for g in batch.grads],
+            grads=[g.to(s.master.dtype) for g, s in zip(batch.grads, batch.states, strict=True)],
             last=True,
         )
         moved = perform(self.rule, inner)
@@ -280,7 +312,7 @@ class FiniteState(NamedTuple):
 
 
 @functor
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ApplyIfFinite(Wrapper):
     """Skip a step where a gradient is NaN or infinite: parameters and state stay as they are.
 

@@ -188,7 +188,9 @@ def test_a_rule_in_the_place_of_the_state_is_an_error() -> None:
 
 def test_a_state_on_another_device_says_to_move_it() -> None:
     state = fl.to_device(fl.setup(fl.Adam(), model()), "meta")
-    message = r"Adam at \['layers'\]\[0\]: the state is on meta, .* on cpu; .*fluxlike\.to_device\(state, 'cpu'\)"
+    message = (
+        r"Adam at \['layers'\]\[0\]: the state is on meta, .* on cpu; .*fluxlike\.to_device\(state, 'cpu'\)"
+    )
     with pytest.raises(ValueError, match=message):
         fl.update(state, model(), gradients())
 
@@ -204,7 +206,7 @@ def test_a_parameter_that_surgery_put_in_says_to_call_setup_again() -> None:
     state = fl.setup(fl.Adam(), model())
     edited = fl.at(model(), "['name']").set(torch.ones(2))
     grads = {**gradients(), "name": torch.ones(2)}
-    message = r"grads hold a tensor at \['name'\], but the state holds nothing for it; .*setup\(rule, model, carry=state\)"
+    message = r"tensor at \['name'\], but the state holds nothing for it; .*setup\(rule, model, carry=state\)"
     with pytest.raises(ValueError, match=message):
         fl.update(state, edited, grads)
 

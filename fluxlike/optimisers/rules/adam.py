@@ -315,8 +315,9 @@ class RAdam(TwoMoments):
             return False, 1.0
         rho = limit - 2 * t * (1 - c2) / c2
         tractable = rho > 5
-        safe = where(tractable, rho, 6.0)
-        return tractable, (((safe - 4) * (safe - 2) * limit) / ((limit - 4) * (limit - 2) * safe)) ** 0.5
+        # What isn't taken must have a finite root all the same, for its derivative.
+        safe, top = where(tractable, rho, 6.0), where(limit > 5, limit, 6.0)
+        return tractable, (((safe - 4) * (safe - 2) * top) / ((top - 4) * (top - 2) * safe)) ** 0.5
 
 
 class AdaMaxState(NamedTuple):

@@ -83,11 +83,13 @@ class Momentum(Formula):
         v = v * self.momentum + g
         return v, v * self.lr
 
-    def kernel(self) -> Kernel:
+    def kernel(self) -> Kernel | None:
         return self._sgd(nesterov=False)
 
-    def _sgd(self, nesterov: bool) -> Kernel:
+    def _sgd(self, nesterov: bool) -> Kernel | None:
         lr, momentum = float(self.lr), float(self.momentum)
+        if momentum == 0:  # for which torch's kernel has no velocity
+            return None
         return lambda v, x, g, skip: fused.sgd(x, g, v, skip, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
@@ -116,5 +118,5 @@ class Nesterov(Momentum):
         v = v * self.momentum + g
         return v, (g + v * self.momentum) * self.lr
 
-    def kernel(self) -> Kernel:
+    def kernel(self) -> Kernel | None:
         return self._sgd(nesterov=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fluxlike.optimisers.batch import Batch, Moved, merged, on_part
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, decayed, smaller
-from fluxlike.optimisers.rule import Hyper, counter, is_rule, number, positive, within
+from fluxlike.optimisers.rule import Hyper, counter, is_rule, number, positive, whole, within
 from fluxlike.optimisers.rules.adam import AdamW
 from fluxlike.trees.functor import functor
 
@@ -83,9 +83,9 @@ class Adafactor(Formula):
     def init(self, param: Tensor, /) -> AdafactorState:
         if param.ndim < 2:
             return AdafactorState(None, None, torch.zeros_like(param), counter(param))
-        row = torch.zeros_like(param[..., :1])
-        col = torch.zeros_like(param[..., :1, :])
-        return AdafactorState(row, col, None, counter(param))
+        row = param.new_zeros((*param.shape[:-1], 1))
+        col = param.new_zeros((*param.shape[:-2], 1, param.shape[-1]))
+        return AdafactorState(row, col, None, counter(param, kind="matrix"))
 
     def formula(self, s: AdafactorState, x: Leaves, g: Leaves, /) -> tuple[AdafactorState, Leaves]:
         t, weight = s.step, s.step**self.beta2_decay
@@ -108,7 +108,7 @@ class Adafactor(Formula):
 
 
 def _mean_square(x: Tensor, dim: int) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=dim, keepdim=True).square() / x.shape[dim]
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True).square() / max(1, x.shape[dim])
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -176,6 +176,12 @@ class Muon(Formula):
         within("momentum", self.momentum)
         if self.adjust_lr_fn not in (None, "original", "match_rms_adamw"):
             raise ValueError(f"adjust_lr_fn={self.adjust_lr_fn!r}: write 'original' or 'match_rms_adamw'")
+        whole("ns_steps", self.ns_steps, least=0)
+        if not isinstance(self.ns_coefficients, (tuple, list)) or len(self.ns_coefficients) != 3:
+            raise ValueError(f"ns_coefficients={self.ns_coefficients!r}: write three numbers")
+        for k, c in enumerate(self.ns_coefficients):
+            if number(f"ns_coefficients[{k}]", c) and not math.isfinite(c):
+                raise ValueError(f"ns_coefficients[{k}]={c!r}: write a finite number")
         if not is_rule(self.rest):
             raise TypeError(f"rest is {self.rest!r}; write a rule, such as AdamW()")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, Scalar, decayed, larger, smaller
-from fluxlike.optimisers.rule import Hyper, counter, number, positive, two_rates
+from fluxlike.optimisers.rule import Hyper, counter, number, positive, two_rates, whole
 from fluxlike.trees.functor import functor
 
 __all__ = ["ScheduleFree"]
@@ -68,17 +68,19 @@ class ScheduleFree(Formula):
     weight_lr_power: Hyper = 2.0
 
     shared: ClassVar[tuple[str, ...]] = ("step", "weight_sum", "lr_max")
+    last_alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps", "weight_decay", "warmup_steps", "r", "weight_lr_power"):
+        for name in ("lr", "eps", "weight_decay", "r", "weight_lr_power"):
             positive(name, getattr(self, name))
         two_rates("betas", self.betas)
+        whole("warmup_steps", self.warmup_steps, least=0)
         if number("betas[0]", self.betas[0]) and self.betas[0] == 0:
             raise ValueError("betas[0]=0: the mean can't be told from z; write a number above 0")
 
     def init(self, param: Tensor, /) -> ScheduleFreeState:
-        zero = counter(param, start=0.0)
-        return ScheduleFreeState(param.clone(), torch.zeros_like(param), zero, zero, counter(param))
+        total, largest = counter(param, start=0.0), counter(param, start=0.0)
+        return ScheduleFreeState(param.clone(), torch.zeros_like(param), total, largest, counter(param))
 
     def average(self, state: ScheduleFreeState, param: Tensor, /) -> Tensor:
         """The mean x of one parameter: ``(y - (1-β₁)z)/β₁``."""

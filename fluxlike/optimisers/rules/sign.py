@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, decayed, where
-from fluxlike.optimisers.rule import Hyper, number, positive, two_rates
+from fluxlike.optimisers.rule import Hyper, positive, two_rates
 from fluxlike.trees.functor import functor
 
 __all__ = ["Lion", "Rprop"]
@@ -57,7 +57,7 @@ class Rprop(Formula):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise ValueError(f"{name}={pair!r}: write a pair of numbers")
             for k in (0, 1):
-                number(f"{name}[{k}]", pair[k])
+                positive(f"{name}[{k}]", pair[k])
         shrink, grow = self.etas
         if not any(isinstance(e, Tensor) for e in self.etas) and not 0 < shrink < 1 < grow:
             raise ValueError(f"etas={self.etas!r}: write a factor below 1 and one above 1")
