@@ -25,12 +25,13 @@ class Donated(Tensor):
 
 def consume(tensors: Iterable[Tensor]) -> None:
     """Turn tensors whose memory was given away into ones that can't be used."""
-    nothing: dict[torch.device, Tensor] = {}
     device, empty = None, torch.empty(0, dtype=torch.bool)
-    for x in {id(x): x for x in tensors}.values():
+    for x in tensors:
+        if type(x) is Donated:
+            continue
         if x.device != device:
             device = x.device
-            empty = nothing.setdefault(device, torch.empty(0, dtype=torch.bool, device=device))
+            empty = torch.empty(0, dtype=torch.bool, device=device)
         if x.requires_grad:
             x.requires_grad_(False)
         x.data = empty  # the few functions that get past __torch_function__ find nothing

@@ -45,8 +45,8 @@ class Lane:
     """
 
     __slots__ = (
-        "_columns", "_dtype", "_layouts", "_others", "_params", "_places", "_spans", "_state_def", "_states",
-        "_treedef", "kernel", "rule",
+        "_columns", "_dtype", "_layouts", "_others", "_params", "_places", "_sizes", "_spans", "_state_def",
+        "_states", "_treedef", "kernel", "rule",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +65,7 @@ class Lane:
         self._others = [i for i in range(treedef.num_leaves) if i not in taken]
         self._dtype = params[0].dtype
         self._layouts = [(x.shape, x.stride(), x.device) for x in params]
+        self._sizes = [x.nbytes for x in params]
         self._spans: tuple[list[int], list[int]] | None = None
         self._take(params, states)
 
@@ -183,11 +184,15 @@ class Lane:
             spans = sorted(span(t) for _, t in donated)
             self._spans = [s for s, _ in spans], [e for _, e in spans]
         starts, stops = self._spans
-        others = (leaves[i] for i in self._others)
-        for t in (*gs, *(x for x in others if isinstance(x, Tensor) and x.layout is torch.strided)):
-            start, stop = span(t)
+        found = [(g.data_ptr(), n) for g, n in zip(gs, self._sizes, strict=True)]  # laid out as parameters
+        for i in self._others:
+            x = leaves[i]
+            if isinstance(x, Tensor) and x.layout is torch.strided:
+                start, stop = span(x)
+                found.append((start, stop - start))
+        for start, size in found:
             k = bisect_right(starts, start)
-            if (k and stops[k - 1] > start) or (k < len(starts) and starts[k] < stop):
+            if (k and stops[k - 1] > start) or (k < len(starts) and starts[k] < start + size):
                 return False
         return True
 
@@ -211,7 +216,7 @@ class Lane:
                 leaves[i], entries[i] = x, entry
         result = treedef.unflatten(leaves), state_def.unflatten(entries)
         after = Lane.__new__(Lane)
-        for name in ("rule", "kernel", "_places", "_others", "_dtype", "_layouts"):
+        for name in ("rule", "kernel", "_places", "_others", "_dtype", "_layouts", "_sizes"):
             setattr(after, name, getattr(self, name))
         after._treedef, after._state_def = treedef, state_def
         # What is made in inference mode may be written over in inference mode alone.
