@@ -32,6 +32,8 @@ class Schedule(Protocol):
 class _Formula:
     """A schedule written as a formula over a float64 tensor of steps."""
 
+    prints_itself = True  # on one line, as it is written
+
     def __call__(self, step: Any, /) -> Any:
         if isinstance(step, Tensor):
             return self._at(step.to(torch.float64))
@@ -49,6 +51,8 @@ def _value(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def _length(name: str, n: Any) -> None:
+    if not isinstance(n, (int, float)):
+        raise TypeError(f"{name} is a {type(n).__name__}; write a number of steps, after the schedule")
     if not n > 0:
         raise ValueError(f"{name}={n!r}: write a number of steps above 0")
 

@@ -72,6 +72,10 @@ def owned(
         if by_name:
             _require_all(len({id(p) for _, p in by_name.values()}), all_params)
             return _checked(by_name, places)
+    if module is not None and not any(id(p) in number for p in names.values()):
+        raise ValueError(
+            "the optimiser has none of the module's parameters; give the module that it was made for"
+        )
     if names and module is not None:
         in_order: Sequence[Tensor] = list(names.values())
     elif len(groups) == 1:

@@ -153,10 +153,10 @@ def from_torch_optimiser(
     theirs = owned(optimiser, places, module)
     entries: dict[int, ParamState] = {}
     scalars: dict[Any, Tensor] = {}
-    by_path: dict[str, Any] = {}
+    rule_of_leaf: dict[int, Any] = {}
     for path, x in places.items():
         number, param = theirs.get(path, (0, None))
-        rule = by_path[path] = rules[number]
+        rule = rule_of_leaf[id(x)] = rules[number]
         start = rule.init(computed(x.detach()))
         if param is None:
             entries[id(x)] = ParamState(rule, start, frozen=True)
@@ -167,6 +167,7 @@ def from_torch_optimiser(
     distinct = {repr(rule): rule for rule in rules}
     if len(distinct) == 1:
         return rules[0], state
+    by_path = {structure.paths[i]: rule_of_leaf[id(x)] for i, x in enumerate(leaves) if id(x) in rule_of_leaf}
     return lambda path: by_path.get(path, rules[0]), state
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fluxlike.optimisers.batch import Batch, Moved, perform
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, where
-from fluxlike.optimisers.rule import Hyper, counter, positive, within
+from fluxlike.optimisers.rule import Hyper, counter, hook, positive, whole, within
 from fluxlike.optimisers.slots import matched
 from fluxlike.optimisers.state import ParamState, computed
 from fluxlike.optimisers.wrappers import Wrapper, wrapped
@@ -143,8 +143,7 @@ class Lookahead(Wrapper):
 
     def __post_init__(self) -> None:
         wrapped("Lookahead", self.rule)
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k={self.k!r}: write a whole number of at least 1")
+        whole("k", self.k, least=1)
         positive("alpha", self.alpha)
 
     def init(self, param: Tensor, /) -> LookaheadState:
@@ -252,9 +251,9 @@ def averaged(state: Any, model: Any, /) -> Any:
 
 def _averages(rule: Any, state: Any, param: Tensor) -> Iterator[Tensor]:
     """The averages that a rule and those inside it keep of a parameter, from the outside in."""
-    average = getattr(rule, "average", None)
+    average = hook(rule, "average")
     if average is not None:
         yield average(state, param)
-    parts = getattr(rule, "parts", None)
+    parts = hook(rule, "parts")
     for part in parts(state, param) if parts is not None else ():
         yield from _averages(*part)

@@ -21,7 +21,6 @@ __all__ = [
     "both",
     "by_counter",
     "held",
-    "kept_in",
     "merged",
     "on_part",
     "passes",
@@ -87,8 +86,8 @@ class Moved:
         """The parameters after the step."""
         if self.params is None:
             assert self.steps is not None
-            leaves = zip(batch.params, self.steps, self.states, strict=True)
-            self.params = [_minus(*leaf, batch.consumed) for leaf in leaves]
+            pairs = zip(batch.params, self.steps, strict=True)
+            self.params = [_minus(x, step, batch.consumed) for x, step in pairs]
         return self.params
 
     def stepped(self, batch: Batch) -> list[Tensor]:
@@ -99,18 +98,21 @@ class Moved:
         return self.steps
 
 
-def _minus(x: Tensor, step: Tensor, state: Any, consumed: list[Tensor] | None) -> Tensor:
-    if consumed is None or kept_in(x, state):
+def _minus(x: Tensor, step: Tensor, consumed: list[Tensor] | None) -> Tensor:
+    if consumed is None:
         return x - step
     consumed.append(x)
     return x.detach().sub_(step)
 
 
-def kept_in(x: Tensor, state: Any) -> bool:
-    """Whether a rule's state keeps a parameter itself, which it needs as it is."""
+def _apart(x: Tensor, state: Any) -> Any:
+    """A state that shares no memory with a parameter, which is about to be written over."""
+    leaves, treedef = flatten(state)
     memory = x.untyped_storage().data_ptr()
-    tensors = (t for t in flatten(state)[0] if isinstance(t, Tensor))
-    return any(t.untyped_storage().data_ptr() == memory for t in tensors)
+    shares = [isinstance(t, Tensor) and t.untyped_storage().data_ptr() == memory for t in leaves]
+    if not any(shares):
+        return state
+    return treedef.unflatten([t.clone() if s else t for t, s in zip(leaves, shares, strict=True)])
 
 
 def perform(rule: Any, batch: Batch) -> Moved:
@@ -137,6 +139,9 @@ def perform(rule: Any, batch: Batch) -> Moved:
         if not isinstance(d, Tensor) or d.shape != x.shape:
             found = tuple(d.shape) if isinstance(d, Tensor) else repr(d)
             raise LeafError(k, f"a step of {found}; the parameter has the shape {tuple(x.shape)}")
+    if batch.consumed is not None:
+        after = [_apart(x, state) for x, state in zip(batch.params, after, strict=True)]
+        steps = [_apart(x, d) for x, d in zip(batch.params, steps, strict=True)]
     return held(batch, after, steps)
 
 
@@ -160,9 +165,10 @@ def _scheduled(rule: Any, batch: Batch) -> Moved:
 
 
 def _apply_one(rule: Any, k: int, state: Any, param: Tensor, grad: Tensor) -> tuple[Any, Tensor]:
-    before = (param._version, grad._version)
+    given = (param, grad, *(t for t in flatten(state)[0] if isinstance(t, Tensor)))
+    before = [t._version for t in given] if tracing.concrete() else []
     result = rule.apply(state, param, grad)
-    if (param._version, grad._version) != before:
+    if before and [t._version for t in given] != before:
         raise LeafError(k, "apply changed its arguments in place; compute new tensors instead")
     if not isinstance(result, tuple) or len(result) != 2:
         raise LeafError(k, f"apply returned a {type(result).__name__}; return (state, step)")

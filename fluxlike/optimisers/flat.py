@@ -96,6 +96,15 @@ class Flat(Leaves):
         self._memory.buffers = None
         return tensor
 
+    def settle(self) -> None:
+        """Apply what is kept aside, and copy what is not in a buffer, so that inputs may be written over."""
+        aside = self._over is not None or self._scale != 1.0
+        lent = self._memory.buffers is None or (self._over is not None and self._over.buffers is None)
+        if aside and lent:
+            self.tensors  # noqa: B018
+        if self._memory.buffers is None:
+            self._memory = _Memory(self._new().copy_(self._memory.tensor), self._buffers)
+
     def less(self, step: Flat, out: Tensor | None = None) -> Tensor:
         """``x - step``, in new memory or in `out`, which may be that of x."""
         out = self._new() if out is None else out

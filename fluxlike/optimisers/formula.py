@@ -22,12 +22,12 @@ from fluxlike.optimisers.columns import Columns, fields_of_state
 from fluxlike.optimisers.flat import Buffers, Flat, Piece, blocks, gathered
 from fluxlike.optimisers.kernels import Kernel, adjusted_layout, move
 from fluxlike.optimisers.leaves import Leaves, Scalar, where
-from fluxlike.optimisers.rule import LeafError, is_rule, kernel_holds
+from fluxlike.optimisers.rule import BatchRule, LeafError, is_rule, kernel_holds
 
 __all__ = ["Formula", "Kernel", "hyperparameters", "kernel_of", "settled"]
 
 
-class Formula:
+class Formula(BatchRule):
     """A rule whose formula is written for one parameter; base of the built-in rules.
 
     The state is None, a tensor, or a NamedTuple of tensors. A formula gets `Leaves`, which compute as
@@ -184,6 +184,9 @@ class _Group:
 
     def _check(self, members: list[int]) -> None:
         same_shape = self.rule.elementwise
+        for t in self.scalars.values():
+            if t.device != self.xs[0].device:
+                self._report_misfit(members[0], self.xs[0], t)
         for column in self.fields.values():
             for k, x, t in zip(members, self.xs, column, strict=True):
                 if t.dtype is not x.dtype or (same_shape and t.shape != x.shape) or t.device != x.device:
@@ -269,7 +272,9 @@ class _Group:
         if not (self.plain and self.rule.elementwise and self.xs[j].device.type == "cpu"):
             return False
         columns = (self.xs, self.gs, *self.fields.values())
-        return self.xs[j].numel() > 0 and all(column[j].is_contiguous() for column in columns)
+        return self.xs[j].numel() > 0 and all(
+            type(column[j]) is Tensor and column[j].is_contiguous() for column in columns
+        )
 
     def _run_block(self, block: list[Piece], take: Callable[[list[Tensor]], Leaves]) -> None:
         before = {name: take(column) for name, column in self.fields.items()}
@@ -279,6 +284,8 @@ class _Group:
         self.after = {name: parts[name] for name in self.scalars}
         if self.mask is not None:
             step = where(self.mask, step, 0.0)
+        if self.consumed is not None and self.plain:
+            parts = self._settled(block, parts, before)
         if self.last:
             self._subtract(block, x, step)
         else:
@@ -287,6 +294,21 @@ class _Group:
             if parts[name] is not old:
                 value = parts[name] if self.mask is None else where(self.mask, parts[name], old)
                 self._put(self.new[name], block, value)
+
+    def _settled(
+        self, block: list[Piece], parts: dict[str, Any], before: dict[str, Leaves]
+    ) -> dict[str, Any]:
+        """Fields that stand apart from the memory that is about to be written over."""
+        columns = (self.xs, *self.fields.values())
+        inputs = {id(column[j]) for column in columns for j, _, _ in block}
+
+        def apart(v: Leaves) -> Leaves:
+            if isinstance(v, Flat):
+                v.settle()
+                return v
+            return v.each(lambda t: t.clone() if id(t) in inputs else t)
+
+        return {f: apart(v) if f in before and v is not before[f] else v for f, v in parts.items()}
 
     def _subtract(self, block: list[Piece], x: Leaves, step: Leaves) -> None:
         j, start, stop = block[0]

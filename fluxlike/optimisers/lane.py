@@ -7,7 +7,6 @@ a kernel, and share no memory) holds still, so that only the gradients need to b
 
 from __future__ import annotations
 
-import copy
 import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -23,7 +22,9 @@ from fluxlike.optimisers.formula import kernel_of
 from fluxlike.optimisers.kernels import Kernel, move
 from fluxlike.optimisers.rule import form_of
 from fluxlike.optimisers.state import ParamState
-from fluxlike.trees.structure import flatten
+from fluxlike.transforms.updates import put_assigned
+from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["Lane", "lane_of"]
 
@@ -40,13 +41,13 @@ class Lane:
         treedef: that of the model.
         state_def: that of the state above its entries.
         params: the parameters.
-        states: their states.
+        entries: their entries in the state.
         spans: the sorted first and last addresses of all donated memory, if it was checked.
     """
 
     __slots__ = (
-        "_columns", "_dtype", "_layouts", "_others", "_params", "_places", "_sizes", "_spans", "_state_def",
-        "_states", "_treedef", "kernel", "rule",
+        "_dtype", "_entries", "_layouts", "_others", "_params", "_places", "_pointers", "_sizes", "_spans",
+        "_state_def", "_treedef", "kernel", "rule",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +58,7 @@ class Lane:
         treedef: Any,
         state_def: Any,
         params: Sequence[Tensor],
-        states: Sequence[Any],
+        entries: Sequence[ParamState],
     ) -> None:
         self.rule, self.kernel = rule, kernel
         self._places, self._treedef, self._state_def = places, treedef, state_def
@@ -67,7 +68,7 @@ class Lane:
         self._layouts = [(x.shape, x.stride(), x.device) for x in params]
         self._sizes = [x.nbytes for x in params]
         self._spans: tuple[list[int], list[int]] | None = None
-        self._take(params, states)
+        self._take(params, entries)
 
     @staticmethod
     def over(
@@ -76,35 +77,37 @@ class Lane:
         treedef: Any,
         state_def: Any,
         params: Sequence[Tensor],
-        states: Sequence[Any],
+        entries: Sequence[ParamState],
     ) -> Lane | None:
         """A lane for these parameters and states, if one kernel can move them all together."""
         cls: type = type(rule)
         kernel = kernel_of(rule) if form_of(cls) == "formula" else None
         if kernel is None or params[0].device.type not in ("cpu", "cuda"):
             return None
-        lane = Lane(rule, kernel, places, treedef, state_def, params, states)
-        return lane if lane._holds(params) else None
+        lane = Lane(rule, kernel, places, treedef, state_def, params, entries)
+        return lane if lane._holds(params, entries) else None
 
-    def _holds(self, params: Sequence[Tensor]) -> bool:
-        columns, device = self._columns, params[0].device
-        first = self._states[0]
-        for x, state, *fields in zip(params, self._states, *columns.fields.values(), strict=True):
+    def _holds(self, params: Sequence[Tensor], entries: Sequence[ParamState]) -> bool:
+        states = [entry.state for entry in entries]
+        columns, device = Columns(states, self.rule.shared), params[0].device
+        for x, state, *fields in zip(params, states, *columns.fields.values(), strict=True):
             if (
                 type(state) is not columns.kind
                 or x.dtype is not self._dtype
                 or x.device != device
                 or any(getattr(state, name) is not t for name, t in columns.scalars.items())
-                or (isinstance(state, tuple) and [t is None for t in state] != [t is None for t in first])
+                or (isinstance(state, tuple) and [t is None for t in state] != [t is None for t in states[0]])
                 or not fused.fits(x, fields)
             ):
                 return False
         return True
 
-    def _take(self, params: Sequence[Tensor], states: Sequence[Any]) -> None:
+    def _take(self, params: Sequence[Tensor], entries: Sequence[ParamState]) -> None:
+        """Remember model and state, without keeping them alive, and where their memory is."""
         self._params = [weakref.ref(x) for x in params]
-        self._states = list(states)
-        self._columns = Columns(states, self.rule.shared)
+        self._entries = [weakref.ref(entry) for entry in entries]
+        columns = Columns([entry.state for entry in entries], self.rule.shared)
+        self._pointers = [[t.data_ptr() for t in column] for column in (params, *columns.fields.values())]
 
     def keep(self, first: ParamState) -> None:
         """Wait for the step that gets the state of which `first` is the first entry."""
@@ -119,40 +122,51 @@ class Lane:
         gs, grads_def = flatten(grads)
         if treedef != self._treedef or state_def != self._state_def or grads_def != treedef:
             return None
-        xs = self._parameters(entries, leaves)
-        if xs is None or not self._grads_fit(gs):
+        unchanged = self._unchanged(entries, leaves)
+        if unchanged is None or not self._grads_fit(gs):
             return None
+        xs, columns = unchanged
         for i in self._others:
             x = leaves[i]
-            if gs[i] is not None or entries[i] is not None or (isinstance(x, Tensor) and x.requires_grad):
+            if entries[i] is not None or (isinstance(x, Tensor) and x.requires_grad):
+                return None
+            if gs[i] is not None and not isinstance(gs[i], Assigned):
                 return None
         found = [gs[where[0]] for where in self._places]
-        if donate and not self._may_write(xs, leaves, found):
+        if donate and not self._may_write(xs, columns, leaves, found):
             return None
         consumed: list[Tensor] | None = [] if donate else None
-        return self._move((entries, state_def), (leaves, treedef), xs, found, consumed)
+        if any(gs[i] is not None for i in self._others):
+            leaves = put_assigned(leaves, gs, structure_of(treedef).paths)
+        return self._move((entries, state_def), (leaves, treedef), (xs, columns), found, consumed)
 
-    def _parameters(self, entries: list[Any], leaves: list[Any]) -> list[Tensor] | None:
-        """The parameters, if model and state are still those of the last step."""
-        rule, xs = self.rule, []
-        for where, param, state in zip(self._places, self._params, self._states, strict=True):
+    def _unchanged(self, entries: list[Any], leaves: list[Any]) -> tuple[list[Tensor], Columns] | None:
+        """Parameters and states, if they are those of the last step, in the memory that they had."""
+        xs, states = [], []
+        for where, param, known, (shape, stride, _) in zip(
+            self._places, self._params, self._entries, self._layouts, strict=True
+        ):
             first = where[0]
             x, entry = leaves[first], entries[first]
             if (
                 not isinstance(x, Tensor)
                 or x is not param()
-                or type(entry) is not ParamState
-                or entry.state is not state
-                or entry.rule is not rule
-                or entry.frozen
+                or entry is not known()
                 or x.requires_grad
+                or x.shape != shape
+                or x.stride() != stride
             ):
                 return None
             for i in where[1:]:
                 if leaves[i] is not x or entries[i] is not entry:
                     return None
             xs.append(x)
-        return xs
+            states.append(entry.state)
+        columns = Columns(states, self.rule.shared)
+        for column, pointers in zip((xs, *columns.fields.values()), self._pointers, strict=True):
+            if [t.data_ptr() for t in column] != pointers:  # somebody put other memory under a tensor
+                return None
+        return xs, columns
 
     def _grads_fit(self, gs: list[Any]) -> bool:
         dtype = self._dtype
@@ -172,11 +186,11 @@ class Lane:
                     return False
         return True
 
-    def _may_write(self, xs: list[Tensor], leaves: list[Any], gs: list[Tensor]) -> bool:
+    def _may_write(self, xs: list[Tensor], columns: Columns, leaves: list[Any], gs: list[Tensor]) -> bool:
         """Whether all memory to write over is apart from all other; if not, the long way says where."""
         if self._spans is None:
-            columns = self._columns.fields.values()
-            donated = [("", t) for column in (xs, *columns) for t in column if column is xs or t.ndim]
+            fields = columns.fields.values()
+            donated = [("", t) for column in (xs, *fields) for t in column if column is xs or t.ndim]
             try:
                 require_donatable(donated, [("", g) for g in gs])
             except ValueError:
@@ -200,16 +214,15 @@ class Lane:
         self,
         state: tuple[list[Any], Any],
         model: tuple[list[Any], Any],
-        xs: list[Tensor],
+        moving: tuple[list[Tensor], Columns],
         gs: list[Tensor],
         consumed: list[Tensor] | None,
     ) -> tuple[Any, Any, list[Tensor]]:
-        (entries, state_def), (leaves, treedef) = state, model
-        columns, rule = copy.copy(self._columns), self.rule  # a state may be used twice
+        (entries, state_def), (leaves, treedef), (xs, columns) = state, model, moving
+        rule = self.rule
         columns.scalars = {name: t + 1 for name, t in columns.scalars.items()}
         moved, fields = move(self.kernel, columns, xs, gs, None, consumed)
-        states = list(columns.rows(len(xs), fields, columns.scalars))
-        new = [ParamState(rule, s) for s in states]
+        new = [ParamState(rule, s) for s in columns.rows(len(xs), fields, columns.scalars)]
         leaves, entries = list(leaves), list(entries)
         for where, x, entry in zip(self._places, moved, new, strict=True):
             for i in where:
@@ -222,7 +235,7 @@ class Lane:
         # What is made in inference mode may be written over in inference mode alone.
         known = consumed is not None and not torch.is_inference_mode_enabled()
         after._spans = self._spans if known else None
-        after._take(moved, states)
+        after._take(moved, new)
         after.keep(new[0])
         return (*result, consumed or [])
 

@@ -13,7 +13,7 @@ from fluxlike._private import functorch, tracing
 from fluxlike.optimisers.batch import Batch, Moved, both, held
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, decayed, norms, where
-from fluxlike.optimisers.rule import Hyper, LeafError, ListRule, counter, positive
+from fluxlike.optimisers.rule import Hyper, LeafError, ListRule, counter, positive, whole
 from fluxlike.trees.functor import functor
 
 __all__ = ["AccumGrad", "ClipGlobalNorm", "ClipGrad", "ClipNorm", "SignDecay", "WeightDecay"]
@@ -108,7 +108,8 @@ class ClipNorm(ListRule):
     Args:
         max_norm: the largest norm. (default: 10)
         p: the order of the norm. (default: 2)
-        throw: whether a norm that is NaN or infinite is an error. (default: True)
+        throw: whether a norm that is NaN or infinite is an error, for which each step waits for the
+            device. (default: True)
 
     Raises:
         ValueError: a negative `max_norm`; from `update`, a norm that is not finite.
@@ -138,7 +139,9 @@ class ClipNorm(ListRule):
 
     def _clipped(self, grads: Sequence[Tensor], passing: Sequence[Tensor | None]) -> list[Tensor]:
         found = norms(grads, self.p)
-        if self.throw and tracing.concrete():  # a transform has no values to look at
+        if (
+            self.throw and tracing.concrete() and found[0].device.type != "meta"
+        ):  # a transform has no values to look at
             self._require_finite(found, passing)
         # Divided only where the norm is too large, so that a zero gradient can be differentiated.
         larger = [n > self.max_norm for n in found]
@@ -242,8 +245,7 @@ class AccumGrad(Formula):
     shared: ClassVar[tuple[str, ...]] = ("step",)
 
     def __post_init__(self) -> None:
-        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"n={self.n!r}: write a whole number of at least 1")
+        whole("n", self.n, least=1)
 
     def init(self, param: Tensor, /) -> AccumGradState:
         return AccumGradState(torch.zeros_like(param), counter(param))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor
 from fluxlike.trees.functor import functor, spec_of
 
 __all__ = [
-    "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "counter", "fields_of", "form_of",
-    "hyperparameters_of", "is_rule", "kernel_holds", "number", "positive", "replaced", "rules_in",
+    "BatchRule", "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "counter", "fields_of", "form_of",
+    "hook", "hyperparameters_of", "is_rule", "kernel_holds", "number", "positive", "replaced", "rules_in",
     "shared_counters", "two_rates", "whole", "within",
 ]  # fmt: skip
 
@@ -40,7 +39,18 @@ class Rule(Protocol):
         """The next state, and the step: what is subtracted from the parameter."""
 
 
-class ListRule:
+class BatchRule:
+    """Base of the rules that run over batches of leaves: formulas, lists and wrappers."""
+
+    prints_itself = True  # on one line, as it is written
+
+
+def hook(rule: Any, name: str, /) -> Any:
+    """What a rule of ours has by this name, or None; a user's rule may mean something else by it."""
+    return getattr(rule, name, None) if isinstance(rule, BatchRule) else None
+
+
+class ListRule(BatchRule):
     """A rule whose formula is written over lists of leaves; one leaf is a list of one."""
 
     def init(self, param: Tensor, /) -> Any:
@@ -113,7 +123,7 @@ def replaced(rule: Any, changes: dict[str, Any], /) -> Any:
     """A rule with other hyperparameters, also in the rules inside it; checked as at construction."""
     if not dataclasses.is_dataclass(rule):
         return rule
-    adjusted = getattr(rule, "adjusted", None)
+    adjusted = hook(rule, "adjusted")
     new: dict[str, Any] = {}
     if adjusted is not None:
         rule, changes = adjusted(changes)
@@ -204,7 +214,7 @@ def number(name: str, value: Any) -> bool:
     """Whether a hyperparameter is a number; a 0-d tensor has no value to look at, the rest is refused."""
     if isinstance(value, Tensor) and value.ndim == 0:
         return False
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = ""
         if name == "lr":
             hint = "; parameters go to setup(rule, model), a schedule to Scheduled(rule, lr=schedule)"
@@ -232,7 +242,7 @@ def within(name: str, value: Any) -> None:
 
 def two_rates(name: str, values: Any) -> None:
     """Refuse anything but a pair of decay rates."""
-    if not isinstance(values, (tuple, list)) or len(values) != 2:
+    if not isinstance(values, tuple) or len(values) != 2:
         raise ValueError(f"{name}={values!r}: write a pair of decay rates, such as (0.9, 0.999)")
     within(f"{name}[0]", values[0])
     within(f"{name}[1]", values[1])
@@ -245,13 +255,23 @@ def form_of(cls: type, /) -> str:
     A subclass that overrides one of them says by it what the rule does now: the ones it inherits
     from further up are of another rule.
     """
-    return min(("perform", "formula", "apply_all", "apply"), key=lambda name: _distance(cls, name))
+    ours = ("perform", "formula") if issubclass(cls, BatchRule) else ()
+    return min((*ours, "apply_all", "apply"), key=lambda name: _distance(cls, name))
 
 
 @cache
 def kernel_holds(cls: type, /) -> bool:
-    """Whether the kernel of a class does what its formula says: it is not of a class further up."""
-    return _distance(cls, "kernel") <= _distance(cls, "formula")
+    """Whether the kernel of a class does what its formula says.
+
+    It does unless a class below the one that defines it has methods of its own, which the formula
+    may be made of.
+    """
+    for base in cls.__mro__:
+        if "kernel" in base.__dict__:
+            return True
+        if any(callable(v) and not n.startswith("__") and n != "init" for n, v in base.__dict__.items()):
+            return False
+    return False
 
 
 def _distance(cls: type, name: str) -> float:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fluxlike.optimisers.rule import Rule, as_functor, is_rule, rules_in, shared_counters
+from fluxlike.optimisers.rule import Rule, as_functor, hook, is_rule, rules_in, shared_counters
 from fluxlike.placement.dtype import stays_float32
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import flatten, structure_of
@@ -95,6 +95,11 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
     """
     if is_rule(model) and not is_rule(rule):
         raise TypeError("the rule and the model are swapped: write setup(rule, model)")
+    if isinstance(model, Iterator):
+        raise TypeError(
+            f"the model is a {type(model).__name__}, which can be read once; of a module's parameters, write "
+            "setup(rule, dict(module.named_parameters()))"
+        )
     leaves, treedef = flatten(model)
     structure = structure_of(treedef)
     found = parameters(leaves, structure.trainable)
@@ -127,14 +132,19 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
                 made[id(x)] = path, entry
             result[i] = entry
     if earlier and not carried:
-        warnings.warn("setup found no parameter whose state could be carried over", stacklevel=2)
+        kinds = sorted({type(e.rule).__name__ for e in earlier.values()})
+        warnings.warn(
+            "setup found no parameter whose state could be carried over: none has its path, its shape and "
+            f"the kind of its rule in the state, which is of {', '.join(kinds)}",
+            stacklevel=2,
+        )
     return treedef.unflatten(result)
 
 
 def _first_entry(rule: Any, x: Tensor, path: str, earlier: ParamState | None) -> tuple[ParamState, bool]:
     """The first entry of one parameter, and whether it continues an earlier one."""
     as_functor(rule)
-    if x.is_complex() and any(getattr(r, "real_only", False) for r in rules_in(rule)):
+    if x.is_complex() and any(hook(r, "real_only") for r in rules_in(rule)):
         raise TypeError(
             f"{path} is a complex parameter, for which {rule!r} has no formula; use Adam or Momentum"
         )
@@ -152,10 +162,10 @@ def _first_entry(rule: Any, x: Tensor, path: str, earlier: ParamState | None) ->
 
 def _belongs(rule: Any, state: Any, x: Tensor, wide: Tensor) -> bool:
     """Whether the copies of the parameter that a state holds, if any, are of this parameter."""
-    own = getattr(rule, "belongs", None)
+    own = hook(rule, "belongs")
     if own is not None and not own(state, x):
         return False
-    parts = getattr(rule, "parts", None)
+    parts = hook(rule, "parts")
     inside = parts(state, wide) if parts is not None else ()
     return all(_belongs(r, s, x, p) for r, s, p in inside)
 
@@ -185,13 +195,19 @@ def _entries_by_path(state: Any) -> dict[str, ParamState]:
 def _rule_function(rule: Any) -> Callable[[str], Any]:
     if is_rule(rule):
         return lambda path: rule
-    if isinstance(rule, type) or not callable(rule):
+    if isinstance(rule, type) or not callable(rule) or type(rule).__module__ == "fluxlike.schedules":
         raise TypeError(_no_rule(rule, None))
     return rule
 
 
 def _no_rule(rule: Any, path: str | None) -> str:
     where = "" if path is None else f" for {path}"
+    if type(rule).__module__ == "fluxlike.schedules":
+        return f"setup got the schedule {rule!r}{where}; write setup(Scheduled(Adam(), lr=schedule), model)"
+    if isinstance(rule, (list, tuple)) and rule and all(map(is_rule, rule)):
+        return f"setup got a {type(rule).__name__} of rules{where}; write OptimiserChain(*rules)"
+    if isinstance(rule, type) and issubclass(rule, torch.optim.Optimizer):
+        return f"setup got torch's class {rule.__name__}{where}: write a rule, such as fluxlike.Adam(1e-3)"
     if isinstance(rule, type):
         return f"setup got the class {rule.__name__}{where} instead of a rule: write {rule.__name__}()"
     if isinstance(rule, torch.optim.Optimizer):

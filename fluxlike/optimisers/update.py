@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
-from fluxlike.optimisers.batch import Batch, kept_in, perform
+from fluxlike.optimisers.batch import Batch, perform
 from fluxlike.optimisers.donation import consume, require_donatable
 from fluxlike.optimisers.formula import hyperparameters
 from fluxlike.optimisers.lane import Lane, lane_of
@@ -38,7 +38,9 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
         donate: whether parameters and state may be written over, which saves the time and the memory
             of new ones. The numbers are the same. The tensors that were written over can't be used
             any more, wherever else they are held: any use raises an error. Keep a copy by
-            ``fluxlike.tree.clone``. Inside a transform it has no effect. (default: False)
+            ``fluxlike.tree.clone``. A view of such a tensor made before (``w[0]``, ``w.detach()``, a numpy
+            array of it) shares its memory, and changes with it. The parameters of a torch module are
+            copied. Inside a transform it has no effect. (default: False)
 
     Returns:
         ``(model, state)``, both of the structure that they had.
@@ -48,6 +50,7 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
             shape, dtype or device; or the state is on another device; or a donated tensor shares
             memory with another, is expanded or may be read-only. It names the place.
         TypeError: model and state are swapped.
+        RuntimeError: an argument holds a tensor that was donated before.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -57,6 +60,9 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
         >>> model
         {'w': tensor([0.5000, 1.5000])}
     """
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return update(state, model, grads, donate=donate)
     plain = not enclosed() and tracing.concrete()
     donating = donate and plain
     entries, state_def = flatten(state, is_param_state)
@@ -98,6 +104,9 @@ def steps(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
         >>> fl.steps(fl.setup(fl.Descent(0.1), model), model, {"w": torch.ones(2)})[0]
         {'w': tensor([0.1000, 0.1000])}
     """
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return steps(state, model, grads)
     step = _Step(state, model, grads, move=False)
     return step.step_tree(), step.next_state()
 
@@ -139,18 +148,25 @@ class _Step:
             cls: type = type(slot.entry.rule)
             if form_of(cls) != "formula":  # which looks itself
                 self._check_state_device(slot)
-            slot.param = value_of(slot.param)
+            slot.param = self._value(slot.param)
             slot.before = computed(slot.param)
+
+    def _value(self, x: Tensor) -> Tensor:
+        """A parameter as its value; donation copies that of a torch module, and leaves the module alone."""
+        value = value_of(x)
+        return value if value is x or self.consumed is None else value.clone()
 
     def _memory(self) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
         """The tensors that a donated step may write over, and those that must stay, with their places."""
         place = self.aligned.place
         donated, others = [], []
-        moving: set[int] = set()
+        moving: set[int] = set()  # what is written over
+        ids = {id(slot.param) for slot in self.moving}
         for slot in self.moving:
             path = place(slot.first)
-            moving.add(id(slot.param))
-            donated.append((f"{path} of the model", slot.param))
+            if value_of(slot.param) is slot.param:
+                moving.add(id(slot.param))
+                donated.append((f"{path} of the model", slot.param))
             # Numbers are never written over, so counters may be shared.
             donated += [(f"the state of {path}", t) for t in _tensors(slot.state) if t.ndim]
         for i, (x, g) in enumerate(zip(self.aligned.leaves, self.aligned.grads, strict=True)):
@@ -159,7 +175,7 @@ class _Step:
             if isinstance(g, Tensor) and g.layout is torch.strided:
                 others.append((f"{place(i)} of the gradients", g))
             entry = self.aligned.entries[i]
-            if is_param_state(entry) and id(x) not in moving:
+            if is_param_state(entry) and id(x) not in ids:
                 others += [(f"the state of {place(i)}", t) for t in _tensors(entry.state)]
         return donated, others
 
@@ -248,14 +264,14 @@ class _Step:
         if self.consumed is None:
             return x.to(slot.param.dtype)
         if x.data_ptr() != slot.param.data_ptr() or x.dtype != slot.param.dtype:
-            if kept_in(old, slot.state):
-                return x.to(old.dtype)
+            new = slot.param.detach().copy_(x)
+        elif slot.param.is_complex():
+            new = slot.param.detach()  # not the view of a view that it was computed through
+        else:
+            return x
+        if slot.param is old:
             self.consumed.append(old)
-            return old.detach().copy_(x)
-        if slot.param.is_complex() or slot.param is not old:
-            self.consumed.append(old)
-            return old.detach()  # not the view of a view that it was computed through
-        return x
+        return new
 
     def step_tree(self) -> Any:
         result: list[Any] = [None] * len(self.aligned.leaves)
@@ -291,7 +307,7 @@ class _Step:
             aligned.treedef,
             aligned.state_def,
             params,
-            [s.state for s in moving],
+            [s.entry for s in moving],
         )
         if lane is not None:
             lane.keep(moving[0].entry)

@@ -14,13 +14,13 @@ from torch import Tensor
 from fluxlike._private import tracing
 from fluxlike.optimisers.batch import Batch, Moved, advanced, both, by_counter, perform
 from fluxlike.optimisers.leaves import norms
-from fluxlike.optimisers.rule import counter, fields_of, is_rule, replaced, rules_in
+from fluxlike.optimisers.rule import BatchRule, counter, fields_of, hook, is_rule, replaced, rules_in
 from fluxlike.trees.functor import functor
 
 __all__ = ["ApplyIfFinite", "MixedPrecision", "OptimiserChain", "Scheduled", "Wrapper", "wrapped"]
 
 
-class Wrapper:
+class Wrapper(BatchRule):
     """A rule around others, which moves whole batches; base of the built-in ones."""
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class OptimiserChain(Wrapper):
                 raise TypeError(f"OptimiserChain takes rules, found {rule!r}; write {hint}")
             flat.extend(rule.rules if isinstance(rule, OptimiserChain) else [rule])
         for rule in flat[:-1]:
-            if any(getattr(part, "last_alone", False) for part in rules_in(rule)):
+            if any(hook(part, "last_alone") for part in rules_in(rule)):
                 raise ValueError(
                     f"{rule!r} keeps a copy of the parameters that it moves, so no link can come after it; "
                     "write it last, or around the chain"
@@ -137,7 +137,8 @@ class Scheduled(Wrapper):
 
     Raises:
         TypeError: `rule` is no rule, no schedule is given, or one is no schedule.
-        ValueError: the rule has no hyperparameter of the name; from `update`, a value that it refuses.
+        ValueError: the rule has no hyperparameter of the name, or refuses the value at step 0; from
+            `update`, at a later one.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -167,6 +168,7 @@ class Scheduled(Wrapper):
             _check_schedule(name, schedule)
         object.__setattr__(self, "rule", rule)
         object.__setattr__(self, "schedules", tuple(schedules.items()))
+        self.at(0)  # refuses what the rule would refuse at its first step
 
     def __repr__(self) -> str:
         return f"Scheduled({self.rule!r}, {', '.join(f'{n}={s!r}' for n, s in self.schedules)})"

@@ -227,7 +227,7 @@ def summary(model: Any, /) -> str:
 def _give_repr(cls: type) -> None:
     """Print objects of a registered class as trees, unless its author wrote a `__repr__`."""
     base = next(base for base in cls.__mro__ if "__repr__" in base.__dict__)
-    if base is object or _is_generated(base):
+    if base is object or (_is_generated(base) and not getattr(cls, "prints_itself", False)):
         cls.__repr__ = tree_repr  # type: ignore[assignment]
 
 

@@ -370,7 +370,20 @@ def test_the_order_of_a_dict_is_not_taken_for_the_order_in_torch() -> None:
         fl.to_torch_optimiser(fl.Adam(), fl.setup(fl.Adam(), model), module)
 
 
+def test_a_tied_parameter_in_a_later_group_keeps_its_rule() -> None:
+    w, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    model = {"a": b, "tied": [w, w]}
+    optimiser = O.Adam([{"params": [b], "lr": 0.1}, {"params": [w], "lr": 0.2}])
+    rule, _ = fl.from_torch_optimiser(optimiser, model)
+    assert fl.setup(rule, model)["tied"][1].rule.lr == 0.2
+
+
 class TestMismatches:
+    def test_a_module_that_the_optimiser_knows_nothing_of(self) -> None:
+        module = network()
+        with pytest.raises(ValueError, match="the optimiser has none of the module's parameters"):
+            fl.from_torch_optimiser(O.Adam(module.parameters()), values(module), module=network())
+
     def test_the_module_lacks_a_parameter(self) -> None:
         state = fl.setup(fl.Adam(), {"0.weight": torch.ones(4, 3), "extra": torch.ones(1)})
         with pytest.raises(ValueError, match=r"no parameter 'extra' for \['extra'\]"):

@@ -233,8 +233,9 @@ def test_parameters_of_a_module_move_as_in_a_pure_run(name: str) -> None:
     moved, state = fl.update(fl.setup(ALL[name], model), model, grads, donate=True)
     assert fl.tree.allclose(pure, (moved, state), rtol=1e-6, atol=1e-6)
     assert {type(x) for x in moved.values()} == {Tensor}
-    with pytest.raises(RuntimeError, match=MESSAGE):
-        module(torch.ones(3))
+    assert {k: x.tolist() for k, x in module.named_parameters()} == {k: x.tolist() for k, x in plain.items()}
+    moved, state = fl.update(state, moved, grads, donate=True)
+    assert torch.equal(module.weight, plain["weight"])
 
 
 def test_a_model_trains_by_donated_updates() -> None:
@@ -862,12 +863,12 @@ def test_a_graph_that_saved_an_old_parameter_raises(name: str, steps: int, use: 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,)])
 @pytest.mark.parametrize("name", ["Descent", "Adam", "Lion"])
-def test_a_graph_of_a_module_parameter_raises(name: str, shape: tuple[int, ...]) -> None:
+def test_a_graph_of_a_module_parameter_is_left_alone(name: str, shape: tuple[int, ...]) -> None:
     model = {"w": torch.nn.Parameter(torch.ones(shape))}
     loss = (model["w"] ** 2).sum()
     fl.update(fl.setup(ALL[name], model), model, {"w": torch.ones(shape)}, donate=True)
-    with pytest.raises(RuntimeError):
-        loss.backward()
+    loss.backward()
+    assert torch.equal(model["w"].grad, torch.full(shape, 2.0))
 
 
 # Memory
@@ -904,3 +905,45 @@ def test_a_donated_update_needs_no_memory_and_a_pure_one_a_copy(rule: str, momen
     donated, pure = map(float, done.stdout.split())
     assert donated < 15
     assert pure < 40 * (1 + moments) + 25
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A user's link that keeps the parameter that it saw last."""
+
+    def init(self, param: Tensor) -> Tensor:
+        return torch.zeros_like(param)
+
+    def apply(self, state: Tensor, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return param, grad
+
+
+def test_a_link_may_keep_the_parameter_itself_in_its_state() -> None:
+    results = []
+    for donate in (False, True):
+        model = {"w": randn(3)}
+        state = fl.setup(fl.OptimiserChain(Keep(), fl.Descent(0.1)), model)
+        for _ in range(3):
+            model, state = fl.update(state, model, {"w": torch.ones(3)}, donate=donate)
+        results.append((model, state))
+    assert fl.tree.allclose(*results)
+
+
+@fl.functor
+@dataclass(frozen=True)
+class Stale(fl.Momentum):
+    """A formula whose new state is the parameter, and whose step is made of the old state."""
+
+    def formula(self, v: Any, x: Any, g: Any, /) -> Any:
+        return x, v * self.lr + g * self.lr
+
+
+def test_a_formula_reads_everything_before_anything_is_written_over() -> None:
+    results = []
+    for donate in (False, True):
+        model = {"w": randn(3), "m": randn(400, 400)}
+        state = fl.setup(Stale(0.1), model)
+        for _ in range(3):
+            model, state = fl.update(state, model, fl.fmap(torch.ones_like, model), donate=donate)
+        results.append((model, state))
+    assert fl.tree.allclose(*results)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import fluxlike as fl
 from fluxlike.optimisers import lane, update
+from fluxlike.optimisers.lane import Lane
 
 RULES = [
     fl.Descent(0.1),
@@ -485,3 +486,52 @@ def test_inside_a_transform_the_lane_is_not_taken() -> None:
         assert torch.equal(grads["a"], torch.func.grad(after)(model)["a"])
     assert taken.count == 0
     assert torch.equal(grads["a"], torch.ones(3))
+
+
+def moved_once(donate: bool) -> tuple[Any, Any]:
+    model = {"a": torch.ones(3, 2), "b": torch.ones(5)}
+    return fl.update(
+        fl.setup(fl.Adam(0.1), model), model, {"a": torch.ones(3, 2), "b": torch.ones(5)}, donate=donate
+    )
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_other_memory_under_a_parameter_is_noticed(donate: bool) -> None:
+    model, state = moved_once(donate)
+    model["a"].data = torch.ones(60, 20)
+    with pytest.raises(ValueError, match=r"\['a'\]"):
+        fl.update(state, model, {"a": torch.ones(3, 2), "b": torch.ones(5)}, donate=donate)
+    model["a"].data = torch.full((3, 2), 7.0)
+    after, _ = fl.update(state, model, {"a": torch.ones(3, 2), "b": torch.ones(5)}, donate=donate)
+    assert (after["a"] > 6.5).all()
+
+
+def test_a_transposed_parameter_is_noticed() -> None:
+    model, state = moved_once(False)
+    model["a"].t_()
+    with pytest.raises(ValueError, match=r"\['a'\]"):
+        fl.update(state, model, {"a": torch.ones(3, 2), "b": torch.ones(5)})
+
+
+def test_one_entry_of_a_state_does_not_keep_the_others_alive() -> None:
+    _, state = moved_once(False)
+    moment = weakref.ref(state["b"].state.exp_avg)
+    first = state["a"]
+    del state
+    gc.collect()
+    assert moment() is None
+    assert first.state.exp_avg.shape == (3, 2)
+
+
+def test_a_model_with_batchnorm_takes_the_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fl.Chain(fl.Dense(3, 4), fl.BatchNorm(4))
+    state = fl.setup(fl.Adam(0.1), model)
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    taken = []
+    step = Lane.step
+    monkeypatch.setattr(Lane, "step", lambda *a: taken.append(step(*a)) or taken[-1])
+    for _ in range(3):
+        grads = fl.gradient(lambda m, x: m(x).square().mean(), model, x)
+        model, state = fl.update(state, model, grads, donate=True)
+    assert [t is not None for t in taken] == [True, True]
+    assert not torch.equal(model.layers[1].running_mean, torch.zeros(4))

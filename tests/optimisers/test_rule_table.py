@@ -737,3 +737,13 @@ def test_wrong_hyperparameters_are_refused_by_name(place: str) -> None:
                 continue
         accepted.append(value)
     assert not accepted
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Muon", "Adam", "ScheduleFree"])
+def test_autocast_does_not_change_the_numbers(name: str) -> None:
+    rule = CASES[name].rule
+    model = model_of(torch.float32)
+    expected, _ = started(rule, model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = started(rule, model)
+    assert all(torch.equal(found[k], expected[k]) for k in model)

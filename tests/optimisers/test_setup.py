@@ -184,3 +184,23 @@ def test_a_model_cast_to_16_bits_goes_on_with_its_old_state():
     model, state = fl.update(state, fl.f16(model), {"w": torch.ones(2, dtype=torch.float16)})
     assert model["w"].dtype == torch.float16
     assert state["w"].state.exp_avg.dtype == torch.float32
+
+
+class TestWhatIsNoRuleOrNoModel:
+    def test_a_schedule(self) -> None:
+        with pytest.raises(
+            TypeError, match=r"setup got the schedule Exp.*Scheduled\(Adam\(\), lr=schedule\)"
+        ):
+            fl.setup(fl.schedules.Exp(0.1, 0.9), {"w": torch.ones(1)})
+
+    def test_a_list_of_rules(self) -> None:
+        with pytest.raises(TypeError, match=r"setup got a list of rules; write OptimiserChain"):
+            fl.setup([fl.ClipGrad(), fl.Adam()], {"w": torch.ones(1)})
+
+    def test_a_class_of_torch(self) -> None:
+        with pytest.raises(TypeError, match=r"torch's class Adam: write a rule, such as fluxlike\.Adam"):
+            fl.setup(torch.optim.Adam, {"w": torch.ones(1)})
+
+    def test_a_generator_of_parameters(self) -> None:
+        with pytest.raises(TypeError, match=r"setup\(rule, dict\(module\.named_parameters\(\)\)\)"):
+            fl.setup(fl.Adam(), torch.nn.Linear(1, 1).parameters())

@@ -229,3 +229,69 @@ def test_a_step_that_is_no_tensor_is_named_with_its_path() -> None:
 def test_apply_all_that_loses_leaves_says_how_many() -> None:
     with pytest.raises(ValueError, match=r"TooFew\.apply_all returned 1 states and 1 steps for 2 leaves"):
         fl.update(fl.setup(TooFew(), model()), model(), grads())
+
+
+@dataclass(frozen=True)
+class Namesakes:
+    """Fields and methods that happen to have names that rules of fluxlike use."""
+
+    lr: float = 0.1
+    average: bool = True
+    parts: int = 3
+    last_alone: bool = True
+
+    def init(self, param: Tensor) -> Tensor:
+        return torch.zeros_like(param)
+
+    def formula(self) -> str:
+        return "x - lr·g"
+
+    def adjusted(self) -> int:
+        return 1
+
+    def apply(self, state: Tensor, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return state, self.lr * grad
+
+
+def test_a_rule_may_use_names_that_rules_of_fluxlike_use() -> None:
+    model = {"w": torch.ones(2)}
+    state = fl.setup(fl.OptimiserChain(Namesakes(), fl.ClipGrad(1.0)), model)
+    model, state = fl.update(fl.adjust(state, 0.5), model, {"w": torch.ones(2)})
+    assert model["w"].tolist() == [0.5, 0.5]
+    assert fl.setup(fl.OptimiserChain(Namesakes(), fl.ClipGrad(1.0)), model, carry=state) is not None
+    with pytest.raises(ValueError, match="no rule of the state keeps an average"):
+        fl.averaged(state, model)
+
+
+@fl.functor
+@dataclass(frozen=True)
+class NoBias(fl.Adam):
+    """Adam with another part of its formula; torch's kernel knows nothing of it."""
+
+    def corrections(self, t: Any) -> Any:
+        return 1.0, 1.0
+
+
+def test_a_part_of_a_formula_may_be_overridden() -> None:
+    model, grads = {"w": torch.ones(2)}, {"w": torch.ones(2)}
+    state = fl.setup(NoBias(0.1), model)
+    step = fl.steps(state, model, grads)[0]["w"]
+    for donate in (False, True):
+        moved = fl.update(state, fl.tree.clone(model), grads, donate=donate)[0]["w"]
+        torch.testing.assert_close(1 - moved, step)
+        state = fl.setup(NoBias(0.1), model)
+
+
+@dataclass(frozen=True)
+class InPlace:
+    def init(self, param: Tensor) -> Tensor:
+        return torch.zeros_like(param)
+
+    def apply(self, state: Tensor, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return state.mul_(0.9).add_(grad), 0.1 * state
+
+
+def test_a_rule_that_changes_its_state_in_place_is_named() -> None:
+    model = {"w": torch.ones(2)}
+    with pytest.raises(ValueError, match=r"InPlace at \['w'\]: apply changed its arguments in place"):
+        fl.update(fl.setup(InPlace(), model), model, {"w": torch.ones(2)})

@@ -68,8 +68,14 @@ def test_printing_what_is_no_tree_does_not_raise():
     assert "Unregistered, which is not registered" in repr(fl.Chain(Unregistered()))
 
 
+@fl.functor
+class Scaled:
+    def __init__(self, scale):
+        self.scale = scale
+
+
 def test_a_0d_tensor_is_printed_by_its_value():
-    assert "lr=float32(0.5)" in repr(fl.Descent(torch.tensor(0.5)))
+    assert "scale=float32(0.5)" in repr(Scaled(torch.tensor(0.5)))
 
 
 def test_a_named_chain_prints_its_names():

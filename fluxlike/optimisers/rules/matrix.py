@@ -74,7 +74,7 @@ class Adafactor(Formula):
             raise ValueError(f"beta2_decay={self.beta2_decay!r}: write a number of at most 0")
         if number("d", self.d) and not self.d >= 1:
             raise ValueError(f"d={self.d!r}: write a number of at least 1")
-        if not isinstance(self.eps, (tuple, list)) or len(self.eps) != 2:
+        if not isinstance(self.eps, tuple) or len(self.eps) != 2:
             raise ValueError(f"eps={self.eps!r}: write a pair, such as (None, 1e-3)")
         if self.eps[0] is not None:
             positive("eps[0]", self.eps[0])
@@ -97,7 +97,7 @@ class Adafactor(Formula):
             col = s.col_var.lerp(g.each(lambda t: _mean_square(t, -2)), weight)
             scale = row.each(lambda r: r.mean(-2, keepdim=True)).maximum(eps1)
             new = AdafactorState(row, col, None, t)
-            v = row.each(torch.matmul, col) / scale
+            v = row.each(torch.mul, col) / scale
         else:
             v = s.variance.lerp(g * g, weight)
             new = AdafactorState(None, None, v, t)
@@ -177,7 +177,7 @@ class Muon(Formula):
         if self.adjust_lr_fn not in (None, "original", "match_rms_adamw"):
             raise ValueError(f"adjust_lr_fn={self.adjust_lr_fn!r}: write 'original' or 'match_rms_adamw'")
         whole("ns_steps", self.ns_steps, least=0)
-        if not isinstance(self.ns_coefficients, (tuple, list)) or len(self.ns_coefficients) != 3:
+        if not isinstance(self.ns_coefficients, tuple) or len(self.ns_coefficients) != 3:
             raise ValueError(f"ns_coefficients={self.ns_coefficients!r}: write three numbers")
         for k, c in enumerate(self.ns_coefficients):
             if number(f"ns_coefficients[{k}]", c) and not math.isfinite(c):
@@ -187,6 +187,10 @@ class Muon(Formula):
 
     def init(self, param: Tensor, /) -> Any:
         return MuonState(torch.zeros_like(param)) if param.ndim == 2 else self.rest.init(param)
+
+    def parts(self, state: Any, param: Tensor, /) -> list[tuple[Any, Any, Tensor]]:
+        """The rule that moves a parameter in the place of this one."""
+        return [] if isinstance(state, MuonState) else [(self.rest, state, param)]
 
     def perform(self, batch: Batch, /) -> Moved:
         matrices = [k for k, s in enumerate(batch.states) if isinstance(s, MuonState)]

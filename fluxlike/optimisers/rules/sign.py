@@ -54,7 +54,7 @@ class Rprop(Formula):
         positive("lr", self.lr)
         for name in ("etas", "step_sizes"):
             pair = getattr(self, name)
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            if not isinstance(pair, tuple) or len(pair) != 2:
                 raise ValueError(f"{name}={pair!r}: write a pair of numbers")
             for k in (0, 1):
                 positive(f"{name}[{k}]", pair[k])
