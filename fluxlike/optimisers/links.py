@@ -29,6 +29,7 @@ class WeightDecay(Formula):
 
     Raises:
         ValueError: a negative `weight_decay`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -55,6 +56,7 @@ class SignDecay(Formula):
 
     Raises:
         ValueError: a negative `weight_decay`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -81,6 +83,7 @@ class ClipGrad(Formula):
 
     Raises:
         ValueError: a negative `delta`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -113,6 +116,7 @@ class ClipNorm(ListRule):
 
     Raises:
         ValueError: a negative `max_norm`; from `update`, a norm that is not finite.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -181,6 +185,7 @@ class ClipGlobalNorm(ListRule):
 
     Raises:
         ValueError: a negative `max_norm`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -229,6 +234,7 @@ class AccumGrad(Formula):
 
     Raises:
         ValueError: `n` is no whole number of at least 1.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl

@@ -81,6 +81,7 @@ class Adam(TwoMoments):
 
     Raises:
         ValueError: a negative `lr`, `eps` or `weight_decay`, or betas outside [0, 1).
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -122,6 +123,7 @@ class AdamW(Adam):
 
     Raises:
         ValueError: as `Adam`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -168,6 +170,7 @@ class AMSGrad(TwoMoments):
 
     Raises:
         ValueError: as `Adam`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -233,6 +236,7 @@ class NAdam(TwoMoments):
 
     Raises:
         ValueError: as `Adam`, or a negative `momentum_decay`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -290,6 +294,7 @@ class RAdam(TwoMoments):
 
     Raises:
         ValueError: as `Adam`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -343,6 +348,7 @@ class AdaMax(TwoMoments):
 
     Raises:
         ValueError: as `Adam`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -388,6 +394,7 @@ class OAdam(TwoMoments):
 
     Raises:
         ValueError: as `Adam`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -423,6 +430,7 @@ class AdaBelief(TwoMoments):
 
     Raises:
         ValueError: as `Adam`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -458,6 +466,7 @@ class Lamb(TwoMoments):
 
     Raises:
         ValueError: as `Adam`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl

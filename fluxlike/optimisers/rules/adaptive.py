@@ -38,6 +38,7 @@ class AdaGrad(Formula):
 
     Raises:
         ValueError: a negative hyperparameter.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -97,6 +98,7 @@ class AdaDelta(Formula):
 
     Raises:
         ValueError: a negative `lr`, `eps` or `weight_decay`, or a `rho` outside [0, 1).
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -155,6 +157,7 @@ class RMSProp(Formula):
     Raises:
         ValueError: a negative `lr`, `eps` or `weight_decay`, or an `alpha` or `momentum` outside
             [0, 1).
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl

@@ -26,6 +26,7 @@ class Descent(Formula):
 
     Raises:
         ValueError: a negative `lr`.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -60,6 +61,7 @@ class Momentum(Formula):
 
     Raises:
         ValueError: a negative `lr`, or a `momentum` outside [0, 1).
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -106,6 +108,7 @@ class Nesterov(Momentum):
 
     Raises:
         ValueError: a negative `lr`, or a `momentum` outside [0, 1).
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl

@@ -47,7 +47,7 @@ class Adafactor(Formula):
 
     Raises:
         ValueError: a negative `lr`, `eps` or `weight_decay`, a `beta2_decay` above 0, or `d` below 1.
-        TypeError: from `setup`, a complex parameter.
+        TypeError: a hyperparameter of the wrong type; from `setup`, a complex parameter.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -147,7 +147,7 @@ class Muon(Formula):
     Raises:
         ValueError: a negative `lr`, `weight_decay` or `eps`, a `momentum` outside [0, 1), an unknown
             `adjust_lr_fn`.
-        TypeError: `rest` is no rule; from `setup`, a complex parameter.
+        TypeError: a hyperparameter of the wrong type, or `rest` is no rule; from `setup`, a complex parameter.
 
     Example:
         >>> import torch, fluxlike as fl

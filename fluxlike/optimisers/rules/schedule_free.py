@@ -49,6 +49,7 @@ class ScheduleFree(Formula):
 
     Raises:
         ValueError: a negative hyperparameter, betas outside [0, 1), or β₁ = 0.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl

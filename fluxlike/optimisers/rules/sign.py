@@ -38,6 +38,7 @@ class Rprop(Formula):
 
     Raises:
         ValueError: a negative `lr`, or etas that aren't below and above 1.
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -89,6 +90,7 @@ class Lion(Formula):
 
     Raises:
         ValueError: a negative `lr` or `weight_decay`, or betas outside [0, 1).
+        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl
