@@ -18,7 +18,7 @@ from torch import Tensor
 from fluxlike._private import fused
 from fluxlike.optimisers.columns import Columns
 from fluxlike.optimisers.donation import require_donatable, span
-from fluxlike.optimisers.formula import kernel_of
+from fluxlike.optimisers.group import kernel_of
 from fluxlike.optimisers.kernels import Kernel, move
 from fluxlike.optimisers.rule import form_of
 from fluxlike.optimisers.state import ParamState

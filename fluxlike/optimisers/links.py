@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch, tracing
-from fluxlike.optimisers.batch import Batch, Moved, both, held
+from fluxlike.optimisers.batch import Batch, Moved, held
+from fluxlike.optimisers.counters import both
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, decayed, norms, where
 from fluxlike.optimisers.rule import Hyper, LeafError, ListRule, counter, positive, whole

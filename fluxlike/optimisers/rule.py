@@ -17,8 +17,8 @@ from fluxlike.trees.functor import functor, spec_of
 
 __all__ = [
     "BatchRule", "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "counter", "fields_of", "form_of",
-    "hook", "hyperparameters_of", "is_rule", "kernel_holds", "number", "positive", "replaced", "rules_in",
-    "shared_counters", "two_rates", "whole", "within",
+    "hook", "hyperparameters", "hyperparameters_of", "is_rule", "kernel_holds", "number", "positive",
+    "replaced", "rules_in", "shared_counters", "two_rates", "whole", "within",
 ]  # fmt: skip
 
 Hyper = float | Tensor  # a hyperparameter: a number or a 0-d tensor
@@ -92,6 +92,19 @@ def as_functor(rule: Rule, /) -> None:
     for part in rules_in(rule):
         if spec_of(type(part)) is None:
             functor(type(part))
+
+
+def hyperparameters(rule: Any, /) -> Iterator[Any]:
+    """The values of a rule's fields, those of pairs and of rules inside it one by one."""
+    if not dataclasses.is_dataclass(rule):
+        return
+    for field in dataclasses.fields(rule):
+        value = getattr(rule, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if is_rule(part):
+                yield from hyperparameters(part)
+            else:
+                yield part
 
 
 def fields_of(rule: Any, /) -> set[str]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
-from fluxlike.optimisers.batch import Batch, Moved, advanced, both, by_counter, perform
+from fluxlike.optimisers.batch import Batch, Moved, perform
+from fluxlike.optimisers.counters import advanced, both, by_counter
 from fluxlike.optimisers.leaves import norms
 from fluxlike.optimisers.rule import BatchRule, counter, fields_of, hook, is_rule, replaced, rules_in
 from fluxlike.trees.functor import functor

@@ -147,7 +147,8 @@ class Muon(Formula):
     Raises:
         ValueError: a negative `lr`, `weight_decay` or `eps`, a `momentum` outside [0, 1), an unknown
             `adjust_lr_fn`.
-        TypeError: a hyperparameter of the wrong type, or `rest` is no rule; from `setup`, a complex parameter.
+        TypeError: a hyperparameter of the wrong type, or `rest` is no rule; from `setup`, a complex
+            parameter.
 
     Example:
         >>> import torch, fluxlike as fl
