@@ -102,12 +102,16 @@ class Lane:
                 return False
         return True
 
-    def _take(self, params: Sequence[Tensor], entries: Sequence[ParamState]) -> None:
+    def _take(
+        self, params: Sequence[Tensor], entries: Sequence[ParamState], pointers: list[list[int]] | None = None
+    ) -> None:
         """Remember model and state, without keeping them alive, and where their memory is."""
         self._params = [weakref.ref(x) for x in params]
         self._entries = [weakref.ref(entry) for entry in entries]
-        columns = Columns([entry.state for entry in entries], self.rule.shared)
-        self._pointers = [[t.data_ptr() for t in column] for column in (params, *columns.fields.values())]
+        if pointers is None:
+            columns = Columns([entry.state for entry in entries], self.rule.shared)
+            pointers = [[t.data_ptr() for t in column] for column in (params, *columns.fields.values())]
+        self._pointers = pointers
 
     def keep(self, first: ParamState) -> None:
         """Wait for the step that gets the state of which `first` is the first entry."""
@@ -235,7 +239,8 @@ class Lane:
         # What is made in inference mode may be written over in inference mode alone.
         known = consumed is not None and not torch.is_inference_mode_enabled()
         after._spans = self._spans if known else None
-        after._take(moved, new)
+        stayed = consumed is not None and all(x.ndim for x in moved)  # numbers are not written over
+        after._take(moved, new, self._pointers if stayed else None)
         after.keep(new[0])
         return (*result, consumed or [])
 
