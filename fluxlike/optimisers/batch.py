@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
-from fluxlike.optimisers.rule import LeafError, form_of, hyperparameters_of, replaced, rules_in
+from fluxlike.optimisers.rule import BatchRule, LeafError, form_of, hyperparameters_of, replaced, rules_in
 from fluxlike.trees.structure import flatten
 
 __all__ = [
     "Batch",
     "Moved",
+    "Performing",
     "held",
     "merged",
     "on_part",
@@ -109,6 +110,27 @@ def _apart(x: Tensor, state: Any) -> Any:
     if not any(shares):
         return state
     return treedef.unflatten([t.clone() if s else t for t, s in zip(leaves, shares, strict=True)])
+
+
+class Performing(BatchRule):
+    """Base of formulas and wrappers, which perform over batches; one leaf is a batch of one."""
+
+    def apply(self, state: Any, param: Tensor, grad: Tensor, /) -> tuple[Any, Tensor]:
+        """The next state and the step of one leaf."""
+        states, steps = self.apply_all([state], [param], [grad])
+        return states[0], steps[0]
+
+    def apply_all(
+        self, states: Sequence[Any], params: Sequence[Tensor], grads: Sequence[Tensor], /
+    ) -> tuple[Sequence[Any], Sequence[Tensor]]:
+        """The next states and the steps of all leaves that share the rule."""
+        batch = Batch(list(states), list(params), list(grads), [None] * len(params))
+        moved = self.perform(batch)
+        return moved.states, moved.stepped(batch)
+
+    def perform(self, batch: Batch, /) -> Moved:
+        """The rule over a batch."""
+        raise NotImplementedError
 
 
 def perform(rule: Any, batch: Batch) -> Moved:

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
-from fluxlike.optimisers.batch import Batch, Moved, passes
+from fluxlike.optimisers.batch import Batch, Moved, Performing, passes
 from fluxlike.optimisers.columns import fields_of_state
 from fluxlike.optimisers.counters import read
 from fluxlike.optimisers.group import Group
 from fluxlike.optimisers.kernels import Kernel
 from fluxlike.optimisers.leaves import Leaves
-from fluxlike.optimisers.rule import BatchRule, hyperparameters, is_rule
+from fluxlike.optimisers.rule import hyperparameters, is_rule
 
 __all__ = ["Formula", "Kernel", "settled"]
 
 
-class Formula(BatchRule):
+class Formula(Performing):
     """A rule whose formula is written for one parameter; base of the built-in rules.
 
     The state is None, a tensor, or a NamedTuple of tensors. A formula gets `Leaves`, which compute as
@@ -55,19 +54,6 @@ class Formula(BatchRule):
     def kernel(self) -> Kernel | None:
         """A kernel that does what the formula does, for numbers as hyperparameters; None without."""
         return None
-
-    def apply(self, state: Any, param: Tensor, grad: Tensor, /) -> tuple[Any, Tensor]:
-        """The formula for one leaf."""
-        states, steps = self.apply_all([state], [param], [grad])
-        return states[0], steps[0]
-
-    def apply_all(
-        self, states: Sequence[Any], params: Sequence[Tensor], grads: Sequence[Tensor], /
-    ) -> tuple[Sequence[Any], Sequence[Tensor]]:
-        """The formula for all leaves that share the rule."""
-        batch = Batch(list(states), list(params), list(grads), [None] * len(params))
-        moved = self.perform(batch)
-        return moved.states, moved.stepped(batch)
 
     def perform(self, batch: Batch, /) -> Moved:
         """The formula, in groups, blocks and kernels."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,38 +11,21 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
-from fluxlike.optimisers.batch import Batch, Moved, perform
+from fluxlike.optimisers.batch import Batch, Moved, Performing, perform
 from fluxlike.optimisers.counters import advanced, both, by_counter
 from fluxlike.optimisers.leaves import norms
-from fluxlike.optimisers.rule import BatchRule, counter, fields_of, hook, is_rule, replaced, rules_in
+from fluxlike.optimisers.rule import counter, fields_of, hook, is_rule, replaced, rules_in
 from fluxlike.trees.functor import functor
 
 __all__ = ["ApplyIfFinite", "MixedPrecision", "OptimiserChain", "Scheduled", "Wrapper", "wrapped"]
 
 
-class Wrapper(BatchRule):
+class Wrapper(Performing):
     """A rule around others, which moves whole batches; base of the built-in ones."""
 
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
-
-    def apply(self, state: Any, param: Tensor, grad: Tensor, /) -> tuple[Any, Tensor]:
-        """The rule for one leaf."""
-        states, steps = self.apply_all([state], [param], [grad])
-        return states[0], steps[0]
-
-    def apply_all(
-        self, states: Sequence[Any], params: Sequence[Tensor], grads: Sequence[Tensor], /
-    ) -> tuple[Sequence[Any], Sequence[Tensor]]:
-        """The rule for all leaves that share it."""
-        batch = Batch(list(states), list(params), list(grads), [None] * len(params))
-        moved = self.perform(batch)
-        return moved.states, moved.stepped(batch)
-
-    def perform(self, batch: Batch, /) -> Moved:
-        """The rule for a batch."""
-        raise NotImplementedError
 
     def parts(self, state: Any, param: Tensor, /) -> list[tuple[Any, Any, Tensor]]:
         """The rules inside, each with its state and the parameter that it moves."""
