@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.harness import HEADER
 
-NAMES = ("gradient", "update", "memory", "flatten", "startup", "data")
+NAMES = ("gradient", "per_example", "population", "update", "memory", "jit", "flatten", "startup", "data")
 
 
 def machine() -> str:

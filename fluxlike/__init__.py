@@ -4,7 +4,7 @@ grads = fl.gradient(loss, model, x, y)
 model, state = fl.update(state, model, grads)
 """
 
-from fluxlike import init, losses, schedules
+from fluxlike import init, losses, random, schedules
 from fluxlike.bridges.torch_optim import from_torch_optimiser, to_torch_optimiser
 from fluxlike.data.loader import DataLoader
 from fluxlike.data.observations import splitobs
@@ -71,16 +71,32 @@ from fluxlike.optimisers.wrappers import ApplyIfFinite, MixedPrecision, Optimise
 from fluxlike.placement.device import cpu, get_device, gpu, to_device
 from fluxlike.placement.dtype import bf16, f16, f32, f64, stays_float32
 from fluxlike.scope.assigned import assign, current
+from fluxlike.scope.key import Key, seeded
 from fluxlike.scope.mode import automode, mode, testmode, training, trainmode
+from fluxlike.transforms.activations import activations
+from fluxlike.transforms.checkpoint import checkpoint
+from fluxlike.transforms.control.cond import cond
+from fluxlike.transforms.control.scan import scan
+from fluxlike.transforms.custom import custom_gradient, stop_gradient
 from fluxlike.transforms.gradient import gradient, withgradient
+from fluxlike.transforms.jacobian import jacobian
+from fluxlike.transforms.jit.function import jit
+from fluxlike.transforms.per_example import per_example_gradient
+from fluxlike.transforms.pullback import pullback
+from fluxlike.transforms.purity.check import check_pure
+from fluxlike.transforms.pushforward import pushforward
+from fluxlike.transforms.second_order import diaghessian, hessian, hvp
 from fluxlike.transforms.updates import apply_updates, withupdates
+from fluxlike.transforms.vmap import vmap
 from fluxlike.trees import algebra as tree
 from fluxlike.trees.at import at
+from fluxlike.trees.destructure import destructure
 from fluxlike.trees.fmap import children, fleaves, fmap, fmap_with_path
 from fluxlike.trees.functor import functor, leaf
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.nonfinite import find_nonfinite
 from fluxlike.trees.show import summary
+from fluxlike.trees.stack import stack, unstack
 from fluxlike.trees.state_dict import load_state_dict, state_dict
 from fluxlike.trees.trainables import combine, partition, trainables
 
@@ -114,6 +130,7 @@ __all__ = [
     "Embedding",
     "GlobalMaxPool",
     "GlobalMeanPool",
+    "Key",
     "Lamb",
     "LayerError",
     "LayerNorm",
@@ -138,6 +155,7 @@ __all__ = [
     "SignDecay",
     "SkipConnection",
     "WeightDecay",
+    "activations",
     "adjust",
     "apply_updates",
     "assign",
@@ -145,10 +163,16 @@ __all__ = [
     "automode",
     "averaged",
     "bf16",
+    "check_pure",
+    "checkpoint",
     "children",
     "combine",
+    "cond",
     "cpu",
     "current",
+    "custom_gradient",
+    "destructure",
+    "diaghessian",
     "elu",
     "f16",
     "f32",
@@ -165,8 +189,12 @@ __all__ = [
     "get_device",
     "gpu",
     "gradient",
+    "hessian",
+    "hvp",
     "identity",
     "init",
+    "jacobian",
+    "jit",
     "leaf",
     "leaky_relu",
     "load",
@@ -178,9 +206,15 @@ __all__ = [
     "onehot",
     "onehotbatch",
     "partition",
+    "per_example_gradient",
+    "pullback",
+    "pushforward",
+    "random",
     "relu",
     "save",
+    "scan",
     "schedules",
+    "seeded",
     "selu",
     "setup",
     "sigmoid",
@@ -188,9 +222,11 @@ __all__ = [
     "softmax",
     "softplus",
     "splitobs",
+    "stack",
     "state_dict",
     "stays_float32",
     "steps",
+    "stop_gradient",
     "summary",
     "tanh",
     "testmode",
@@ -201,7 +237,9 @@ __all__ = [
     "training",
     "trainmode",
     "tree",
+    "unstack",
     "update",
+    "vmap",
     "withgradient",
     "withupdates",
 ]

@@ -1,15 +1,17 @@
 """Initial values of weights: functions of a shape. The formulas are those of ``torch.nn.init``.
 
-They take the default dtype and device (``with torch.device("meta"):`` too), and draw from torch's
-generator.
+They take the default dtype and device (``with torch.device("meta"):`` too), and draw from the key in
+scope; where there is none, from torch's generator.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from fluxlike import random
 
 __all__ = ["glorot_normal", "glorot_uniform", "kaiming_normal", "kaiming_uniform"]
 
@@ -33,8 +35,8 @@ def glorot_uniform(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         >>> w.shape, bool(w.abs().max() <= (6 / 50) ** 0.5)
         (torch.Size([30, 20]), True)
     """
-    weight = _empty("glorot_uniform", shape)
-    return torch.nn.init.xavier_uniform_(weight, gain) if weight.numel() else weight
+    bound = gain * (6.0 / sum(_fans("glorot_uniform", shape))) ** 0.5
+    return random.uniform(shape, -bound, bound)
 
 
 def glorot_normal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
@@ -55,8 +57,7 @@ def glorot_normal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         >>> fl.init.glorot_normal((3, 2)).shape
         torch.Size([3, 2])
     """
-    weight = _empty("glorot_normal", shape)
-    return torch.nn.init.xavier_normal_(weight, gain) if weight.numel() else weight
+    return random.normal(shape, std=gain * (2.0 / sum(_fans("glorot_normal", shape))) ** 0.5)
 
 
 def kaiming_uniform(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tensor:
@@ -77,8 +78,9 @@ def kaiming_uniform(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tenso
         >>> bool(fl.init.kaiming_uniform((3, 24)).abs().max() <= 0.5)
         True
     """
-    bound = gain * (3.0 / _fan_in("kaiming_uniform", shape)) ** 0.5
-    return torch.empty(tuple(shape)).uniform_(-bound, bound)
+    fan_in, _ = _fans("kaiming_uniform", shape)
+    bound = gain * (3.0 / fan_in) ** 0.5
+    return random.uniform(shape, -bound, bound)
 
 
 def kaiming_normal(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tensor:
@@ -99,25 +101,17 @@ def kaiming_normal(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tensor
         >>> fl.init.kaiming_normal((16, 3, 3, 3)).shape
         torch.Size([16, 3, 3, 3])
     """
-    return torch.empty(tuple(shape)).normal_(0.0, gain / _fan_in("kaiming_normal", shape) ** 0.5)
+    fan_in, _ = _fans("kaiming_normal", shape)
+    return random.normal(shape, std=gain / fan_in**0.5)
 
 
-def _empty(name: str, shape: Sequence[int]) -> Tensor:
-    _check(name, shape)
-    return torch.empty(tuple(shape))
-
-
-def _fan_in(name: str, shape: Sequence[int]) -> int:
-    _check(name, shape)
-    fan = 1
-    for n in tuple(shape)[1:]:
-        fan *= n
-    return max(fan, 1)
-
-
-def _check(name: str, shape: Sequence[int]) -> None:
+def _fans(name: str, shape: Sequence[int]) -> tuple[int, int]:
+    """How many inputs an output depends on, and the other way round; at least 1."""
     if len(tuple(shape)) < 2:
         raise ValueError(
             f"{name} got the shape {tuple(shape)}: weights have at least two axes, (out, in, …); "
             "biases start at zero"
         )
+    outputs, inputs, *window = shape
+    field = math.prod(window)
+    return max(inputs * field, 1), max(outputs * field, 1)

@@ -16,6 +16,7 @@ FLOORS = {
     "_private": 0,
     "trees": 1,
     "scope": 2,
+    "random": 2,
     "placement": 3,
     "transforms": 4,
     "init": 5,
@@ -37,14 +38,26 @@ PRIVATE = (
     "torch._C",
     "torch._functorch",
     "torch.utils._pytree",
+    "torch.utils._python_dispatch",
     "torch._fused_adam_",
     "torch._fused_adamw_",
     "torch._fused_sgd_",
     "torch._fused_adagrad_",
     "torch.autograd.Variable._execution_engine",
+    "torch.ops.higher_order",
 )
 MAY_TOUCH_PRIVATE = {
-    f"_private/{name}.py" for name in ("pytree", "functorch", "autograd", "fused", "tracing")
+    f"_private/{name}.py"
+    for name in (
+        "autograd",
+        "dispatch",
+        "functorch",
+        "fused",
+        "higher_order",
+        "levels",
+        "pytree",
+        "tracing",
+    )
 }
 
 HEAVY = (

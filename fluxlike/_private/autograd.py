@@ -6,12 +6,12 @@ pass that is a fifth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["grad"]
+__all__ = ["after_backward", "grad"]
 
 _engine = torch.autograd.Variable._execution_engine
 
@@ -33,3 +33,9 @@ def grad(
         allow_unreachable=True,
         accumulate_grad=False,
     )
+
+
+def after_backward(call: Callable[[], None], /) -> None:
+    """Call a function when the backward pass that is running has ended; not at all where none is."""
+    if torch._C._current_graph_task_id() != -1:
+        _engine.queue_callback(call)

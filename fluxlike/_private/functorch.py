@@ -6,18 +6,55 @@ a gradient inside functorch's transforms opens a level of its own with these.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, overrides
 from torch._C import _functorch
+from torch._functorch import pyfunctorch
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["active", "at_level", "differentiable", "grad_level", "level", "unwrap", "wrap"]
+__all__ = [
+    "active",
+    "at_level",
+    "batch_like",
+    "differentiable",
+    "differentiating",
+    "forward_mode",
+    "function_modes",
+    "grad_level",
+    "in_forward_mode",
+    "inner",
+    "is_batch",
+    "jvp",
+    "level",
+    "level_of",
+    "outside",
+    "unwrap",
+    "unwrap_dead",
+    "vmaps",
+    "wrap",
+]
 
 
 def active() -> bool:
     """Whether a transform of functorch surrounds this call."""
     return _functorch.peek_interpreter_stack() is not None
+
+
+def differentiating() -> bool:
+    """Whether one of the transforms of functorch that surround this call is a derivative."""
+    stack = _functorch.get_interpreter_stack()
+    return stack is not None and any(one.key() in _DERIVATIVES for one in stack)
+
+
+_DERIVATIVES = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
 
 
 @contextmanager
@@ -30,14 +67,36 @@ def grad_level() -> Iterator[int]:
         _functorch._grad_decrement_nesting()
 
 
+def in_forward_mode() -> bool:
+    """Whether a transform, or a level of ``torch.autograd.forward_ad``, may carry tangents here."""
+    return active() or forward_ad._current_level >= 0
+
+
+def jvp(f: Callable[..., Any], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], /) -> Any:
+    """``torch.func.jvp``, without the warning of what it loads on its first use."""
+    _load_forward_mode()
+    return torch.func.jvp(f, primals, tangents)
+
+
+@cache
+def _load_forward_mode() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, used by torch itself
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+def forward_mode(enabled: bool, /) -> AbstractContextManager[None]:
+    """Turn forward mode on or off: torch turns it off inside the rules of an ``autograd.Function``."""
+    return forward_ad._set_fwd_grad_enabled(enabled)
+
+
 def wrap(x: Tensor, level: int, /) -> Tensor:
     """`x` as a tensor of the level."""
     return _functorch._wrap_for_grad(x, level)
 
 
-def differentiable(x: Tensor, level: int, /) -> Tensor:
-    """`x` as a tensor of the level that the level's gradients are taken to."""
-    wrapped = wrap(x, level)
+def differentiable(wrapped: Tensor, /) -> Tensor:
+    """A tensor of the innermost level, made one that the level's gradients are taken to."""
     allowed = _functorch.get_inplace_requires_grad_allowed()
     _functorch.set_inplace_requires_grad_allowed(True)
     try:
@@ -51,10 +110,57 @@ def unwrap(x: Tensor, level: int, /) -> Tensor:
     return _functorch._unwrap_for_grad(x, level)
 
 
+def level_of(x: Tensor, /) -> int:
+    """The level that a tensor belongs to: 0 for one of no transform, or of transforms that have closed."""
+    return max(0, _functorch.maybe_get_level(x))
+
+
+def is_batch(x: Tensor, /) -> bool:
+    """Whether a tensor is a batch that ``vmap`` made."""
+    return _functorch.is_batchedtensor(x)
+
+
+def inner(x: Tensor, /) -> Tensor:
+    """What a tensor of a level wraps."""
+    return _functorch.get_unwrapped(x)
+
+
+def batch_like(x: Tensor, batch: Tensor, /) -> Tensor:
+    """`x` made a batch as another one is, of the same level and axis."""
+    return _functorch._add_batch_dim(x, _functorch.maybe_get_bdim(batch), _functorch.maybe_get_level(batch))
+
+
+def unwrap_dead(x: Tensor, /) -> Tensor:
+    """A tensor without the wrappers of levels that have closed."""
+    below = _functorch.unwrap_if_dead(x)
+    while below is not x:
+        x, below = below, _functorch.unwrap_if_dead(below)
+    return x
+
+
+def outside() -> AbstractContextManager[object]:
+    """Leave all transforms of functorch that surround this call, for a while."""
+    return pyfunctorch.temporarily_clear_interpreter_stack()
+
+
+def function_modes() -> list[TorchFunctionMode]:
+    """The modes that see the calls of torch's functions here, the innermost first."""
+    return overrides._get_current_function_mode_stack()[::-1]
+
+
 def level() -> int:
     """How many transforms of functorch surround this call."""
     current = _functorch.maybe_current_level()
     return 0 if current is None else current
+
+
+def vmaps(outer: int = 0, /) -> list[str]:
+    """The randomness of each ``vmap`` further in than a level: "error", "same" or "different"."""
+    return [
+        _functorch.CVmapInterpreterPtr(one).randomness().name.lower()
+        for one in _functorch.get_interpreter_stack() or ()
+        if one.key() == _functorch.TransformType.Vmap and one.level() > outer
+    ]
 
 
 def at_level(x: Tensor, outer: int, /) -> Tensor | None:

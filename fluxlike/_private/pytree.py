@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch import Tensor
 from torch.utils import _pytree
 
-__all__ = ["register"]
+__all__ = ["map_tensors", "register", "tensors_in"]
 
 
 def register(
@@ -33,3 +34,13 @@ def register(
         return keyed, static
 
     _pytree.register_pytree_node(cls, torch_flatten, torch_rebuild, flatten_with_keys_fn=torch_keys)
+
+
+def tensors_in(tree: Any, /) -> list[Tensor]:
+    """The tensors among the arguments, or in the result, of an operation of torch."""
+    return [x for x in _pytree.tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def map_tensors(f: Callable[[Tensor], Tensor], tree: Any, /) -> Any:
+    """The arguments of an operation of torch with `f` of every tensor."""
+    return _pytree.tree_map_only(Tensor, f, tree)

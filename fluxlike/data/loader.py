@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from fluxlike.data.observations import num_observations
+from fluxlike.data.order import order_key, random_order
+from fluxlike.scope.key import Key
 from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["DataLoader"]
@@ -20,16 +22,17 @@ class DataLoader:
     Args:
         data: a tree of tensors and numpy arrays; the first axis counts the observations.
         batch_size: observations a batch. (default: 1)
-        shuffle: whether each epoch has a new order, by torch's generator; else batches are views,
-            in order. (default: False)
+        shuffle: whether each epoch has a new order; else batches are views, in order. (default: False)
         partial: whether a last, smaller batch is kept. (default: True)
+        key: what the orders are drawn from: epoch i, from 0, has that of ``key.fold_in(i)``. (default: the
+            key in scope as an epoch starts; where there is none, torch's generator)
 
     Iterating gives trees like `data` with tensors (numpy arrays become tensors), ``len`` the number
     of batches.
 
     Raises:
-        TypeError: a leaf of `data` that is no array.
-        ValueError: arrays of different lengths, or a `batch_size` below 1.
+        TypeError: a leaf of `data` that is no array, or a `key` that is no Key.
+        ValueError: arrays of different lengths, a `batch_size` below 1, or a `key` without `shuffle`.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -39,7 +42,13 @@ class DataLoader:
     """
 
     def __init__(
-        self, data: Any, batch_size: int = 1, *, shuffle: bool = False, partial: bool = True
+        self,
+        data: Any,
+        batch_size: int = 1,
+        *,
+        shuffle: bool = False,
+        partial: bool = True,
+        key: Key | None = None,
     ) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r}: write a whole number of at least 1")
@@ -53,6 +62,8 @@ class DataLoader:
         where = structure_of(self._treedef).paths
         self._arrays = [_tensor(path, x) for path, x in zip(where, leaves, strict=True)]
         self.batch_size, self.shuffle, self.partial = batch_size, shuffle, partial
+        self._key = order_key("DataLoader", key, shuffle)
+        self._epochs = 0
 
     def __len__(self) -> int:
         whole, rest = divmod(self._observations, self.batch_size)
@@ -66,7 +77,8 @@ class DataLoader:
             for start in range(0, stop, size):
                 yield unflatten([x[start : start + size] for x in self._arrays])
             return
-        order = torch.randperm(n)
+        order = random_order(n, None if self._key is None else self._key.fold_in(self._epochs))
+        self._epochs += 1
         orders = {x.device: order.to(x.device) for x in self._arrays}
         by_array: list[tuple[Tensor, Tensor]] = [(x, orders[x.device]) for x in self._arrays]
         for start in range(0, stop, size):

@@ -8,9 +8,10 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from fluxlike.data.order import order_key, random_order
+from fluxlike.scope.key import Key
 from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["num_observations", "splitobs"]
@@ -50,21 +51,25 @@ def num_observations(data: Any, /) -> int:
     return next(iter(lengths))
 
 
-def splitobs(data: Any, /, at: float | Sequence[float], *, shuffle: bool = False) -> tuple[Any, ...]:
+def splitobs(
+    data: Any, /, at: float | Sequence[float], *, shuffle: bool = False, key: Key | None = None
+) -> tuple[Any, ...]:
     """Split a data set, for example into training and validation.
 
     Args:
         data: a tree of tensors and numpy arrays.
         at: the share of the first part; or the shares of all parts but the last.
-        shuffle: whether to draw the parts at random, by torch's generator; else they are
-            consecutive. (default: False)
+        shuffle: whether to draw the parts at random; else they are consecutive. (default: False)
+        key: what the parts are drawn from. (default: the key in scope; where there is none, torch's
+            generator)
 
     Returns:
         A tuple of trees like `data`: views if consecutive, copies if shuffled. Sizes are rounded,
         and add up.
 
     Raises:
-        ValueError: shares outside [0, 1], or that add up to more than 1.
+        TypeError: a `key` that is no Key.
+        ValueError: shares outside [0, 1], or that add up to more than 1; a `key` without `shuffle`.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -75,10 +80,11 @@ def splitobs(data: Any, /, at: float | Sequence[float], *, shuffle: bool = False
     shares = (float(at),) if isinstance(at, Real) else tuple(map(float, at))  # type: ignore[arg-type]
     if any(not 0 <= s <= 1 for s in shares) or sum(shares) > 1 + 1e-9:
         raise ValueError(f"at={at!r}: write shares from 0 to 1 that add up to at most 1, such as 0.8")
+    key = order_key("splitobs", key, shuffle)
     n = num_observations(data)
     cuts = [0, *(min(n, round(n * s)) for s in accumulate(shares)), n]
     leaves, treedef = flatten(data)
-    order = torch.randperm(n) if shuffle else None
+    order = random_order(n, key) if shuffle else None
 
     def part(x: Any, start: int, stop: int) -> Any:
         if order is None:

@@ -21,6 +21,10 @@ class LayerError(RuntimeError):
         super().__init__(f"{path}: {message}")
         self.path, self.message = path, message
 
+    def below(self, step: str) -> LayerError:
+        """The same error, seen from a node one step further up that calls the layer."""
+        return LayerError(step + self.path, self.message)
+
     @staticmethod
     def wraps(error: Exception) -> bool:
         """Whether an error is about what a layer got, and gains by the layer's path."""
@@ -31,7 +35,7 @@ class LayerError(RuntimeError):
     def at(cls, step: str, layer: Any, x: Any, error: Exception) -> LayerError:
         """The error of a layer one step below, with what it got; further steps go in front."""
         if isinstance(error, LayerError):
-            return cls(step + error.path, error.message)
+            return error.below(step)
         described = repr(layer).split("  #")[0] if "\n" not in repr(layer) else type(layer).__name__
         name = getattr(layer, "__name__", described)
         return cls(step, f"{name} got {_say(x)} and failed: {type(error).__name__}: {error}")

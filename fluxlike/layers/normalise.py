@@ -13,7 +13,9 @@ from fluxlike.layers.activations import identity
 from fluxlike.layers.basic import Activation, activation_text
 from fluxlike.layers.errors import require_activation, require_features
 from fluxlike.placement.dtype import stays_float32
+from fluxlike.scope import draws, example
 from fluxlike.scope.assigned import assign, current
+from fluxlike.scope.key import active
 from fluxlike.scope.mode import training
 from fluxlike.trees.functor import functor
 
@@ -88,6 +90,8 @@ class BatchNorm:
         mean, var = current(self.running_mean), current(self.running_var)
         if not training(self):
             y = F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        elif example.alone():
+            raise ValueError(f"BatchNorm is in train mode; {example.NO_BATCH}")
         elif functorch.active():  # torch's kernel writes its statistics, which vmap refuses
             y = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
             axes = [i for i in range(x.ndim) if i != 1]
@@ -179,8 +183,8 @@ class LayerNorm:
 class Dropout:
     """In train mode, zero each entry with probability p and scale the others by 1/(1-p).
 
-    (Srivastava et al. 2014.) In test mode, nothing. Draws from torch's generator, so
-    ``torch.manual_seed`` works.
+    (Srivastava et al. 2014.) In test mode, nothing. Draws from the key in scope; where there is none,
+    from torch's generator, so ``torch.manual_seed`` works.
 
     Args:
         p: the probability. (default: 0.5)
@@ -195,6 +199,9 @@ class Dropout:
         >>> import torch, fluxlike as fl
         >>> fl.Dropout(0.5)(torch.ones(3))
         tensor([1., 1., 1.])
+        >>> with fl.mode("train"), fl.seeded(fl.Key(0)):
+        ...     fl.Dropout(0.5)(torch.ones(3))
+        tensor([0., 2., 2.])
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -203,7 +210,13 @@ class Dropout:
         self.p = p
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, training=True) if training(self) else x
+        if not training(self):
+            return x
+        scope = active()
+        if scope is None:
+            return F.dropout(x, self.p, training=True)
+        key, number = scope.next()
+        return draws.dropout(key.data, number, x, self.p)
 
     def extra_repr(self) -> str:
         return f"{self.p}"

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from fluxlike._private import fused
 from fluxlike.optimisers.columns import Columns
-from fluxlike.optimisers.donation import require_donatable, span
 from fluxlike.optimisers.group import kernel_of
 from fluxlike.optimisers.kernels import Kernel, move
 from fluxlike.optimisers.rule import form_of
 from fluxlike.optimisers.state import ParamState
+from fluxlike.transforms.donation import require_donatable, span
 from fluxlike.transforms.updates import put_assigned
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import flatten, structure_of

@@ -1,7 +1,8 @@
 """Arithmetic on many leaves as if they were one: a foreach call for each operation.
 
 A formula written for one tensor runs unchanged on `Leaves`. Nothing is written in place, so that it
-can be differentiated; inside functorch's transforms, which have no foreach, it runs one by one.
+can be differentiated; inside functorch's transforms, which have no foreach, and in a trace, which is
+compiled, it runs one by one.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike._private import functorch
+from fluxlike._private import functorch, tracing
 
 __all__ = ["Leaves", "Scalar", "decayed", "larger", "norms", "smaller", "where"]
 
 Scalar = float | Tensor  # a number, or a 0-d tensor for one that is only known when the graph runs
+
+
+def one_by_one() -> bool:
+    """Whether a call for each tensor serves as well as one for all, or is the only way."""
+    return functorch.active() or tracing.tracing()
 
 
 class Leaves:
@@ -70,19 +76,19 @@ class Leaves:
 
     def sqrt(self) -> Leaves:
         """Square roots; the derivative at 0 is 0, not infinity."""
-        if functorch.active() or any(x.requires_grad for x in self.tensors):
+        if one_by_one() or any(x.requires_grad for x in self.tensors):
             return self.each(lambda x: torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0))
         return self._unary("sqrt")
 
     def lerp(self, y: Leaves, weight: Scalar) -> Leaves:
         """``x + weight·(y - x)``."""
-        if functorch.active() or isinstance(weight, Tensor):
+        if one_by_one() or isinstance(weight, Tensor):
             return self.each(lambda a, b: torch.lerp(a, b, _like(weight, a)), y)
         return Leaves(torch._foreach_lerp(self.tensors, y.tensors, weight))
 
     def add_product(self, y: Leaves, z: Leaves, weight: Scalar = 1.0) -> Leaves:
         """``x + weight·y·z``."""
-        if functorch.active() or isinstance(weight, Tensor):
+        if one_by_one() or isinstance(weight, Tensor):
             return self + y * z * weight
         return Leaves(torch._foreach_addcmul(self.tensors, y.tensors, z.tensors, weight))
 
@@ -101,18 +107,18 @@ class Leaves:
         return zip(self.tensors, y.tensors, strict=True)
 
     def _unary(self, name: str) -> Leaves:
-        if functorch.active():
+        if one_by_one():
             return self.each(getattr(torch, name))
         return Leaves(getattr(torch, f"_foreach_{name}")(self.tensors))
 
     def _binary(self, name: str, y: Leaves | Scalar) -> Leaves:
         single, foreach = getattr(torch, name), getattr(torch, f"_foreach_{name}")
         if isinstance(y, Leaves):
-            if functorch.active():
+            if one_by_one():
                 return Leaves([single(a, b) for a, b in self._pairs(y)])
             return Leaves(foreach(self.tensors, y.tensors))
         # Foreach can't differentiate by a shared operand, and doesn't subtract one.
-        if functorch.active() or (isinstance(y, Tensor) and (y.requires_grad or name == "sub")):
+        if one_by_one() or (isinstance(y, Tensor) and (y.requires_grad or name == "sub")):
             return self.each(lambda x: single(x, _like(y, x)))
         return Leaves(foreach(self.tensors, _like(y, self.tensors[0])))
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fluxlike.trees.functor import functor, spec_of
+from fluxlike.trees.functor import default_scalars, functor, spec_of
 
 __all__ = [
     "BatchRule", "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "counter", "fields_of", "form_of",
@@ -92,6 +92,22 @@ def as_functor(rule: Rule, /) -> None:
     for part in rules_in(rule):
         if spec_of(type(part)) is None:
             functor(type(part))
+
+
+def _scalars(cls: type) -> list[str]:
+    """The fields of a class of rules whose floats are inputs to `jit`, and stacked by `stack`.
+
+    Of ours, those that may be 0-d tensors too; a user's rule says it by ``functor(scalars=…)``, else
+    they are all its fields.
+    """
+    methods = (getattr(cls, name, None) for name in ("init", "apply"))
+    if not dataclasses.is_dataclass(cls) or not all(map(callable, methods)):
+        return []
+    ours = issubclass(cls, BatchRule)
+    return [f.name for f in dataclasses.fields(cls) if not ours or "Hyper" in str(f.type)]
+
+
+default_scalars.append(_scalars)
 
 
 def hyperparameters(rule: Any, /) -> Iterator[Any]:
@@ -225,8 +241,13 @@ def counter(param: Tensor, /, start: float = 0, kind: Any = None) -> Tensor:
 
 def number(name: str, value: Any) -> bool:
     """Whether a hyperparameter is a number; a 0-d tensor has no value to look at, the rest is refused."""
-    if isinstance(value, Tensor) and value.ndim == 0:
-        return False
+    if isinstance(value, Tensor):
+        if value.ndim == 0:
+            return False
+        raise TypeError(
+            f"{name} is a tensor of shape {tuple(value.shape)}; write a number or a 0-d tensor. In stacked "
+            "trees each member has its own: go over them with fluxlike.vmap"
+        )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = ""
         if name == "lr":

@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 from fluxlike.optimisers.batch import Batch, perform
-from fluxlike.optimisers.donation import require_donatable
 from fluxlike.optimisers.lane import Lane
-from fluxlike.optimisers.rule import LeafError, form_of, hyperparameters
+from fluxlike.optimisers.rule import (
+    BatchRule,
+    LeafError,
+    form_of,
+    hyperparameters,
+    hyperparameters_of,
+    rules_in,
+)
 from fluxlike.optimisers.slots import Aligned, Slot
 from fluxlike.optimisers.state import ParamState, computed, is_param_state
 from fluxlike.optimisers.wrappers import OptimiserChain
+from fluxlike.transforms.donation import require_donatable
 from fluxlike.trees.structure import flatten
 from fluxlike.trees.values import value_of
 
@@ -48,6 +55,7 @@ class Step:
         return any(t is not None and t.requires_grad for t in (*hyper, *values))
 
     def _prepare(self) -> None:
+        self._check_rules()
         if self.consumed is not None:
             require_donatable(*self._memory())
         for slot in self.moving:
@@ -60,6 +68,16 @@ class Step:
                 self._check_state_device(slot)
             slot.param = self._value(slot.param)
             slot.before = computed(slot.param)
+
+    def _check_rules(self) -> None:
+        for slot in {id(s.entry.rule): s for s in self.moving}.values():
+            for name, value in _own_hyperparameters(slot.entry.rule):
+                if isinstance(value, Tensor) and value.ndim:
+                    raise ValueError(
+                        f"{name} at {self.aligned.place(slot.first)} is of shape {tuple(value.shape)}, as in "
+                        "stacked trees: write fluxlike.vmap(fluxlike.update)(state, model, grads), or take "
+                        "the members out with fluxlike.unstack"
+                    )
 
     def _value(self, x: Tensor) -> Tensor:
         """A parameter as its value; donation copies that of a torch module, and leaves the module alone."""
@@ -221,6 +239,15 @@ class Step:
         )
         if lane is not None:
             lane.keep(moving[0].entry)
+
+
+def _own_hyperparameters(rule: Any) -> Iterator[tuple[str, Any]]:
+    """The hyperparameters of rules of ours, in which each is a number or a 0-d tensor."""
+    for part in rules_in(rule):
+        for name in sorted(hyperparameters_of(part)) if isinstance(part, BatchRule) else ():
+            value = getattr(part, name)
+            for v in value if isinstance(value, tuple) else (value,):
+                yield f"{type(part).__name__}'s {name}", v
 
 
 def _own_value(x: Tensor, known: dict[int, Tensor]) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
-from fluxlike.optimisers.donation import consume
 from fluxlike.optimisers.lane import lane_of
 from fluxlike.optimisers.state import is_param_state
 from fluxlike.optimisers.step import Step
+from fluxlike.transforms.donation import consume
 from fluxlike.transforms.motors import enclosed
 from fluxlike.trees.structure import flatten
 

@@ -15,7 +15,18 @@ from torch import Tensor
 from fluxlike._private import functorch
 from fluxlike.trees.leaves import Assigned
 
-__all__ = ["Assigned", "Frame", "assign", "current", "derive", "enter", "leave"]
+__all__ = [
+    "Assigned",
+    "Frame",
+    "assign",
+    "current",
+    "derive",
+    "enter",
+    "enter_again",
+    "frames_now",
+    "is_held",
+    "leave",
+]
 
 
 class Frame:
@@ -58,6 +69,20 @@ class Frame:
         self._origin[id(new)] = origin
 
 
+class _Replayed(Frame):
+    """A frame as it was at one time, for a recomputation: what is assigned goes no further than this copy."""
+
+    __slots__ = ()
+
+    def __init__(self, frame: Frame) -> None:
+        self._kept, self._origin = list(frame._kept), dict(frame._origin)
+        self._parameters, self._level = frame._parameters, frame._level
+        self.values = dict(frame.values)
+
+    def set(self, origin: Tensor, value: Tensor) -> None:
+        self.values[id(origin)] = value.detach().to(origin)
+
+
 _frames: ContextVar[tuple[Frame, ...]] = ContextVar("fluxlike_frames", default=())
 
 
@@ -67,6 +92,11 @@ def _holder(buffer: Tensor) -> tuple[Frame, Tensor] | None:
         if origin is not None:
             return frame, origin
     return None
+
+
+def is_held(buffer: Tensor, /) -> bool:
+    """Whether a frame in scope answers for a buffer."""
+    return _holder(buffer) is not None
 
 
 def assign(buffer: Tensor, value: Tensor, /) -> None:
@@ -155,6 +185,21 @@ def enter(frame: Frame, /) -> object:
     return _frames.set((*_frames.get(), frame))
 
 
+def frames_now() -> tuple[Frame, ...]:
+    """The frames in scope with their values of this moment, for `enter_again`."""
+    return tuple(map(_Replayed, _frames.get()))
+
+
+def enter_again(frames: tuple[Frame, ...], /) -> object:
+    """Put earlier frames in scope for a recomputation, which assigns nothing; returns the token for `leave`."""
+    return _frames.set(tuple(map(_Replayed, frames)))
+
+
 def leave(token: object, /) -> None:
-    """Undo `enter`."""
+    """Undo `enter` or `enter_again`."""
     _frames.reset(token)  # type: ignore[arg-type]
+
+
+def inside() -> bool:
+    """Whether a transform that collects assignments surrounds this call."""
+    return bool(_frames.get())

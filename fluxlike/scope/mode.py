@@ -168,3 +168,8 @@ def ambient(value: Mode, /) -> Any:
 def restore(token: Any, /) -> None:
     """Undo `ambient`."""
     _ambient.reset(token)
+
+
+def state() -> tuple[Mode, Mode | None]:
+    """What decides the mode of a layer that is not pinned: a trace holds for one of these."""
+    return _ambient.get(), _stated.get()

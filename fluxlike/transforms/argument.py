@@ -10,14 +10,31 @@ import optree
 from torch import Tensor
 
 from fluxlike.scope.assigned import Frame
-from fluxlike.transforms.motors import Motor
+from fluxlike.transforms.motors import Closer, Motor
 from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.places import Where, selected_leaves
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters
 
-__all__ = ["Argument"]
+__all__ = ["Argument", "argument_numbers"]
+
+
+def argument_numbers(argnums: int | Sequence[int], count: int, /) -> tuple[tuple[int, ...], bool]:
+    """The numbers of the arguments to differentiate, and whether one was asked for by itself.
+
+    Raises:
+        ValueError: they do not name different ones of `count` arguments.
+    """
+    single = isinstance(argnums, int)
+    given = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    numbers = tuple(n + count if n < 0 else n for n in given)
+    if not numbers or any(not 0 <= n < count for n in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(
+            f"argnums={argnums!r} does not name different ones of the {count} arguments given; "
+            "they are counted from 0, without the function"
+        )
+    return numbers, single
 
 
 class Argument:
@@ -26,6 +43,7 @@ class Argument:
     Attributes:
         tree: what the function gets: the argument with handles and aliases for its tensors.
         handles: the handles of the parameters, each tied one once.
+        first: for each handle, the number of the first leaf that it stands for.
         buffers: the aliases of the tensors that are not parameters.
     """
 
@@ -50,6 +68,11 @@ class Argument:
         """Whether the argument holds an object of a registered class."""
         return self._structure.holds_functor
 
+    @property
+    def num_leaves(self) -> int:
+        """The number of leaves, constants and None included."""
+        return len(self._leaves)
+
     def _chosen(self, tree: Any, wrt: Where | tuple[Where, ...] | None) -> set[int] | None:
         """The ids of the tensors to differentiate; None for every tensor that can be."""
         if wrt is None and self._structure.all_trainable:
@@ -66,7 +89,7 @@ class Argument:
         self.handles: list[Tensor] = []
         self.buffers: list[Tensor] = []
         self.parameters: list[Tensor] = []  # the handles, and the parameters left out by wrt=
-        self._first: list[int] = []  # the leaf that each handle stands for
+        self.first: list[int] = []
         self._buffer_places: list[int] = []
         self._tensors: list[tuple[int, Tensor]] = []
         stand_in: dict[int, Tensor] = {}
@@ -83,7 +106,7 @@ class Argument:
                     new = motor.handle(x)
                     self.handles.append(new)
                     self.parameters.append(new)
-                    self._first.append(i)
+                    self.first.append(i)
                 elif trainable[i] and can_train(x):  # left out by wrt=
                     new = motor.constant(x)
                     self.parameters.append(new)
@@ -150,14 +173,21 @@ class Argument:
                 return self._structure.paths[i]
         return None
 
-    def gradient_tree(self, grads: Sequence[Tensor | None], frame: Frame) -> Any:
-        """The gradients and the assigned buffers, in the structure of the argument."""
-        close = self._motor.close
-        if self._was_float and self._motor.concrete:
+    def gradient_tree(self, grads: Sequence[Tensor | None], frame: Frame, motor: Closer | None = None) -> Any:
+        """The gradients and the assigned buffers, in the structure of the argument.
+
+        Args:
+            grads: one for each handle.
+            frame: what was assigned.
+            motor: what closes the results. (default: the motor that made the handles)
+        """
+        motor = motor or self._motor
+        close = motor.close
+        if self._was_float and motor.concrete and (grads[0] is None or not grads[0].ndim):
             return None if grads[0] is None else float(grads[0])
         result: list[Any] = [None] * len(self._leaves)
         placed: set[int] = set()
-        for i, g in zip(self._first, grads, strict=True):
+        for i, g in zip(self.first, grads, strict=True):
             if g is None:
                 continue
             # autograd may give two parameters one tensor (x + y); that would be a tie.

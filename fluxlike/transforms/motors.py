@@ -7,7 +7,8 @@ another argument, is a constant. `close` takes results out again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import autograd, functorch
+from fluxlike._private.tracing import tracing
 from fluxlike.trees.values import inside_transform
 
-__all__ = ["Motor", "enclosed", "open_motor"]
+__all__ = ["Afterwards", "Closer", "Motor", "at_depth", "differentiated", "enclosed", "open_motor"]
 
 _depth: ContextVar[int] = ContextVar("fluxlike_gradient_depth", default=0)
 
@@ -30,11 +32,33 @@ def enclosed() -> bool:
 inside_transform.append(enclosed)
 
 
-class Motor(Protocol):
-    """One way to run a gradient."""
+def differentiated() -> bool:
+    """Whether a derivative surrounds this call, of fluxlike or of functorch."""
+    return _depth.get() > 0 or functorch.differentiating()
+
+
+@contextmanager
+def at_depth(depth: int, /) -> Iterator[None]:
+    """Let gradients inside run as in a number of enclosing ones, 0 for none."""
+    token = _depth.set(depth)
+    try:
+        yield
+    finally:
+        _depth.reset(token)
+
+
+class Closer(Protocol):
+    """What takes results out of a motor."""
 
     #: Whether results are plain numbers, so that a float argument can have a float for its gradient.
     concrete: bool
+
+    def close(self, x: Tensor, /) -> Tensor:
+        """A result, as the caller of the gradient may have it."""
+
+
+class Motor(Closer, Protocol):
+    """One way to run a gradient."""
 
     def handle(self, x: Tensor, /) -> Tensor:
         """The tensor that stands for `x` in the function, differentiable."""
@@ -47,9 +71,6 @@ class Motor(Protocol):
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
         """The gradient of the loss for each handle, None for one that it does not reach."""
-
-    def close(self, x: Tensor, /) -> Tensor:
-        """A result, as the caller of the gradient may have it."""
 
 
 class Outermost:
@@ -103,27 +124,49 @@ class Nested:
 
 
 class FunctorchLevel:
-    """Inside functorch's transforms, fluxlike's or torch's own: one more level of theirs."""
+    """Inside functorch's transforms, fluxlike's or torch's own: one more level of theirs.
+
+    Where they only map, nothing further out needs the graph of the backward pass.
+    """
 
     concrete = False
 
-    def __init__(self, level: int) -> None:
-        self._level = level
+    def __init__(self, level: int, differentiable: bool) -> None:
+        self._level, self._differentiable = level, differentiable
 
     def handle(self, x: Tensor, /) -> Tensor:
-        return functorch.differentiable(x, self._level)
+        return functorch.differentiable(self.alias(x))
 
     def alias(self, x: Tensor, /) -> Tensor:
+        if functorch.function_modes() and x.layout is torch.strided:
+            return x.view_as(x)  # the same by an operation, which modes see
         return functorch.wrap(x, self._level)
 
     def constant(self, x: Tensor, /) -> Tensor:
         return x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        return autograd.grad(loss, handles, retain_graph=True, create_graph=True)
+        keep = self._differentiable
+        return autograd.grad(loss, handles, retain_graph=keep, create_graph=keep)
 
     def close(self, x: Tensor, /) -> Tensor:
         return functorch.unwrap(x, self._level)
+
+
+class Afterwards:
+    """Closes what is pulled back after the motor of its forward pass has closed.
+
+    What encloses the pull decides, not what enclosed the forward pass: a pullback made outermost can be
+    called, and differentiated by its cotangent, inside another transform.
+    """
+
+    def __init__(self) -> None:
+        self.concrete = not enclosed() and not tracing()
+        self.differentiable = differentiated() and torch.is_grad_enabled()
+
+    def close(self, x: Tensor, /) -> Tensor:
+        x = functorch.unwrap_dead(x)
+        return x.detach() if x.requires_grad and not self.differentiable else x
 
 
 _outermost = Outermost()
@@ -139,8 +182,9 @@ class open_motor:
         self._token = _depth.set(depth + 1)
         self._level = None
         if functorch.active():
+            below = depth > 0 or functorch.differentiating()
             self._level = functorch.grad_level()
-            return FunctorchLevel(self._level.__enter__())
+            return FunctorchLevel(self._level.__enter__(), below)
         return Nested(torch.is_grad_enabled()) if depth else _outermost
 
     def __exit__(self, *error: Any) -> None:

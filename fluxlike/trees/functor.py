@@ -14,13 +14,20 @@ import torch
 from fluxlike._private import pytree
 from fluxlike.trees.nodes import PIN, Spec, adds_attributes, declared, flattener, rebuilder, require_names
 
-__all__ = ["NAMESPACE", "PIN", "Spec", "functor", "is_leaf_class", "leaf", "on_register", "spec_of"]
+__all__ = [
+    "NAMESPACE", "PIN", "Spec", "default_scalars", "functor", "is_leaf_class", "leaf", "on_register",
+    "spec_of",
+]  # fmt: skip
 
 NAMESPACE = "fluxlike"
 
 C = TypeVar("C", bound=type)
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set on every class written in Python
 
+
+#: What floors above know of classes that say nothing of `scalars`: functions from a class to the names
+#: of its attributes whose floats are inputs.
+default_scalars: list[Callable[[type], Sequence[str]]] = []
 
 _specs: dict[type, Spec] = {}
 _leaf_classes: set[type] = set()
@@ -67,6 +74,7 @@ def functor(
     children: Sequence[str] | None = ...,
     trainable: Sequence[str] | None = ...,
     buffers: Sequence[str] | None = ...,
+    scalars: Sequence[str] | None = ...,
 ) -> C: ...
 @overload
 def functor(
@@ -74,6 +82,7 @@ def functor(
     children: Sequence[str] | None = ...,
     trainable: Sequence[str] | None = ...,
     buffers: Sequence[str] | None = ...,
+    scalars: Sequence[str] | None = ...,
 ) -> Callable[[C], C]: ...
 
 
@@ -84,6 +93,7 @@ def functor(
     children: Sequence[str] | None = None,
     trainable: Sequence[str] | None = None,
     buffers: Sequence[str] | None = None,
+    scalars: Sequence[str] | None = None,
 ) -> Any:
     """Register a class, so that its objects are nodes of a tree of parameters.
 
@@ -99,6 +109,10 @@ def functor(
         trainable: the children below which tensors are trained; those below the others are
             buffers. (default: all)
         buffers: the children below which tensors are not trained. Say this or `trainable`.
+        scalars: the children whose floats are inputs: `jit` does not trace anew where one changes, and
+            `stack` stacks them. It may be a float, or a tuple, list or dict of floats; an object of
+            another registered class inside says itself which of its floats are. (default: none; of an
+            optimiser's rule, every hyperparameter)
 
     Returns:
         The class itself, or a decorator where `cls` is left out.
@@ -120,7 +134,9 @@ def functor(
         tensor([3., 4.])
     """
     if cls is None:
-        return functools.partial(functor, children=children, trainable=trainable, buffers=buffers)
+        return functools.partial(
+            functor, children=children, trainable=trainable, buffers=buffers, scalars=scalars
+        )
     if not isinstance(cls, type):
         raise TypeError(
             f"functor takes a class, found {cls!r} of type {type(cls).__name__}; "
@@ -135,10 +151,11 @@ def functor(
         _names(cls, "children", children),
         _names(cls, "trainable", trainable),
         _names(cls, "buffers", buffers) or (),
+        _default_scalars(cls, children) if scalars is None else _names(cls, "scalars", scalars) or (),
     )
     if spec.children is not None:
-        for option, names in (("trainable", spec.trainable or ()), ("buffers", spec.buffers)):
-            require_names(cls, option, names, spec.children, "its children=")
+        for option in ("trainable", "buffers", "scalars"):
+            require_names(cls, option, getattr(spec, option) or (), spec.children, "its children=")
     _check_class(cls, spec)
     with _lock:
         known = _specs.get(cls)
@@ -198,6 +215,12 @@ def _names(cls: type, option: str, names: Sequence[str] | None) -> tuple[str, ..
     return tuple(names)
 
 
+def _default_scalars(cls: type, children: Sequence[str] | None) -> tuple[str, ...]:
+    """The attributes that a floor above knows to hold scalars, where the class itself says nothing."""
+    known = dict.fromkeys(name for say in default_scalars for name in say(cls))
+    return tuple(name for name in known if children is None or name in children)
+
+
 def _say(spec: Spec) -> str:
     said = [f"{k}={v!r}" for k, v in spec._asdict().items() if v]
     return f"functor({', '.join(said)})"
@@ -230,7 +253,7 @@ def _check_class(cls: type, spec: Spec) -> None:
         raise TypeError(f"{cls.__qualname__} inherits from {name}, whose content is not in attributes{hint}")
     attributes = declared(cls)
     if attributes is not None and not adds_attributes(cls):
-        for option in ("children", "trainable", "buffers"):
+        for option in ("children", "trainable", "buffers", "scalars"):
             require_names(cls, option, getattr(spec, option) or (), attributes, "its attributes")
 
 

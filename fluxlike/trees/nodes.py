@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import optree
 from torch import Tensor
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "flattener",
     "rebuilder",
     "require_names",
+    "riding",
 ]
 
 #: The attribute in which `trainmode` and `testmode` keep a node's pinned mode. It rides along
@@ -34,12 +36,17 @@ class Spec(NamedTuple):
     children: tuple[str, ...] | None = None
     trainable: tuple[str, ...] | None = None
     buffers: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
 
     def trains(self, name: str) -> bool:
         """Whether parameters below the child `name` are trainable."""
         if self.trainable is not None:
             return name in self.trainable
         return name not in self.buffers
+
+    def has_scalars(self, name: str) -> bool:
+        """Whether floats in the attribute `name` are inputs: not traced into a graph, but stacked."""
+        return name in self.scalars
 
 
 def require_names(cls: type, option: str, names: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -155,7 +162,7 @@ def flattener(cls: type, spec: Spec, *, inherited: bool = False) -> Flatten:
         ]
         names.sort(key=lambda n: order.setdefault(n, len(order)))
         chosen = spec.children if spec.children is not None else tuple(n for n in names if n != PIN)
-        for option in ("children", "trainable", "buffers"):
+        for option in ("children", "trainable", "buffers", "scalars"):
             require_names(cls, option, getattr(spec, option) or (), names, "the attributes of this object")
         rides = tuple(n for n in names if n not in chosen)
         if inherited:
@@ -185,6 +192,13 @@ def flattener(cls: type, spec: Spec, *, inherited: bool = False) -> Flatten:
         return read(attributes), static, names
 
     return flatten_slots if fixed else flatten_dict
+
+
+def riding(node: Any) -> dict[str, Any]:
+    """The attributes of an object of a registered class that are not children, a pinned mode among them."""
+    registered: Any = optree.register_pytree_node.get(type(node), namespace="fluxlike")
+    static: Static = registered.flatten_func(node)[1]
+    return static[1].values
 
 
 def _check_inherited(cls: type, riding: dict[str, Any], children: tuple[str, ...]) -> None:

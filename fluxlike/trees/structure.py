@@ -122,6 +122,29 @@ class Structure:
         """Whether every place is trainable, so that no class names buffers."""
         return all(self.trainable)
 
+    @cached_property
+    def outside(self) -> tuple[bool, ...]:
+        """Whether each leaf is in containers alone, in no object of a registered class."""
+        return tuple(
+            all(spec_of(entry.type) is None for entry in accessor) for accessor in self._accessors
+        )
+
+    @cached_property
+    def scalar(self) -> tuple[bool, ...]:
+        """Whether a float at each leaf's place is a scalar: an input, by what its class declares.
+
+        It says nothing of what stands there: ask ``type(x) is float`` too.
+        """
+        return tuple(name is not None for name in self.scalar_names)
+
+    @cached_property
+    def scalar_names(self) -> tuple[str | None, ...]:
+        """The name of each scalar: its class and the path below, such as ``….Adam.betas[0]``.
+
+        Floats of one name and one value are one input: rules that were equal stay so.
+        """
+        return tuple(_scalar_name(accessor) for accessor in self._accessors)
+
 
 def _holds_functor(treedef: optree.PyTreeSpec) -> bool:
     kind = treedef.type
@@ -131,6 +154,17 @@ def _holds_functor(treedef: optree.PyTreeSpec) -> bool:
 def _trains(entry: optree.PyTreeEntry) -> bool:
     spec = spec_of(entry.type)
     return spec is None or spec.trains(entry.entry)
+
+
+def _scalar_name(accessor: optree.PyTreeAccessor) -> str | None:
+    below = ""
+    for entry in reversed(accessor):  # the nearest object of a registered class says it
+        below = entry.codify("") + below
+        spec = spec_of(entry.type)
+        if spec is not None:
+            named = spec.has_scalars(entry.entry)
+            return f"{entry.type.__module__}.{entry.type.__qualname__}{below}" if named else None
+    return None
 
 
 _structures = lru_cache(maxsize=1024)(Structure)

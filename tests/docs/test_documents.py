@@ -12,7 +12,7 @@ import fluxlike as fl
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-MODULES = {"tree": fl.tree, "losses": fl.losses, "init": fl.init, "schedules": fl.schedules}
+MODULES = {name: getattr(fl, name) for name in ("tree", "losses", "init", "random", "schedules")}
 PUBLIC = sorted(
     [name for name in fl.__all__ if name not in MODULES]
     + [f"{prefix}.{name}" for prefix, module in MODULES.items() for name in module.__all__]

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
 import fluxlike as fl
-from fluxlike._private import autograd, functorch, fused, tracing
+from fluxlike._private import autograd, dispatch, functorch, fused, higher_order, levels, tracing
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_level_closes_after_an_error() -> None:
 def test_a_level_differentiates_what_it_wrapped() -> None:
     x = torch.tensor([1.0, 2.0])
     with functorch.grad_level() as level:
-        handle = functorch.differentiable(x, level)
+        handle = functorch.differentiable(functorch.wrap(x, level))
         constant = functorch.wrap(x, level)
         assert handle.requires_grad
         assert not constant.requires_grad
@@ -144,7 +144,7 @@ def test_marking_a_tensor_differentiable_restores_the_guard() -> None:
     x = torch.ones(1)
     with functorch.grad_level() as level:
         before = torch._C._functorch.get_inplace_requires_grad_allowed()
-        functorch.differentiable(x, level)
+        functorch.differentiable(functorch.wrap(x, level))
         assert torch._C._functorch.get_inplace_requires_grad_allowed() == before
 
 
@@ -178,3 +178,102 @@ def test_assigned_is_a_node_of_torch() -> None:
     leaves, spec = _pytree.tree_flatten(fl.Assigned(torch.ones(2)))
     assert len(leaves) == 1
     assert isinstance(_pytree.tree_unflatten(leaves, spec), fl.Assigned)
+
+
+def test_the_vmaps_around_a_call_say_what_they_make_of_randomness() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append((functorch.vmaps(), functorch.vmaps(1)))
+        return x.sum()
+
+    def inner(x: Tensor) -> Tensor:
+        return torch.func.vmap(torch.func.grad(look), randomness="same")(x)
+
+    look(torch.ones(2))
+    torch.func.vmap(inner, randomness="different")(torch.ones(2, 3))
+    assert seen == [([], []), (["different", "same"], ["same"])]
+
+
+def test_an_operation_of_aten_says_whether_it_draws() -> None:
+    aten = torch.ops.aten
+    drawing = (aten.bernoulli_.float, aten.rand, aten.multinomial, aten.scaled_dot_product_attention)
+    assert all(map(dispatch.may_draw, drawing))
+    assert not any(map(dispatch.may_draw, (aten.add.Tensor, aten.sum, aten._fused_sdp_choice)))
+
+
+def test_a_dispatch_mode_sees_operations_with_their_arguments() -> None:
+    seen = []
+
+    class See(dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append((func, dispatch.arguments(func, args, kwargs or {})))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones(3)
+    with See():
+        torch.dropout(x, 0.25, True)
+    given = {func.__name__: arguments for func, arguments in seen}["bernoulli_.float"]
+    assert (given["p"], given["generator"]) == (0.75, None)
+
+
+def test_a_batch_is_seen_from_outside_with_its_axes_in_front() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append((levels.outside(2 * x, 0), levels.outside(x, functorch.level()) is x))
+        return x
+
+    x = torch.arange(24.0).reshape(2, 3, 4)
+    torch.func.vmap(torch.func.vmap(look, in_dims=1), in_dims=1)(x)
+    ((outside, same),) = seen
+    assert torch.equal(outside, 2 * x.permute(1, 2, 0))
+    assert same
+
+
+def test_loops_and_branches_are_recorded_as_operations() -> None:
+    seen = []
+
+    def f(carry: Tensor, xs: Tensor, w: Tensor) -> list[Tensor]:
+        seen.append(higher_order.recording())
+        with higher_order.unrecorded():
+            seen.append(higher_order.recording())
+            body, found = higher_order.record(lambda c, x: [c * w + x, 2 * x], [carry + 0, xs[0] + 0])
+        seen.append(found[0] is w)
+        higher_order.lift(body, found)
+        last, doubled = higher_order.scan(body, [carry], [xs], found)
+        yes, _ = higher_order.record(lambda x: [x.sin(), x], [last + 0])
+        higher_order.keep(yes, 1)
+        no, _ = higher_order.record(lambda x: [x.cos()], [last + 0])
+        return [*higher_order.cond(last.sum() > 0, yes, no, [last]), doubled]
+
+    args = [torch.ones(2), torch.ones(3, 2), torch.tensor(2.0)]
+    graph = make_fx(f, tracing_mode="fake")(*args)
+    names = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+    assert (names.count("scan"), names.count("cond")) == (1, 1)
+    assert seen == [True, False, True]
+    chosen, doubled = graph(*args)
+    assert torch.equal(chosen, torch.full((2,), 15.0).sin())
+    assert torch.equal(doubled, torch.full((3, 2), 2.0))
+
+
+def test_a_graph_says_whether_it_draws() -> None:
+    for f, draws in ((torch.nn.functional.dropout, True), (torch.sin, False)):
+        graph, _ = higher_order.record(lambda x: [f(x)], [torch.ones(2)])
+        assert higher_order.draws(graph) is draws
+
+
+def test_a_tensor_without_a_value_is_none_to_branch_on() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(higher_order.has_value(x))
+        return x
+
+    x = torch.ones(2)
+    look(x)
+    torch.func.grad(lambda x: look(x.sum()))(x)
+    torch.func.vmap(look)(x)
+    make_fx(look, tracing_mode="fake")(x)
+    look(torch.ones((), device="meta"))
+    assert seen == [True, True, False, False, False]

@@ -137,7 +137,7 @@ class RMSPropState(NamedTuple):
     momentum_buffer: Any  # None without momentum
 
 
-@functor
+@functor(scalars=("lr", "alpha", "eps", "weight_decay"))  # whether there is momentum decides the state
 @dataclass(frozen=True)
 class RMSProp(Formula):
     """RMSProp (Tieleman & Hinton 2012; centred as in Graves 2013, arXiv 1308.0850).

@@ -18,8 +18,9 @@ class Donated(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
         raise RuntimeError(
-            "this tensor was donated to fluxlike.update(..., donate=True), which wrote the next one over its "
-            "memory; use what update returned, or keep a copy before it: best = fluxlike.tree.clone(model)"
+            "this tensor was donated to fluxlike.update(..., donate=True), or to a function made by "
+            "fluxlike.jit(..., donate=...), which wrote the next one over its memory; use what was returned, "
+            "or keep a copy before: best = fluxlike.tree.clone(model)"
         )
 
 

@@ -1,0 +1,117 @@
+"""From a recorded graph to something that runs: by Inductor, or as it is where nothing can compile it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._inductor import config
+from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+from torch._inductor.virtualized import V
+from torch.fx import GraphModule, Node
+
+from fluxlike._private.compiler.functional import functional
+from fluxlike._private.compiler.passes import choose_kernels
+from fluxlike._private.compiler.trace import Recorded
+
+__all__ = ["build"]
+
+Run = Callable[[list[Tensor]], Sequence[Any]]
+
+_OPTIONS: dict[str, Any] = {
+    "size_asserts": False,  # the guard of a trace has looked
+    "alignment_asserts": False,
+    "max_fusion_buffer_group_pairwise_attempts": 8,  # of 64: the same kernels in three quarters of the time
+    "keep_output_stride": False,  # results may stay in the layout in which they were computed
+}
+
+_said = False
+
+
+def build(recorded: Recorded, targets: dict[int, int]) -> Run:
+    """Something to call with a list of inputs, which it may empty, that returns the results.
+
+    Args:
+        recorded: the graph.
+        targets: from the number of a result to that of the input whose memory it is written over; such a
+            result comes back as None.
+    """
+    if not _results(recorded.module):
+        return lambda inputs: ()
+    module = functional(recorded)
+    _write_over(module, targets)
+    if not _can_compile():
+        return lambda inputs: module(*inputs)
+    with (
+        tracing(TracingContext(recorded.mode)),
+        V.set_fake_mode(recorded.mode),
+        torch.no_grad(),
+        config.patch(_OPTIONS),
+    ):
+        _recursive_joint_graph_passes(module)
+        choose_kernels(module)
+        compiled: Any = compile_fx_inner(module, recorded.inputs)
+    return compiled
+
+
+def _results(module: GraphModule) -> list[Any]:
+    (output,) = module.graph.find_nodes(op="output")
+    return list(output.args[0])
+
+
+def _write_over(module: GraphModule, targets: dict[int, int]) -> None:
+    """Write results over the memory of inputs, and part from inputs what is a view of one."""
+    graph = module.graph
+    (output,) = graph.find_nodes(op="output")
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    results = list(output.args[0])
+    with graph.inserting_before(output):
+        for k, node in enumerate(results):
+            if k not in targets and isinstance(node, Node) and _is_view_of_input(node):
+                results[k] = graph.call_function(torch.ops.aten.clone.default, (node,))
+                results[k].meta = dict(node.meta)
+        for k, i in targets.items():
+            new = graph.call_function(torch.ops.aten.copy_.default, (inputs[i], results[k]))
+            new.meta = dict(results[k].meta)
+            results[k] = None
+    output.args = (tuple(results),)
+    module.recompile()
+
+
+_VIEWS = {
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.alias.default,
+    torch.ops.aten.detach.default,
+}
+
+
+def _is_view_of_input(node: Node) -> bool:
+    while node.op == "call_function" and (node.target in _VIEWS or getattr(node.target, "is_view", False)):
+        node = node.args[0]  # type: ignore[assignment]
+    return node.op == "placeholder"
+
+
+def _can_compile() -> bool:
+    """Whether there is a C++ compiler, which Inductor needs; says so once if not."""
+    global _said
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        if not _said:
+            _said = True
+            warnings.warn(
+                "jit found no C++ compiler, so it runs the traced graph operation by operation; install g++ "
+                "or clang, or name one in the environment variable CXX",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return False
+    return True

@@ -1,0 +1,157 @@
+"""Recording a function of tensors as a graph of aten operations, over fake tensors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import get_decompositions
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+
+__all__ = ["NEEDS_A_SHAPE", "NEEDS_A_VALUE", "Recorded", "Recorder", "is_stand_in", "lift_captured"]
+
+#: What tracing raises where a function asks for the value of a tensor.
+NEEDS_A_VALUE = (DataDependentOutputException, GuardOnDataDependentSymNode)
+
+#: What it raises where the shape of a result depends on the values of a tensor.
+NEEDS_A_SHAPE = (DynamicOutputShapeException,)
+
+# These write to running statistics without saying so in their schemas; their decompositions say so.
+_undeclared: dict[Any, Any] = get_decompositions(
+    [
+        torch.ops.aten.native_batch_norm,
+        torch.ops.aten.cudnn_batch_norm,
+        torch.ops.aten.miopen_batch_norm,
+    ]
+)
+
+
+@dataclass
+class Recorded:
+    """A graph, and what was recorded with it.
+
+    Attributes:
+        module: the graph; its inputs are the function's, then the captured tensors.
+        inputs: the fake tensors that stood for the inputs.
+        captured: tensors that the function used without getting them as arguments.
+        mode: the mode that the fake tensors belong to.
+    """
+
+    module: GraphModule
+    inputs: list[Tensor]
+    captured: list[Tensor]
+    mode: FakeTensorMode
+
+
+_NO_VALUES: dict[str, Any] = {"allow_scalar_outputs": False, "allow_dynamic_output_shape_ops": False}
+
+
+class Recorder:
+    """Fake tensors for the inputs of one trace, and the trace.
+
+    Args:
+        tensors: the inputs.
+        dynamic: the numbers of the inputs whose sizes may change from call to call.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], dynamic: frozenset[int] = frozenset()) -> None:
+        self.shapes = ShapeEnv(**_NO_VALUES) if dynamic else None
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=self.shapes)
+        self.dynamic = sorted(dynamic)
+        self.inputs = [self._fake(i, x, i in dynamic) for i, x in enumerate(tensors)]
+        self._hints = [n for i in self.dynamic for n in tensors[i].shape]
+
+    def _fake(self, i: int, x: Tensor, dynamic: bool) -> Tensor:
+        x = x.detach()
+        if not dynamic:
+            return self.mode.from_tensor(x, static_shapes=True)
+        context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(
+            dynamic_sizes=[DimDynamic.DUCK] * x.ndim
+        )
+        return self.mode.from_tensor(x, symbolic_context=context, source=ConstantSource(f"input_{i}"))
+
+    def record(self, f: Callable[..., Sequence[Tensor]]) -> Recorded:
+        """Call the function with the fake inputs, and record what it does to them."""
+        with self.mode, _without_log():
+            module = make_fx(f, decomposition_table=_undeclared, tracing_mode="real")(*self.inputs)
+        module.graph.eliminate_dead_code()
+        captured = lift_captured(module)
+        fakes = [self.mode.from_tensor(x.detach(), static_shapes=True) for x in captured]
+        return Recorded(module, [*self.inputs, *fakes], captured, self.mode)
+
+    def guard(self) -> Callable[[Sequence[Tensor]], bool]:
+        """Whether a trace holds for other sizes of its dynamic inputs; to be made when all is compiled."""
+        shapes, dynamic = self.shapes, self.dynamic
+        if shapes is None:
+            return lambda inputs: True
+        symbols: Any = [n for i in dynamic for n in self.inputs[i].shape]
+        expression = shapes.produce_guards_expression(symbols)
+
+        def holds(inputs: Sequence[Tensor]) -> bool:
+            sizes = [n for i in dynamic for n in inputs[i].shape]
+            return expression is None or bool(shapes.evaluate_guards_expression(expression, sizes))
+
+        return holds
+
+
+def is_stand_in(x: Tensor) -> bool:
+    """Whether a tensor stands for one in a trace, and has no value."""
+    return isinstance(x, FakeTensor)
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Fake tensors log what an operation raises, with its traceback, although it is raised too."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def lift_captured(module: GraphModule) -> list[Tensor]:
+    """Make the tensors that a graph holds its last inputs, each once, and return them."""
+    graph = module.graph
+    captured: list[Tensor] = []
+    last = [n for n in graph.nodes if n.op == "placeholder"][-1:]
+    inputs: dict[int, Any] = {}
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value: Any = module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if not isinstance(value, Tensor):
+            continue
+        if id(value) not in inputs:
+            where = graph.inserting_after(last[0]) if last else graph.inserting_before()
+            with where:
+                fresh = graph.placeholder(f"captured_{len(captured)}")
+            fresh.meta = dict(node.meta)
+            last = [fresh]
+            inputs[id(value)] = fresh
+            captured.append(value)
+        node.replace_all_uses_with(inputs[id(value)])
+        graph.erase_node(node)
+    module.recompile()
+    return captured

@@ -1,0 +1,234 @@
+"""`jit`: a whole function of trees as one compiled graph."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fluxlike._private import tracing
+from fluxlike.scope import assigned, key, mode
+from fluxlike.transforms.jit.arguments import Arguments
+from fluxlike.transforms.jit.call import Signature
+from fluxlike.transforms.jit.retraced import Retraced
+from fluxlike.transforms.jit.trace import Trace, record
+from fluxlike.transforms.motors import enclosed
+from fluxlike.trees.structure import flatten
+
+__all__ = ["CacheInfo", "Jitted", "Lowered", "jit"]
+
+Names = int | str | Sequence[int | str]
+
+_compiling = threading.RLock()  # the compiler's options are those of the whole process
+
+
+class CacheInfo(NamedTuple):
+    """What a compiled function has done so far.
+
+    Attributes:
+        calls: how often it was called.
+        traces: how often it was traced and compiled.
+    """
+
+    calls: int
+    traces: int
+
+
+class Lowered(NamedTuple):
+    """A trace to look at; ``print(lowered)`` shows it whole.
+
+    Attributes:
+        graph: the graph of aten operations, before the compiler changes it.
+        captured: the tensors that the function uses without getting them as arguments.
+    """
+
+    graph: torch.fx.GraphModule
+    captured: list[Tensor]
+
+    def __str__(self) -> str:
+        lines = [self.graph.print_readable(print_output=False).strip()]
+        for n, x in enumerate(self.captured):
+            dtype = str(x.dtype).removeprefix("torch.")
+            lines.append(f"captured_{n}: {dtype}{list(x.shape)} on {x.device}, closed over")
+        return "\n".join(lines)
+
+
+def jit(
+    f: Callable[..., Any] | None = None,
+    /,
+    *,
+    donate: Names = (),
+    static: Names = (),
+    dynamic: bool = False,
+) -> Any:
+    """Compile a whole function of trees to one graph, for example a train step.
+
+    At its first call the function runs once on stand-ins without values; what it does to tensors, its
+    gradients and its update included, is recorded as one graph of flat tensors and compiled by Inductor.
+    Later calls of the same kind run the compiled graph. Inside another transform, and inside another
+    ``jit``, the function itself runs.
+
+    Inputs of the graph are tensors, numpy arrays, floats among the arguments, and the floats that a
+    class declares by ``functor(scalars=…)``, such as the hyperparameters of rules: other values of these
+    run the same graph. Inside, a float is a 0-d tensor; one that is handed on comes back as a float, a
+    computed one as a 0-d float64 tensor. Other floats, ints, bools, strings and functions are static:
+    another value is another trace, as are other shapes, strides, dtypes, devices, ties, structures, and
+    another mode, autocast or default dtype. The key in scope is an input. Where no C++ compiler is found,
+    a warning says so, and the recorded graph runs operation by operation.
+
+    Args:
+        f: a pure function of trees, or a layer, whose parameters are inputs then. None gives a decorator.
+        donate: the arguments, by number or name, whose memory results may be written over, as
+            ``update(…, donate=True)`` does. A result takes the memory of a tensor of its shape and dtype,
+            in a tree of the same structure if there is one. Tensors that were written over can't be used any
+            more; those that are handed on unchanged can. (default: none)
+        static: the arguments, by number or name, that are compared by value, floats too. (default: none)
+        dynamic: whether sizes of tensors that lie in no object of a class, such as batches, may change
+            without another trace. (default: False)
+
+    Returns:
+        A function with the arguments of `f`, and with ``lower(*args)``, the graph of a call, and
+        ``cache_info()``, the number of calls and traces.
+
+    Raises:
+        RuntimeError: from a call: a line of `f` asks for the value of a tensor, by ``if`` or ``.item()``.
+        ValueError: from a call: `f` changes an argument or a tensor that it closes over; or a donated tensor
+            shares memory with another, or lies in memory that torch does not own.
+        TypeError: `f` is no function, or a static argument holds a tensor.
+
+    Warns:
+        UserWarning: eight traces were made because one value changed; it names its path.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> @fl.jit(donate=(0, 1))
+        ... def step(model, state, x, y):
+        ...     loss = lambda m: (m(x) - y).square().mean()
+        ...     value, grads = fl.withgradient(loss, model)
+        ...     model, state = fl.update(state, model, grads)
+        ...     return model, state, value
+        >>> model = fl.Chain(fl.Dense(3, 8, fl.tanh), fl.Dense(8, 1))
+        >>> state = fl.setup(fl.Adam(1e-2), model)
+        >>> for _ in range(3):
+        ...     model, state, value = step(model, state, torch.ones(4, 3), torch.ones(4, 1))
+        >>> step.cache_info()
+        CacheInfo(calls=3, traces=1)
+    """
+    if f is None:
+        return functools.partial(jit, donate=donate, static=static, dynamic=dynamic)
+    if not callable(f):
+        raise TypeError(f"jit takes a function, found {type(f).__name__} {f!r}; write jit(step)(…)")
+    return Jitted(f, donate=donate, static=static, dynamic=dynamic)
+
+
+class Jitted:
+    """A function that `jit` compiles, once for each kind of call."""
+
+    def __init__(self, f: Callable[..., Any], *, donate: Names, static: Names, dynamic: bool) -> None:
+        functools.update_wrapper(self, f, updated=())
+        self._f, self._dynamic = f, dynamic
+        self._arguments = Arguments(f, donate=donate, static=static)
+        self._traces: tuple[Trace, ...] = ()  # the newest first
+        self._calls = 0
+        self._retraced = Retraced(repr(self))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._calls += 1
+        if enclosed() or not tracing.concrete() or assigned.inside():
+            return self._f(*args, **kwargs)
+        tree, static = self._arguments.split(args, kwargs)
+        leaves, treedef = flatten(tree)
+        settings = (*_settings(), *static)
+        for trace in self._traces:
+            taken = trace.inputs(leaves, treedef, settings)
+            if taken is not None:
+                return trace(leaves, taken)
+        if _differentiated(leaves):
+            return self._f(*args, **kwargs)
+        with _compiling:
+            trace = self._trace(args, kwargs, static, leaves, treedef, settings)
+            taken = trace.inputs(leaves, treedef, settings)
+        assert taken is not None
+        return trace(leaves, taken)
+
+    def _trace(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        static: tuple[Any, ...],
+        leaves: Sequence[Any],
+        treedef: Any,
+        settings: tuple[Any, ...],
+    ) -> Trace:
+        signature = Signature(leaves, treedef, dynamic=self._dynamic)
+        call = self._arguments.call(args, kwargs, static)
+        donated = self._arguments.donated(args, kwargs)
+        trace = Trace(call, signature, leaves, settings, donated)
+        self._retraced.note(self._traces, trace)
+        self._traces = (trace, *self._traces)
+        return trace
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"jit({getattr(self._f, '__qualname__', type(self._f).__qualname__)})"
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        """The graph of a call with these arguments, without compiling or running it.
+
+        Args:
+            args: as in a call.
+            kwargs: as in a call.
+
+        Returns:
+            The graph, and the tensors that it captured; its text shows both.
+
+        Example:
+            >>> import torch, fluxlike as fl
+            >>> shift = torch.ones(3)
+            >>> lowered = fl.jit(lambda x: x.sin() + shift).lower(torch.zeros(3))
+            >>> [n.name for n in lowered.graph.graph.nodes], lowered.captured
+            (['arg0_1', 'captured_0', 'sin', 'add', 'output'], [tensor([1., 1., 1.])])
+        """
+        tree, static = self._arguments.split(args, kwargs)
+        leaves, treedef = flatten(tree)
+        signature = Signature(leaves, treedef, dynamic=self._dynamic)
+        call = self._arguments.call(args, kwargs, static)
+        _, graph, _ = record(call, signature, signature.stand_ins(leaves), key.active())
+        return Lowered(graph.module, graph.captured)
+
+    def cache_info(self) -> CacheInfo:
+        """How often the function was called and traced.
+
+        Example:
+            >>> import torch, fluxlike as fl
+            >>> double = fl.jit(lambda x: 2 * x)
+            >>> double(torch.ones(3)), double(torch.zeros(3))
+            (tensor([2., 2., 2.]), tensor([0., 0., 0.]))
+            >>> double.cache_info()
+            CacheInfo(calls=2, traces=1)
+        """
+        return CacheInfo(self._calls, len(self._traces))
+
+
+def _settings() -> tuple[Any, ...]:
+    """What a trace depends on beside its arguments."""
+    return (
+        *mode.state(),
+        key.active() is None,
+        torch.get_default_dtype(),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+    )
+
+
+def _differentiated(leaves: Sequence[Any]) -> bool:
+    """Whether autograd records what happens to an argument, so that the source has to run."""
+    return torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad and x.grad_fn is not None for x in leaves
+    )

@@ -1,0 +1,133 @@
+"""Recording one call: the graph, and where each leaf of the result comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from fluxlike.scope import key
+from fluxlike.scope.key import Draws
+from fluxlike.transforms.jit.call import Signature
+from fluxlike.transforms.jit.refusals import (
+    explain,
+    require_attributes_unchanged,
+    require_no_writes,
+    require_result,
+)
+from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.structure import flatten, structure_of
+
+__all__ = ["Out", "Record", "record"]
+
+
+class Out(NamedTuple):
+    """Where one leaf of the result comes from: exactly one of the first three is given.
+
+    Attributes:
+        result: the number of a result of the graph.
+        leaf: the number of a leaf of the call, which is handed on.
+        constant: a value.
+        assigned: whether it is wrapped as `Assigned`.
+    """
+
+    result: int | None
+    leaf: int | None
+    constant: Any
+    assigned: bool
+
+
+class Record:
+    """What calling the function with stand-ins showed.
+
+    Attributes:
+        graph: what was recorded.
+        recorder: that which recorded it.
+        outs: where each leaf of the result comes from.
+        treedef: the structure of the result.
+        drawn: how much was drawn from the key in scope.
+    """
+
+    graph: Any
+    recorder: Any
+    outs: list[Out]
+    treedef: optree.PyTreeSpec
+    drawn: int = 0
+
+
+def record(
+    call: Callable[[Any], Any], signature: Signature, inputs: Sequence[Tensor], draws: Draws | None
+) -> Record:
+    """Record one call over fake tensors.
+
+    Args:
+        call: the function, of the tree of its arguments.
+        signature: that of the call.
+        inputs: tensors like those of the call.
+        draws: those in scope; the key and its count are further inputs then.
+
+    Raises:
+        RuntimeError: the function asks for the value of a tensor.
+        ValueError: it changes an argument, or a tensor that it closes over.
+        TypeError: it returns a function that holds what it computed.
+    """
+    from fluxlike._private.compiler.trace import Recorder
+
+    drawn = draws.as_inputs() if draws is not None else ()
+    noted = Record()
+
+    def flat(*fakes: Tensor) -> list[Any]:
+        own = fakes[: len(inputs)]
+        leaves = signature.rebuilt(own)
+        tree = signature.treedef.unflatten(leaves)
+        if draws is None:
+            out = call(tree)
+        else:
+            scope = Draws.from_inputs(*fakes[len(inputs) :])
+            token = key.enter(scope)
+            try:
+                out = call(tree)
+            finally:
+                key.leave(token)
+            noted.drawn = scope.mark()
+        require_attributes_unchanged(signature, tree, leaves)
+        return _note(noted, out, signature, own)
+
+    noted.recorder = Recorder([*inputs, *drawn], signature.dynamic)
+    try:
+        noted.graph = noted.recorder.record(flat)
+    except Exception as error:
+        explain(error)
+        if signature.dynamic:  # the same error with the sizes of this call, not with symbols for them
+            Recorder([*inputs, *drawn]).record(flat)
+        raise
+    require_no_writes(noted.graph, signature)
+    return noted
+
+
+def _note(noted: Record, out: Any, signature: Signature, inputs: Sequence[Tensor]) -> list[Any]:
+    """Find out what each leaf of the result is, and return what the graph is to compute."""
+    leaves, noted.treedef = flatten(out)
+    require_result(leaves, structure_of(noted.treedef).paths)
+    handed_on = {}
+    for i, k in reversed(signature.input_at.items()):
+        handed_on[id(inputs[k])] = i
+    results: dict[int, int] = {}
+    computed: list[Any] = []
+    noted.outs = []
+    for x in leaves:
+        assigned = isinstance(x, Assigned)
+        value = x.value if assigned else x
+        if id(value) in handed_on:
+            noted.outs.append(Out(None, handed_on[id(value)], None, assigned))
+        elif isinstance(value, (Tensor, torch.SymInt, torch.SymFloat)):  # a size may change from call to call
+            if id(value) not in results:
+                results[id(value)] = len(computed)
+                computed.append(value)
+            noted.outs.append(Out(results[id(value)], None, None, assigned))
+        else:
+            noted.outs.append(Out(None, None, bool(x) if isinstance(x, torch.SymBool) else x, False))
+    return computed

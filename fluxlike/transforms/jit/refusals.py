@@ -1,0 +1,145 @@
+"""What a compiled function may not do, said in its user's terms: ask for values, write, leak."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import optree
+import torch
+from torch import Tensor
+
+from fluxlike.transforms.jit.call import Signature
+from fluxlike.trees.functor import NAMESPACE
+from fluxlike.trees.structure import structure_of
+
+__all__ = ["explain", "require_attributes_unchanged", "require_no_writes", "require_result"]
+
+
+def explain(error: BaseException) -> None:
+    """Raise a better error where a line asked for what is not known while a function is traced."""
+    from fluxlike._private.compiler.trace import NEEDS_A_SHAPE, NEEDS_A_VALUE
+
+    for cause in _causes(error):
+        if isinstance(cause, NEEDS_A_SHAPE):
+            raise RuntimeError(
+                "jit can't know the values of a tensor while it traces, and the shape of what this line makes "
+                f"depends on them:\n  {_line(cause)}keep the shape: torch.where(mask, x, 0) instead of x[mask], "
+                "a sum over (mask * x), or topk and sort with a number that is fixed"
+            ) from error
+        if isinstance(cause, NEEDS_A_VALUE) or _is_of_python(cause):
+            raise RuntimeError(
+                "jit can't know the value of a tensor while it traces, and this line asks for it (by if, while, "
+                f"float(), int(), .item(), .tolist() or .numpy()):\n  {_line(cause)}use torch.where or "
+                "fluxlike.cond for a branch, fluxlike.scan for a loop, keep numbers as tensors, or name an "
+                "argument that never changes in jit(…, static=…)"
+            ) from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from: layers say where in a model they stand."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _is_of_python(error: BaseException) -> bool:
+    """Whether a tensor without a value was to become an array of numpy, or text."""
+    said = str(error)
+    return ".numpy() is not supported for tensor subclasses" in said or "FakeTensor.__format__" in said
+
+
+def _line(error: BaseException) -> str:
+    """The innermost line of an error's way that is the user's own."""
+    own, torchs = Path(__file__).parents[2], Path(torch.__file__).parent
+    line = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if own not in path.parents and torchs not in path.parents and "/optree/" not in frame.filename:
+            code = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+            line = f"{frame.filename}:{frame.lineno}, in {frame.name}:\n    {code}\n"
+    return line
+
+
+def require_no_writes(graph: Any, signature: Signature) -> None:
+    """Raise where the function writes to an argument, or to a tensor that it closes over."""
+    from fluxlike._private.compiler.writes import written_inputs
+
+    written = written_inputs(graph.module)
+    captured = len(graph.inputs) - len(graph.captured)
+    for k, operation in sorted(written.items()):
+        if k >= captured:
+            shape = tuple(graph.inputs[k].shape)
+            raise ValueError(
+                f"a tensor of shape {shape} that the compiled function closes over is changed in place by "
+                f"{operation}; pass it as an argument and return the new one"
+            )
+        raise ValueError(
+            f"the argument {signature.place(k)} is changed in place by {operation} in the compiled function; "
+            "compute a new tensor instead (w = w + 1, not w += 1) and return it, or give its memory away by "
+            "jit(…, donate=…)"
+        )
+
+
+def require_attributes_unchanged(signature: Signature, tree: Any, leaves: Sequence[Any]) -> None:
+    """Raise where the function set an attribute or an entry of an argument.
+
+    Args:
+        signature: that of the call.
+        tree: the arguments that the function got.
+        leaves: theirs, before the call.
+    """
+    after, treedef = optree.tree_flatten(tree, none_is_leaf=True, namespace=NAMESPACE)
+    if treedef == signature.treedef and all(a is b for a, b in zip(after, leaves, strict=True)):
+        return
+    before, now = signature.paths, list(map(signature.label, structure_of(treedef).paths))
+    changed = [p for p in now if p not in before]
+    if now == before:
+        changed = [p for p, a, b in zip(now, after, leaves, strict=True) if a is not b]
+    place = changed[0] if changed else "an attribute"
+    raise ValueError(
+        f"{place} of the arguments was set by the function that is compiled, on a copy, so it would be "
+        "lost; return what is new, and move buffers by fluxlike.assign"
+    )
+
+
+def require_result(leaves: Sequence[Any], paths: Sequence[str]) -> None:
+    """Raise where the function returns a function that holds what has no value outside of the trace."""
+    for path, x in zip(paths, leaves, strict=True):
+        if isinstance(x, types.FunctionType) and _holds_stand_in(x, set()):
+            _refuse_function(path, x)
+
+
+def _holds_stand_in(x: Any, seen: set[int]) -> bool:
+    """Whether a tensor of the trace is in the closure of a function, or of one that it calls."""
+    from fluxlike._private.compiler.trace import is_stand_in
+
+    if id(x) in seen:
+        return False
+    seen.add(id(x))
+    if isinstance(x, Tensor):
+        return is_stand_in(x)
+    if isinstance(x, (list, tuple)):
+        return any(_holds_stand_in(part, seen) for part in x)
+    cells = getattr(x, "__closure__", None) or ()
+    return any(_holds_stand_in(cell.cell_contents, seen) for cell in cells if _filled(cell))
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse_function(path: str, x: Any) -> NoReturn:
+    raise TypeError(
+        f"{path or 'the result'} of what the compiled function returned is the function {x.__qualname__}, which "
+        "closes over tensors computed inside; return the tensors, and make the function outside"
+    )

@@ -1,0 +1,154 @@
+"""`per_example_gradient`: the gradient of every example of a batch, by `vmap` of `gradient`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fluxlike._private import functorch
+from fluxlike.scope import example
+from fluxlike.scope.key import Key, seeded
+from fluxlike.transforms.argument import argument_numbers
+from fluxlike.transforms.gradient import gradient
+from fluxlike.transforms.vmap import vmap
+from fluxlike.trees.fmap import fmap
+from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.places import Where
+from fluxlike.trees.structure import flatten, structure_of
+
+__all__ = ["per_example_gradient"]
+
+
+def per_example_gradient(
+    f: Callable[..., Any],
+    /,
+    *args: Any,
+    argnums: int | Sequence[int] = 0,
+    wrt: Where | tuple[Where, ...] | None = None,
+    key: Key | None = None,
+    chunk_size: int | None = None,
+) -> Any:
+    """The gradient of ``f(model, x[i:i+1], y[i:i+1])`` for every example i, all at once.
+
+    `f` gets the model and a batch of one, so the loss of a training step will do. Clipping each
+    example's gradient, or its norm, is what differential privacy and gradient-noise scales need. Modes are
+    those of `gradient`; a dropout draws for each example.
+
+    Args:
+        f: as in `gradient`.
+        args: as in `gradient`. Those that are not differentiated are batches: every tensor in them has
+            the examples on its first axis. Constants go through unchanged; what the examples share, such
+            as a teacher, `f` closes over.
+        argnums: as in `gradient`. (default: 0)
+        wrt: as in `gradient`. (default: the whole argument)
+        key: what example i draws from, folded by i. (default: the key in scope, else torch's generator)
+        chunk_size: the number of examples at once, to save memory. (default: all)
+
+    Returns:
+        As `gradient`, with a new first axis on every tensor: one gradient an example. None where no
+        example reaches a parameter. A buffer that a layer moves by its weights alone is `Assigned`, as in
+        `gradient`, without the axis.
+
+    Raises:
+        ValueError: as `gradient`; or there is no example, or their numbers differ; or a layer that
+            mixes the examples of a batch, as BatchNorm does, is in train mode.
+        TypeError: as `gradient`.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> model = {"w": torch.tensor([1.0, 2.0])}
+        >>> loss = lambda m, x: (m["w"] * x).sum()
+        >>> fl.per_example_gradient(loss, model, torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
+        {'w': tensor([[3., 4.],
+                [5., 6.]])}
+    """
+    if not callable(f):
+        raise TypeError(
+            f"per_example_gradient takes a function and its arguments, found {type(f).__name__} first; "
+            "write per_example_gradient(loss, model, x, y)"
+        )
+    differentiated = set(argument_numbers(argnums, len(args))[0])
+    _check_batches(args, differentiated)
+    statistics = _Statistics()
+
+    def one(*members: Any) -> Any:
+        batch = [x if n in differentiated else fmap(_batch_of_one, x) for n, x in enumerate(members)]
+        with example.on_its_own():
+            grads = gradient(f, *batch, argnums=argnums, wrt=wrt)
+        return statistics.taken_out(grads)
+
+    in_dims = tuple(None if n in differentiated else 0 for n in range(len(args)))
+    with contextlib.nullcontext() if key is None else seeded(key):
+        grads = vmap(one, in_dims, randomness="different", chunk_size=chunk_size)(*args)
+    return statistics.put_back(grads)
+
+
+def _batch_of_one(x: Any) -> Any:
+    return x.unsqueeze(0)
+
+
+def _check_batches(args: tuple[Any, ...], differentiated: set[int]) -> None:
+    """Raise unless the tensors of the batches all have the examples on their first axis."""
+    first: tuple[str, int] | None = None
+    for n, batch in enumerate(args):
+        if n in differentiated:
+            continue
+        leaves, treedef = flatten(batch)
+        for i, x in enumerate(leaves):
+            if not isinstance(x, Tensor):
+                continue
+            place = f"{structure_of(treedef).paths[i] or 'the whole'} of argument {n}"
+            if x.ndim == 0:
+                raise ValueError(
+                    f"per_example_gradient: {place} is a 0-d tensor, and batches have the examples on the "
+                    "first axis; what the examples share, the function closes over"
+                )
+            if first is None:
+                first = place, x.shape[0]
+            elif x.shape[0] != first[1]:
+                raise ValueError(
+                    f"per_example_gradient: {first[0]} has {first[1]} examples and {place} {x.shape[0]}, on "
+                    "their first axes; what the examples share, the function closes over"
+                )
+    if first is None:
+        raise ValueError(
+            "per_example_gradient found no batch: write per_example_gradient(loss, model, x, y), where "
+            "tensors of the arguments that are not differentiated have the examples on their first axis"
+        )
+
+
+class _Statistics:
+    """The buffers that layers assigned: those of the weights, once; those of an example are refused."""
+
+    def __init__(self) -> None:
+        self._level = functorch.level()
+        self._found: dict[int, Assigned] = {}
+
+    def taken_out(self, grads: Any) -> Any:
+        """The gradients of one example, without them.
+
+        Raises:
+            ValueError: one depends on the example.
+        """
+        leaves, treedef = flatten(grads)
+        for i, x in enumerate(leaves):
+            if isinstance(x, Assigned):
+                value = functorch.at_level(x.value, self._level)
+                if value is None:
+                    path = structure_of(treedef).paths[i]
+                    raise ValueError(
+                        f"the buffer {path} was assigned a value of each example, by a layer in train mode; "
+                        f"{example.NO_BATCH}"
+                    )
+                self._found[i], leaves[i] = Assigned(value), None
+        return treedef.unflatten(leaves)
+
+    def put_back(self, grads: Any) -> Any:
+        """The gradients of all examples, with them."""
+        if not self._found:
+            return grads
+        leaves, treedef = flatten(grads)
+        return treedef.unflatten([self._found.get(i, x) for i, x in enumerate(leaves)])

@@ -1,0 +1,1 @@
+"""Purity: what a function does beside returning a value."""

@@ -1,0 +1,285 @@
+"""`activations`: every layer's output by path, of whatever classes the model is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import fluxlike as fl
+
+
+@fl.functor
+class Plain:
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * self.layer(x)
+
+
+@fl.functor
+class Slots:
+    __slots__ = ("layer",)
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * self.layer(x)
+
+
+@fl.functor
+@dataclass(frozen=True)
+class Frozen:
+    layer: Any
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * self.layer(x)
+
+
+@fl.functor
+@dataclass(frozen=True, slots=True)
+class FrozenSlots:
+    layer: Any
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * self.layer(x)
+
+
+class Child(Plain):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) + 1
+
+
+@fl.functor
+class Twice:
+    def __init__(self, cell: Any) -> None:
+        self.cell = cell
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.cell(self.cell(x))
+
+
+@fl.functor
+class Method:
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.encode(x)
+
+
+def calls(f: Callable[[Any, Tensor], Any]) -> type:
+    """A functor with one layer whose forward pass is `f`."""
+
+    class Calling:
+        def __init__(self, layer: Any) -> None:
+            self.layer = layer
+
+        def __call__(self, x: Tensor) -> Any:
+            return f(self, x)
+
+    return fl.functor(Calling)
+
+
+def mlp() -> fl.Chain:
+    torch.manual_seed(0)
+    return fl.f64(fl.Chain(fl.Dense(3, 4), fl.tanh, fl.Dense(4, 2)))
+
+
+X = torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(5, 3)
+
+
+def test_every_step_of_a_chain_is_there_in_the_order_of_the_calls() -> None:
+    model = mlp()
+    found = fl.activations(model, X)
+    first = model.layers[0](X)
+    assert list(found) == ["", ".layers[0]", ".layers[1]", ".layers[2]"]
+    assert torch.equal(found[".layers[0]"], first)
+    assert torch.equal(found[".layers[1]"], first.tanh())
+    assert torch.equal(found[".layers[2]"], model(X))
+    assert torch.equal(found[""], model(X))
+
+
+@pytest.mark.parametrize("cls", [Plain, Slots, Frozen, FrozenSlots, Child, Method])
+def test_classes_of_every_kind_are_listened_to(cls: Any) -> None:
+    model = cls(fl.Dense(3, 3))
+    x = torch.ones(2, 3)
+    found = fl.activations(model, x)
+    assert list(found) == ["", ".layer"]
+    assert torch.equal(found[""], model(x))
+    assert torch.equal(found[".layer"], model.layer(x))
+
+
+def test_containers_of_layers_inside_layers_have_their_paths() -> None:
+    Model = calls(lambda m, x: {"sum": m.layer["a"](x) + m.layer["b"][0](x)})
+    found = fl.activations(Model({"a": fl.Dense(3, 3), "b": [torch.sin]}), torch.ones(2, 3))
+    assert list(found) == ["", ".layer['a']", ".layer['b'][0]"]
+    assert list(found[""]) == ["sum"]
+
+
+def test_an_activation_that_a_layer_holds_is_no_layer() -> None:
+    assert list(fl.activations(fl.Dense(3, 2, fl.relu), torch.ones(1, 3))) == [""]
+
+
+def test_a_module_of_torch_as_a_step_is_there() -> None:
+    found = fl.activations(fl.Chain(nn.ReLU(), torch.sin), torch.tensor([-1.0]))
+    assert found[".layers[0]"].item() == 0.0
+
+
+def test_a_layer_called_again_loses_nothing() -> None:
+    model = Twice(fl.Dense(3, 3))
+    x = torch.ones(2, 3)
+    found = fl.activations(model, x)
+    assert list(found) == ["", ".cell", ".cell (call 2)"]
+    assert torch.equal(found[".cell"], model.cell(x))
+    assert torch.equal(found[".cell (call 2)"], model(x))
+
+
+def test_a_layer_that_stands_at_two_places_has_both_paths() -> None:
+    layer = fl.Dense(3, 3)
+    found = fl.activations(fl.Chain(layer, layer), torch.ones(1, 3))
+    assert list(found) == ["", ".layers[0]", ".layers[1]"]
+
+
+def test_isinstance_and_names_are_those_of_the_layer() -> None:
+    seen: list[Any] = []
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        seen.extend([isinstance(m.layer, fl.Dense), repr(m.layer), type(m.layer).__qualname__])
+        return m.layer(x)
+
+    fl.activations(calls(forward)(fl.Dense(3, 2)), torch.ones(1, 3))
+    assert seen == [True, "Dense(3, 2)  # 8 parameters", "Dense"]
+
+
+def test_the_model_is_not_changed() -> None:
+    model = mlp()
+    before = model.layers[0]
+    fl.activations(model, X)
+    assert model.layers[0] is before
+    assert type(before) is fl.Dense
+    assert model.layers[1] is fl.tanh
+
+
+def test_the_mode_is_that_of_the_scope() -> None:
+    model = fl.Chain(fl.Dropout(0.5), torch.sin)
+    assert torch.equal(fl.activations(model, torch.ones(99))[".layers[0]"], torch.ones(99))
+    with fl.mode("train"):
+        assert bool((fl.activations(model, torch.ones(99))[".layers[0]"] == 0).any())
+    assert not fl.activations(fl.trainmode(model), torch.ones(99))[".layers[0]"].all()
+
+
+# Transforms
+
+
+def test_outputs_can_be_part_of_a_loss() -> None:
+    def penalty(model: Any, x: Tensor) -> Tensor:
+        return fl.activations(model, x)[".layers[1]"].square().sum()
+
+    model = mlp()
+    by_hand = fl.gradient(lambda m: m.layers[0](X).tanh().square().sum(), model)
+    grads = fl.gradient(penalty, model, X)
+    assert_close(grads.layers[0].weight, by_hand.layers[0].weight, rtol=1e-12, atol=1e-12)
+    assert grads.layers[2].weight is None
+
+
+def test_buffers_that_layers_assign_reach_the_gradient() -> None:
+    model = fl.Chain(fl.Dense(3, 4), fl.BatchNorm(4))
+    x = torch.randn(8, 3)
+    grads = fl.gradient(lambda m: fl.activations(m, x)[""].square().sum(), model)
+    assert isinstance(grads.layers[1].running_mean, fl.Assigned)
+
+
+def test_outputs_of_a_gradient_carry_no_graph() -> None:
+    (_, found), _ = fl.withgradient(lambda m: (m(X).sum(), fl.activations(m, X)), mlp())
+    assert not found[".layers[0]"].requires_grad
+
+
+def test_it_works_under_vmap() -> None:
+    model = mlp()
+    found = torch.func.vmap(lambda x: fl.activations(model, x))(X)
+    for path, y in fl.activations(model, X).items():
+        assert_close(found[path], y, rtol=1e-12, atol=1e-12)
+
+
+def test_what_a_model_maps_inside_is_there_as_a_whole() -> None:
+    inner = mlp()
+    model = calls(lambda m, x: torch.func.vmap(m.layer, in_dims=1)(x))(inner)
+    found = fl.activations(model, X.T)
+    assert_close(found[".layer.layers[0]"], inner.layers[0](X), rtol=1e-12, atol=1e-12)
+    twice = torch.func.vmap(lambda x: fl.activations(model, x))(torch.stack([X.T, 2 * X.T]))
+    assert_close(twice[".layer.layers[0]"][1], inner.layers[0](2 * X), rtol=1e-12, atol=1e-12)
+
+
+def test_what_a_model_differentiates_inside_carries_no_graph_of_it() -> None:
+    model = calls(lambda m, x: torch.func.grad(lambda x: m.layer(x).sum())(x))(mlp())
+    found = fl.activations(model, X)
+    assert_close(found[".layer"], model.layer(X), rtol=1e-12, atol=1e-12)
+    assert not found[".layer"].requires_grad
+
+
+def test_a_copy_that_the_model_makes_of_its_layer_still_works() -> None:
+    layers = [fl.Chain(fl.Dense(3, 3), torch.sin) for _ in range(2)]
+    model = calls(lambda m, x: fl.fmap(lambda a, b: a + b, *m.layer).layers[0](x))(layers)
+    found = fl.activations(model, torch.ones(2, 3))
+    assert list(found) == [""]
+    assert torch.equal(found[""], model(torch.ones(2, 3)))
+
+
+def test_a_model_may_look_at_its_own_activations() -> None:
+    model = calls(lambda m, x: fl.activations(m.layer, x)[".layers[1]"])(mlp())
+    found = fl.activations(model, X)
+    assert list(found) == [""]
+    assert_close(found[""], model.layer[:2](X), rtol=1e-12, atol=1e-12)
+
+
+def test_threads_listen_to_their_own_calls() -> None:
+    model = mlp()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: fl.activations(model, i * X)[".layers[0]"], range(20)))
+    for i, y in enumerate(found):
+        assert_close(y, model.layers[0](i * X), rtol=1e-12, atol=1e-12)
+
+
+# Errors
+
+
+def test_an_error_of_a_layer_comes_through_with_its_path() -> None:
+    with pytest.raises(fl.LayerError, match=r"\.layers\[0\]: Dense\(3, 4\) got"):
+        fl.activations(fl.Chain(fl.Dense(3, 4)), torch.ones(2, 7))
+
+
+def test_an_output_changed_in_place_afterwards_is_an_error_that_names_it() -> None:
+    model = calls(lambda m, x: m.layer(x).add_(x))(fl.Chain(torch.sin))
+    with pytest.raises(ValueError, match=r"the output of \.layer\.layers\[0\] was changed in place.*h = h \+ x"):
+        fl.activations(model, torch.ones(3))
+
+
+@pytest.mark.parametrize("model", [fl.Dense, {"w": torch.ones(1)}, "text"])
+def test_what_is_no_model_is_an_error(model: Any) -> None:
+    with pytest.raises(TypeError, match="activations calls the model"):
+        fl.activations(model, torch.ones(1, 3))
+
+
+def test_a_class_that_refuses_subclasses_is_an_error_that_names_it() -> None:
+    class Final:
+        def __call__(self, x: Tensor) -> Tensor:
+            return x
+
+        def __init_subclass__(cls) -> None:
+            raise TypeError("this class is final")
+
+    fl.functor(Final)
+    with pytest.raises(TypeError, match=r"listens to a .*Final.*this class is final"):
+        fl.activations(Final(), torch.ones(1))
