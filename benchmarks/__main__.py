@@ -12,7 +12,18 @@ import torch
 
 from benchmarks.harness import HEADER
 
-NAMES = ("gradient", "per_example", "population", "update", "memory", "jit", "flatten", "startup", "data")
+NAMES = (
+    "gradient",
+    "checkpoint",
+    "per_example",
+    "population",
+    "update",
+    "memory",
+    "jit",
+    "flatten",
+    "startup",
+    "data",
+)
 
 
 def machine() -> str:

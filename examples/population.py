@@ -23,7 +23,7 @@ import fluxlike as fl
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-MEMBERS, BATCH, HIDDEN = 64, 64, 32
+MEMBERS, BATCH, HIDDEN = 64, 32, 32
 
 
 def network(key):
@@ -91,12 +91,12 @@ def train_alone(model, state, key, data, steps):
     return model, (time.perf_counter() - start) / steps
 
 
-def same_draws(models, keys, data, chosen):
+def same_draws(models, key, data, chosen):
     """Whether dropout draws the same bits for a network alone, among eight, and among all."""
     at_once = fl.vmap(dropped, in_dims=(0, 0, None, None, None))
-    step = torch.tensor(7)
+    keys, step = key.split(MEMBERS), torch.tensor(7)
     masks = at_once(fl.stack(models), keys, step, *data)
-    few = at_once(fl.stack(models[:8]), fl.Key(0).split(8), step, *data)
+    few = at_once(fl.stack(models[:8]), key.split(8), step, *data)
     alone = dropped(models[chosen], keys[chosen], step, *data)
     return torch.equal(few, masks[:8]) and torch.equal(alone, masks[chosen])
 
@@ -133,7 +133,8 @@ def main():
     digits = load_digits()
     images = torch.tensor(digits.data, dtype=torch.float32) / 16
     data, held_out = fl.splitobs((images, torch.tensor(digits.target)), at=0.8, shuffle=True, key=fl.Key(1))
-    keys = fl.Key(0).split(MEMBERS)
+    key = fl.Key(0)
+    keys = key.split(MEMBERS)
     rates = torch.logspace(-4, 0, MEMBERS, dtype=torch.float64).tolist()
     models, states = newborn(keys, rates)
 
@@ -148,7 +149,7 @@ def main():
     one = min(range(MEMBERS), key=lambda i: abs(rates[i] - 1e-3))
     alone, seconds_alone = train_alone(models[one], states[one], keys[one], data, steps)
     apart = difference(fl.unstack(population)[one], alone)
-    same = same_draws(models, keys, data, one)
+    same = same_draws(models, key, data, one)
     print(f"number {one} trained alone, not compiled: its parameters differ by {apart:.1e} of their size")
     print(f"dropout's draws alone, among 8 and among {MEMBERS}: {'the same bits' if same else 'DIFFERENT'}")
     print(f"a step of all {MEMBERS}, compiled: {1e3 * seconds:.2f} ms; one after the other, not compiled,")

@@ -53,7 +53,7 @@ def by_bits(layer, x):
     """What a BinaryConv computes, from booleans: where input and weight agree is 1, else -1."""
     inputs = F.unfold(with_border(x), 3) >= 0  # (N, in·9, H·W)
     weights = layer.weight.flatten(1) >= 0  # (out, in·9)
-    agree = torch.stack([~(inputs ^ filter[:, None]) for filter in weights], dim=1).sum(2)
+    agree = torch.stack([(~(inputs ^ filter[:, None])).sum(1) for filter in weights], dim=1)
     counts = 2 * agree - weights.shape[1]
     return scale(layer) * counts.reshape(len(x), -1, *x.shape[2:])
 

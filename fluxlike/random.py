@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fluxlike._private import functorch
 from fluxlike.scope import draws
 from fluxlike.scope.key import active
 
@@ -49,6 +50,8 @@ def uniform(
     dtype = _floating("uniform", dtype)
     scope = active()
     if scope is None:
+        if functorch.active():  # vmap has no draws in place
+            return low + (high - low) * torch.rand(tuple(shape), dtype=dtype, device=device)
         return torch.empty(tuple(shape), dtype=dtype, device=device).uniform_(low, high)
     key, number = scope.next()
     u = draws.uniform(key.data, number, shape, dtype, _device(device))
@@ -88,6 +91,8 @@ def normal(
     dtype = _floating("normal", dtype)
     scope = active()
     if scope is None:
+        if functorch.active():
+            return mean + std * torch.randn(tuple(shape), dtype=dtype, device=device)
         return torch.empty(tuple(shape), dtype=dtype, device=device).normal_(mean, std)
     key, number = scope.next()
     z = draws.normal(key.data, number, shape, dtype, _device(device))
@@ -125,6 +130,8 @@ def bernoulli(
         size, place = () if shape is None else shape, _device(device)
     scope = active()
     if scope is None:
+        if functorch.active():
+            return torch.rand(tuple(size), device=place) < p
         return torch.empty(tuple(size), dtype=torch.bool, device=place).bernoulli_(p)
     key, number = scope.next()
     return draws.bernoulli(key.data, number, size, p, place)

@@ -29,6 +29,7 @@ __all__ = [
     "forward_mode",
     "function_modes",
     "grad_level",
+    "has_tangent",
     "in_forward_mode",
     "inner",
     "is_batch",
@@ -39,6 +40,7 @@ __all__ = [
     "unwrap",
     "unwrap_dead",
     "vmaps",
+    "without_graph",
     "wrap",
 ]
 
@@ -70,6 +72,14 @@ def grad_level() -> Iterator[int]:
 def in_forward_mode() -> bool:
     """Whether a transform, or a level of ``torch.autograd.forward_ad``, may carry tangents here."""
     return active() or forward_ad._current_level >= 0
+
+
+def has_tangent(x: Tensor, /) -> bool:
+    """Whether a tensor carries a tangent of the innermost transform, or of ``torch.autograd.forward_ad``."""
+    top = _functorch.peek_interpreter_stack()
+    if top is not None and top.key() != _functorch.TransformType.Jvp:
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def jvp(f: Callable[..., Any], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], /) -> Any:
@@ -123,6 +133,11 @@ def is_batch(x: Tensor, /) -> bool:
 def inner(x: Tensor, /) -> Tensor:
     """What a tensor of a level wraps."""
     return _functorch.get_unwrapped(x)
+
+
+def without_graph(x: Tensor, /) -> Tensor:
+    """A tensor of a level without its graph of that level; graphs of levels further out stay."""
+    return x if is_batch(x) else wrap(inner(x), level_of(x))
 
 
 def batch_like(x: Tensor, batch: Tensor, /) -> Tensor:

@@ -8,16 +8,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.utils import redirect_to_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx import GraphModule, Node
 from torch.fx.experimental import proxy_tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode_temporarily
+from torch.utils._python_dispatch import (
+    _get_current_dispatch_mode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode_temporarily,
+)
 
 from fluxlike._private import functorch
 from fluxlike._private.dispatch import may_draw
 
-__all__ = ["cond", "draws", "has_value", "keep", "lift", "record", "recording", "scan", "unrecorded", "watched"]
+__all__ = [
+    "cond",
+    "draws",
+    "has_value",
+    "is_complex",
+    "keep",
+    "lift",
+    "record",
+    "recording",
+    "scan",
+    "unrecorded",
+    "watched",
+]
 
 
 def recording() -> bool:
@@ -45,10 +62,22 @@ _OF_THE_TRACE = (proxy_tensor.ProxyTorchDispatchMode, FakeTensorMode)
 
 @contextmanager
 def _unwatched() -> Iterator[None]:
+    """Leave the modes of the trace alone, which are the ones that loops and branches know."""
     with ExitStack() as stack:
         while watched():
             stack.enter_context(_pop_mode_temporarily())
+        for mode in _get_current_dispatch_mode_stack():
+            if isinstance(mode, FakeTensorMode):
+                _introduce(type(mode))
         yield
+
+
+def _introduce(mode: type[FakeTensorMode]) -> None:
+    """Let loops and branches be called in a mode of fake tensors that is a class of its own."""
+    operations = torch.ops.higher_order
+    for operation in (operations.scan, operations.cond, operations.while_loop):
+        if mode not in operation.python_key_table:
+            redirect_to_mode(operation, mode)
 
 
 def has_value(x: Tensor, /) -> bool:
@@ -62,12 +91,22 @@ def has_value(x: Tensor, /) -> bool:
     )
 
 
-def record(f: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], /) -> tuple[GraphModule, list[Tensor]]:
+def record(
+    f: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], /
+) -> tuple[GraphModule, list[Tensor]]:
     """The operations of a function of tensors, and the tensors that it reaches by a closure."""
     graph = proxy_tensor.make_fx(f, _allow_non_fake_inputs=True)(*inputs)
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.detach.default):
+        node.replace_all_uses_with(node.args[0])  # autograd is done with; it would be a copy in a loop
     graph.graph.eliminate_dead_code()
     found = [getattr(graph, n.target) for n in graph.graph.nodes if n.op == "get_attr"]
     return graph, list({id(x): x for x in found if isinstance(x, Tensor)}.values())
+
+
+def names() -> list[str]:
+    """The names of all that the innermost recording has recorded so far."""
+    mode = proxy_tensor.get_proxy_mode()
+    return [] if mode is None else [n.name for n in mode.tracer.graph.nodes]
 
 
 def lift(graph: GraphModule, closed_over: Sequence[Tensor], /) -> GraphModule:
@@ -97,13 +136,19 @@ def keep(graph: GraphModule, count: int, /) -> None:
 
 def draws(graph: GraphModule, /) -> bool:
     """Whether an operation of the graph draws from torch's generators."""
-    return any(_may_draw(n) for n in graph.graph.nodes) or any(
-        draws(part) for part in graph.children() if isinstance(part, GraphModule)
-    )
+    return any(isinstance(n.target, torch._ops.OpOverload) and may_draw(n.target) for n in _nodes(graph))
 
 
-def _may_draw(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and may_draw(node.target)
+def is_complex(graph: GraphModule, /) -> bool:
+    """Whether complex numbers stand in the graph, which Inductor leaves out of loops or computes wrongly."""
+    values = (n.meta.get("val") for n in _nodes(graph))
+    return any(isinstance(x, Tensor) and x.is_complex() for x in values)
+
+
+def _nodes(graph: GraphModule) -> Iterator[Node]:
+    for module in graph.modules():
+        if isinstance(module, GraphModule):
+            yield from module.graph.nodes
 
 
 def scan(
@@ -112,8 +157,22 @@ def scan(
     """A loop as one operation: the last carry, and what the body returns beside it, stacked."""
     inputs = _apart([*carry, *xs, *rest])
     n, m = len(carry), len(carry) + len(xs)
+    count = _pad(body)
     with _unwatched():
-        return list(torch.ops.higher_order.scan(body, inputs[:n], inputs[n:m], tuple(inputs[m:])))
+        found = torch.ops.higher_order.scan(body, inputs[:n], inputs[n:m], tuple(inputs[m:]))
+    return list(found)[:count]
+
+
+def _pad(graph: GraphModule) -> int:
+    """Give a graph a second output, without which Inductor takes the one for the list; how many it had."""
+    (output,) = (n for n in graph.graph.nodes if n.op == "output")
+    outputs = list(output.args[0])
+    if len(outputs) == 1:
+        with graph.graph.inserting_before(output):
+            padding = graph.graph.call_function(torch.ops.aten.zeros.default, ([],))
+        output.args = ([*outputs, padding],)
+        graph.recompile()
+    return len(outputs)
 
 
 def cond(pred: Tensor, yes: GraphModule, no: GraphModule, inputs: Sequence[Tensor], /) -> list[Tensor]:

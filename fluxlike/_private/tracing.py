@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 from fluxlike._private import functorch
 
-__all__ = ["concrete", "readable", "tracing"]
+__all__ = ["concrete", "default_device", "readable", "tracing", "watched"]
 
 
 def tracing() -> bool:
@@ -23,3 +24,15 @@ def concrete() -> bool:
 def readable(x: Tensor, /) -> bool:
     """Whether the value of a tensor can be read without waiting for a device."""
     return type(x) is Tensor and x.device.type == "cpu" and not x.requires_grad and concrete()
+
+
+def default_device() -> torch.device | None:
+    """The device that ``with torch.device(…)`` or ``torch.set_default_device`` names; None for neither."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
+
+
+def watched() -> bool:
+    """Whether a mode of the user's own sees the calls of torch's functions here."""
+    if not torch._C._len_torch_function_stack():
+        return False
+    return any(not isinstance(mode, DeviceContext) for mode in functorch.function_modes())

@@ -11,6 +11,7 @@ from torch import Tensor
 from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.errors import explain_mixture, require_activation, require_features
+from fluxlike.random import normal
 from fluxlike.trees.functor import functor
 from fluxlike.trees.show import value_text
 
@@ -107,7 +108,7 @@ class Embedding:
         torch.Size([2, 2, 3])
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, init: Init = torch.randn) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, init: Init = normal) -> None:
         self.weight = init((num_embeddings, embedding_dim))
 
     def __call__(self, indices: Tensor) -> Tensor:

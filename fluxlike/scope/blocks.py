@@ -20,7 +20,7 @@ from fluxlike.scope.philox import WORD, Word, philox
 __all__ = ["Domain", "block", "blocks", "in_pieces", "read", "teach_inductor"]
 
 # Blocks that a CPU computes at once: few enough for its cache, many enough that calls cost little.
-_PIECE = 32768
+_PIECE = 16384
 
 
 class Domain(IntEnum):

@@ -88,13 +88,20 @@ def bernoulli(
     if isinstance(p, Tensor):
         below = (p.detach().to(torch.float64) * 2**32).round().to(torch.int64)
         return _draw(data, number, shape, lambda words: words, 4, device) < below
-    threshold = round(p * 2**32)
+    threshold = _threshold(p)
     return _draw(data, number, shape, lambda words: words < threshold, 4, device)
+
+
+def _threshold(p: float) -> int:
+    """Which words are below it with probability p, to 2⁻³³."""
+    return round(p * 2**32)
 
 
 def dropout(data: Tensor, number: Word, x: Tensor, p: float) -> Tensor:
     """`x` with entries zeroed with probability p, and the others scaled by 1/(1-p)."""
-    return torch.where(bernoulli(data, number, x.shape, p, x.device), 0.0, x * scale(p))
+    threshold = _threshold(p)
+    kept = _draw(data, number, x.shape, lambda words: words >= threshold, 4, x.device)
+    return x * kept * scale(p)
 
 
 def scale(p: float) -> float:

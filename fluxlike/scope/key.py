@@ -231,7 +231,7 @@ class Draws:
     def as_inputs(self) -> tuple[Tensor, Tensor]:
         """The key and the counts as tensors, the inputs of a trace; `advance` by its `mark` afterwards."""
         count = self._counter.value
-        return self.key.data, torch.tensor(count) if self._base is None else self._base + count
+        return self.key.data, torch.tensor(count, device="cpu") if self._base is None else self._base + count
 
     def next(self) -> tuple[Key, Word]:
         """The key and the number for one draw of ours."""

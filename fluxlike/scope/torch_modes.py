@@ -80,7 +80,7 @@ def _may_draw_inside(func: Any) -> bool:
     """Whether a function of torch may draw: by the operation of its name, or as Python that calls any."""
     if isinstance(func, FunctionType) or func in FUNCTIONS:
         return True
-    operation = getattr(torch.ops.aten, func.__name__, None)
+    operation = getattr(torch.ops.aten, getattr(func, "__name__", ""), None)
     return operation is not None and may_draw(operation)
 
 

@@ -92,7 +92,7 @@ def _native_dropout(source: Source, input: Tensor, p: float, train: bool | None)
     if train is False:
         return input.clone(), torch.ones_like(input, dtype=torch.bool)
     kept = ~source.bernoulli(input.shape, p, input.device)
-    return torch.where(kept, input * draws.scale(p), 0.0), kept
+    return input * kept * draws.scale(p), kept
 
 
 def _dropout(
@@ -142,7 +142,7 @@ def _drop(
         return x
     shape = x.shape if axes is None else [*x.shape[:axes], *(1 for _ in x.shape[axes:])]
     dropped = source.bernoulli(shape, p, x.device)
-    y = _keep_moments(x, dropped, p) if alpha else torch.where(dropped, 0.0, x * draws.scale(p))
+    y = _keep_moments(x, dropped, p) if alpha else x * ~dropped * draws.scale(p)
     return x.copy_(y) if inplace else y
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fluxlike.trees import paths
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import flatten, structure_of
+from fluxlike.trees.values import stands_for_float
 
 __all__ = ["Axis", "Inputs", "spread", "tensor_in"]
 
@@ -40,6 +41,8 @@ class Inputs:
                 x = tensor_in(leaf)
                 if x is None:
                     continue
+                if stands_for_float(x):
+                    axis = None
                 axis = axis if axis is None else self._checked(x, axis, n, i)
                 self._check_tie(seen, x, axis, n, i)
                 if axis is None:

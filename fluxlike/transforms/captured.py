@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from fluxlike._private import functorch, pytree
@@ -85,7 +84,7 @@ def _meant(x: Tensor) -> Tensor:
 def _depends_on_level(x: Tensor) -> bool:
     if functorch.active():
         return functorch.level_of(x) > 0 or x.requires_grad
-    return x.requires_grad or forward_ad.unpack_dual(x).tangent is not None
+    return x.requires_grad or functorch.has_tangent(x)
 
 
 class Replacing(TorchFunctionMode):

@@ -40,7 +40,8 @@ def checkpoint(f: Callable[..., Any], /) -> Checkpoint:
 
     Args:
         f: a layer, or any function. It must compute the same when it runs again, so it may not depend on
-            what changes in between. What it closes over is differentiated as ever.
+            what changes in between. What it closes over is differentiated as ever. Inside, fluxlike's
+            transforms work, ``torch.func.grad`` and its kin do not.
 
     Returns:
         A functor that holds `f` as its child ``f`` and calls it, so a checkpointed layer may stand in a
@@ -82,9 +83,9 @@ class Checkpoint:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.f(*args, **kwargs)
-        run = _Recomputed if functorch.in_forward_mode() else _Dropped
+        run = _recomputed if functorch.in_forward_mode() else _dropped
         try:
-            return run(self.f, args, kwargs).value()
+            return run(self.f, args, kwargs)
         except Exception as error:
             below = getattr(error, "below", None)  # of a layer inside, whose path starts here
             if below is None:
@@ -92,41 +93,50 @@ class Checkpoint:
             raise below(".f") from error
 
 
-class _Dropped:
-    """A call whose saved tensors are dropped, and computed again when one is asked for."""
+def _dropped(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the function returns, with a graph that drops its saved tensors."""
+    template = Template((*args, kwargs), "argument")
+    inputs = template.take()
+    rerun = Rerun(inputs)
+    saved = _Dropped(f, template, rerun, inputs)
+    token = keep_nothing.set(True)
+    try:
+        with saved_tensors_hooks(saved.drop, saved.restore):
+            return rerun.first(lambda: f(*args, **kwargs))
+    except RuntimeError as error:
+        if "support saved tensor hooks" not in str(error):
+            raise
+        raise RuntimeError(
+            "checkpoint: grad, vjp, jacrev and hessian of torch.func can't run inside; use fluxlike's gradient, "
+            "pullback, jacobian and hessian there"
+        ) from error
+    finally:
+        keep_nothing.reset(token)
 
-    def __init__(self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._call = f, args, kwargs
-        self._template = Template((args, kwargs), "argument")
-        inputs = self._template.take()
-        self._rerun = Rerun(inputs)
+
+class _Dropped:
+    """The saved tensors of one call, computed again when one is asked for."""
+
+    def __init__(
+        self, f: Callable[..., Any], template: Template, rerun: Rerun, inputs: Sequence[Tensor]
+    ) -> None:
+        self._f, self._template, self._rerun = f, template, rerun
         self._require_grad = [x.requires_grad for x in inputs]
         # A node that saves the inputs as autograd does: a checkpoint further out can drop them in its turn,
         # and a change in place is noticed.
         start = torch.empty(0, requires_grad=True)
         self._inputs = _Saved.apply(start, *[x.detach() for x in inputs]).grad_fn
-        self._dropped: list[tuple[torch.Size, torch.dtype]] = []
+        self._kinds: list[tuple[torch.Size, torch.dtype]] = []
         self._found: dict[int, Tensor] = {}
         self._lock = threading.RLock()  # the backward pass has a thread for each device
 
-    def value(self) -> Any:
-        f, args, kwargs = self._call
-        del self._call  # the arguments are kept by `_inputs` alone
-        self._f = f
-        token = keep_nothing.set(True)
-        try:
-            with saved_tensors_hooks(self._drop, self._restore):
-                return self._rerun.first(lambda: f(*args, **kwargs))
-        finally:
-            keep_nothing.reset(token)
-
-    def _drop(self, x: Tensor) -> int | Tensor:
+    def drop(self, x: Tensor) -> int | Tensor:
         if functorch.level_of(x):  # of a transform inside the function, which ends there
-            return x.detach()
-        self._dropped.append((x.shape, x.dtype))
-        return len(self._dropped) - 1
+            return functorch.without_graph(x)
+        self._kinds.append((x.shape, x.dtype))
+        return len(self._kinds) - 1
 
-    def _restore(self, dropped: int | Tensor) -> Tensor:
+    def restore(self, dropped: int | Tensor) -> Tensor:
         if isinstance(dropped, Tensor):
             return dropped
         with self._lock:
@@ -139,7 +149,7 @@ class _Dropped:
 
         def keep(x: Tensor) -> int | Tensor:
             if functorch.level_of(x):
-                return x.detach()
+                return functorch.without_graph(x)
             kept.append(x.detach())
             return len(kept) - 1
 
@@ -147,7 +157,7 @@ class _Dropped:
             return number if isinstance(number, Tensor) else kept[number]
 
         def run() -> None:
-            args, kwargs = self._template.fill(inputs)
+            *args, kwargs = self._template.fill(inputs)
             with torch.enable_grad(), saved_tensors_hooks(keep, give):
                 self._f(*args, **kwargs)
 
@@ -155,7 +165,7 @@ class _Dropped:
             pairs = zip(self._inputs.saved_tensors, self._require_grad, strict=True)
             inputs = [x.detach().requires_grad_(requires) for x, requires in pairs]
             self._rerun.again(run, inputs)
-        same = [(x.shape, x.dtype) for x in kept[: len(self._dropped)]] == self._dropped
+        same = [(x.shape, x.dtype) for x in kept[: len(self._kinds)]] == self._kinds
         if not same:
             name = getattr(self._f, "__name__", type(self._f).__name__)
             raise RuntimeError(
@@ -179,29 +189,40 @@ class _Saved(torch.autograd.Function):
         raise AssertionError("nothing is computed from this node")
 
 
-class _Recomputed:
-    """A call as one node of autograd, and its `Rule`: it runs the function again."""
+def _recomputed(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the function returns, as one node of autograd that runs the function again."""
+    template = Template((*args, kwargs), "argument")
+    inputs = template.take()
+    rerun, finding = Rerun(inputs), Finding(inputs)
+    with torch.no_grad(), functorch.forward_mode(False):
+        out = rerun.first(lambda: f(*args, **kwargs), finding)
+    output = Template((out,), "output")
+    results = output.take()
+    numbers = [slot.number for slot in output.slots if slot.trains]
+    found, count = finding.found, len(inputs)
 
-    def __init__(self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._f = f
-        self._template = Template((args, kwargs), "argument")
+    def again(*tensors: Tensor) -> list[Tensor]:
+        *args, kwargs = template.fill(tensors)
+        new = {id(old): x for old, x in zip(found, tensors[count:], strict=True)}
 
-    def value(self) -> Any:
-        inputs = self._template.take()
-        args, kwargs = self._template.fill(inputs)
-        self._rerun = Rerun(inputs)
-        finding = Finding(inputs)
-        with torch.no_grad(), functorch.forward_mode(False):
-            out = self._rerun.first(lambda: self._f(*args, **kwargs), finding)
-        self._found, meant = finding.found, finding.meant
-        self._output = Template((out,), "output")
-        results = self._output.take()
-        numbers = [slot.number for slot in self._output.slots if slot.trains]
-        self._numbers = numbers
-        linked = link(self, [results[n] for n in numbers], [*inputs, *meant])
-        for n, y in zip(numbers, linked, strict=True):
-            results[n] = y
-        return self._output.fill(results)[0]
+        def run() -> Any:
+            with at_depth(1):
+                return f(*args, **kwargs)
+
+        outputs = Template((rerun.again(run, tensors, Replacing(new) if new else None),), "output").take()
+        return [outputs[n] for n in numbers]
+
+    linked = link(_Recomputation(again), [results[n] for n in numbers], [*inputs, *finding.meant])
+    for n, y in zip(numbers, linked, strict=True):
+        results[n] = y
+    return output.fill(results)[0]
+
+
+class _Recomputation:
+    """The `Rule` of a function of tensors: run it, and differentiate that."""
+
+    def __init__(self, run: Callable[..., Sequence[Tensor]]) -> None:
+        self._run = run
 
     def backward(
         self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], needed: Sequence[bool]
@@ -212,13 +233,15 @@ class _Recomputed:
         with at_depth(1), open_motor() as motor:
             for i in wanted:
                 opened[i] = motor.handle(inputs[i])
-            outputs = self._run(opened)
+            with torch.enable_grad():
+                outputs = self._run(*opened)
         pairs = zip(outputs, cotangents, strict=True)
         used = [(y, c) for y, c in pairs if c is not None and y.requires_grad]
         result: list[Tensor | None] = [None] * len(inputs)
         if used and wanted:
             ys, cs = zip(*used, strict=True)
             handles = [opened[i] for i in wanted]
+            # After the level has closed, so that it does not record the backward pass.
             grads = torch.autograd.grad(ys, handles, cs, create_graph=differentiable, allow_unused=True)
             for i, g in zip(wanted, grads, strict=True):
                 result[i] = None if g is None else functorch.unwrap_dead(g)
@@ -226,20 +249,18 @@ class _Recomputed:
 
     def forward_mode(self, inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> list[Tensor]:
         pairs = zip(inputs, tangents, strict=True)
-        outputs = self._run([x if t is None else forward_ad.make_dual(x, t) for x, t in pairs])
-        found = [forward_ad.unpack_dual(y).tangent for y in outputs]
-        slots = [self._output.slots[n] for n in self._numbers]
-        return [slot.zeros() if t is None else t for slot, t in zip(slots, found, strict=True)]
+        outputs = self._run(*[x if t is None else forward_ad.make_dual(x, t) for x, t in pairs])
+        unpacked = [forward_ad.unpack_dual(y) for y in outputs]
+        return [torch.zeros_like(y) if t is None else t for y, t in unpacked]
 
-    def _run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The differentiable outputs for other inputs."""
-        count = len(self._template.slots)
-        new = {id(old): x for old, x in zip(self._found, inputs[count:], strict=True)}
+    def mapped(
+        self, randomness: str, axes: Sequence[int | None], output_axes: Sequence[int | None]
+    ) -> _Recomputation:
+        run = torch.func.vmap(self._run, tuple(axes), randomness=randomness)
 
-        def run() -> Any:
-            args, kwargs = self._template.fill(inputs[:count])
-            with torch.enable_grad(), at_depth(1):
-                return self._f(*args, **kwargs)
+        def run_mapped(*inputs: Tensor) -> list[Tensor]:
+            pairs = zip(run(*inputs), output_axes, strict=True)
+            # An output that is the same for all members is that of the first.
+            return [y[0] if axis is None else y.movedim(0, axis) for y, axis in pairs]
 
-        out = Template((self._rerun.again(run, inputs, Replacing(new) if new else None),), "output").take()
-        return [out[n] for n in self._numbers]
+        return _Recomputation(run_mapped)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fluxlike._private import functorch
 from fluxlike.scope import assigned
@@ -19,6 +18,7 @@ from fluxlike.transforms.motors import at_depth
 from fluxlike.transforms.pullback import Pulled
 from fluxlike.transforms.rerun import Rerun
 from fluxlike.transforms.template import Template
+from fluxlike.trees.fmap import fleaves
 from fluxlike.trees.leaves import can_train
 from fluxlike.trees.structure import flatten
 
@@ -58,9 +58,7 @@ def _stopped(x: Tensor) -> Tensor:
 
 def is_differentiated(x: Tensor) -> bool:
     """Whether a derivative by a tensor may be asked for."""
-    return can_train(x) and (
-        functorch.active() or x.requires_grad or forward_ad.unpack_dual(x).tangent is not None
-    )
+    return can_train(x) and (functorch.active() or x.requires_grad or functorch.has_tangent(x))
 
 
 def custom_gradient(f: Callable[..., tuple[Any, Callable[[Any], Any]]], /) -> Callable[..., Any]:
@@ -104,7 +102,10 @@ def custom_gradient(f: Callable[..., tuple[Any, Callable[[Any], Any]]], /) -> Ca
         rule = _Given(f, args, kwargs)
         if any(map(is_differentiated, rule.inputs.peek())):
             return rule.run()
-        return rule.value_and_back(args)[0]
+        value = rule.value_and_back(args)[0]
+        for y in fleaves(value):
+            check_constant(rule.name, y)
+        return value
 
     return differentiable
 
@@ -118,7 +119,7 @@ class _Given:
 
     def __init__(self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._f, self._kwargs = f, kwargs
-        self._name = f"custom_gradient of {getattr(f, '__qualname__', repr(f))}"
+        self.name = f"custom_gradient of {getattr(f, '__qualname__', repr(f))}"
         self.inputs = Template(args, "argument")
 
     def run(self) -> Any:
@@ -138,7 +139,7 @@ class _Given:
         results = self._output.take()
         numbers = self._numbers = [slot.number for slot in self._output.slots if slot.trains]
         for n in numbers:
-            _check_constant(self._name, results[n])
+            check_constant(self.name, results[n])
         linked = link(self, [results[n] for n in numbers], [*tensors, *meant])
         for n, y in zip(numbers, linked, strict=True):
             results[n] = y
@@ -154,7 +155,7 @@ class _Given:
         if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
             found = f"a {type(pair).__name__}" + (f" of {len(pair)}" if isinstance(pair, tuple) else "")
             raise TypeError(
-                f"{self._name}: the function returns its value and a function of the cotangent, such as "
+                f"{self.name}: the function returns its value and a function of the cotangent, such as "
                 f"x.sign(), lambda g: g * (x.abs() < 1); found {found}"
             )
         return pair
@@ -185,7 +186,7 @@ class _Given:
             return [found[n] for n in moved]
 
         def transpose() -> Sequence[Tensor | None]:
-            pulled = Pulled(self._name, pull, [[slot.zeros() for slot in slots]], 0, train=False)
+            pulled = Pulled(self.name, pull, [[slot.zeros() for slot in slots]], 0, train=False)
             given = [tangents[moved[i]] for i in pulled.output.places]
             return pulled.pull(given, create_graph=True)
 
@@ -209,15 +210,15 @@ class _Given:
         elif not isinstance(found, (tuple, list)) or len(found) != number:
             what = f"{len(found)}" if isinstance(found, (tuple, list)) else f"a {type(found).__name__}"
             raise ValueError(
-                f"{self._name} takes {number} arguments, so back returns a tuple of {number}, with None for "
+                f"{self.name} takes {number} arguments, so back returns a tuple of {number}, with None for "
                 f"an argument without a gradient; found {what}"
             )
         return self.inputs.read_gradients(found)
 
 
-def _check_constant(name: str, y: Tensor) -> None:
+def check_constant(name: str, y: Tensor) -> None:
     """Raise where the value depends on something that is differentiated, other than by an argument."""
-    depends = forward_ad.unpack_dual(y).tangent is not None or y.requires_grad
+    depends = functorch.has_tangent(y) or y.requires_grad
     while not depends and functorch.level_of(y):
         y = functorch.inner(y)
         depends = y.requires_grad

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch.autograd import forward_ad
 
 from fluxlike._private import functorch
 
-__all__ = ["Rule", "link"]
+__all__ = ["MappableRule", "Rule", "link"]
+
+Axes = Sequence[int | None]
 
 
 class Rule(Protocol):
@@ -26,6 +28,17 @@ class Rule(Protocol):
         """The tangents of the outputs, of those of the inputs; None for zero."""
 
 
+@runtime_checkable
+class MappableRule(Rule, Protocol):
+    """A rule that knows the derivative of its function mapped by ``vmap``.
+
+    That of any other rule is its own, mapped: it takes the gradient for each member, and adds them up.
+    """
+
+    def mapped(self, randomness: str, axes: Axes, output_axes: Axes) -> Rule:
+        """The rule of the mapped function; inputs and outputs have an axis more, or None for none."""
+
+
 def link(rule: Rule, outputs: Sequence[Tensor], inputs: Sequence[Tensor], /) -> tuple[Tensor, ...]:
     """The outputs, differentiable with respect to the inputs by a rule.
 
@@ -38,8 +51,6 @@ def link(rule: Rule, outputs: Sequence[Tensor], inputs: Sequence[Tensor], /) -> 
 
 
 class _Link(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(rule: Rule, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(y.detach() for y in tensors[:count])
@@ -66,3 +77,65 @@ class _Link(torch.autograd.Function):
         with functorch.forward_mode(True):
             inputs = [forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors]
             return tuple(ctx.rule.forward_mode(inputs, tangents[2 + ctx.count :]))
+
+    @staticmethod
+    def vmap(info: Any, axes: tuple[Any, ...], rule: Rule, count: int, *tensors: Tensor) -> Any:
+        output_axes, input_axes = axes[2 : 2 + count], axes[2 + count :]
+        if isinstance(rule, MappableRule):
+            mapped = rule.mapped(info.randomness, input_axes, output_axes)
+        else:
+            mapped = _Mapped(rule, info, input_axes, output_axes)
+        return link(mapped, tensors[:count], tensors[count:]), output_axes
+
+
+class _Mapped:
+    """A rule for every member of a ``vmap``."""
+
+    def __init__(self, rule: Rule, info: Any, axes: Axes, output_axes: Axes) -> None:
+        self._rule, self._axes, self._output_axes = rule, tuple(axes), tuple(output_axes)
+        self._size, self._randomness = info.batch_size, info.randomness
+
+    def backward(
+        self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        reached: list[bool] = []
+
+        def member(inputs: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+            left = iter(given)
+            full = [None if c is None else next(left) for c in cotangents]
+            found = self._rule.backward(inputs, full, needed)
+            reached[:] = [g is not None for g in found]
+            return [torch.zeros(()), *[g for g in found if g is not None]]  # vmap asks for at least one
+
+        pairs = zip(cotangents, self._output_axes, strict=True)
+        given = [
+            (c, axis) if axis is not None else (self._of_first(c), 0) for c, axis in pairs if c is not None
+        ]
+        run = torch.func.vmap(
+            member, (self._axes, tuple(axis for _, axis in given)), randomness=self._randomness
+        )
+        left = iter(run(tuple(inputs), tuple(c for c, _ in given))[1:])
+        result: list[Tensor | None] = []
+        for axis, one in zip(self._axes, reached, strict=True):
+            g = next(left) if one else None
+            result.append(None if g is None else g.sum(0) if axis is None else g.movedim(0, axis))
+        return result
+
+    def forward_mode(self, inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> list[Tensor]:
+        def member(inputs: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+            left = iter(given)
+            return list(
+                self._rule.forward_mode(inputs, [None if t is None else next(left) for t in tangents])
+            )
+
+        given = [(t, axis) for t, axis in zip(tangents, self._axes, strict=True) if t is not None]
+        run = torch.func.vmap(
+            member, (self._axes, tuple(axis for _, axis in given)), randomness=self._randomness
+        )
+        found = run(tuple(inputs), tuple(t for t, _ in given))
+        pairs = zip(found, self._output_axes, strict=True)
+        return [t[0] if axis is None else t.movedim(0, axis) for t, axis in pairs]
+
+    def _of_first(self, c: Tensor) -> Tensor:
+        """The cotangent of an output that all members share, as the first member's alone."""
+        return torch.cat([c[None], c.new_zeros(self._size - 1, *c.shape)])

@@ -50,8 +50,9 @@ def at_depth(depth: int, /) -> Iterator[None]:
 class Closer(Protocol):
     """What takes results out of a motor."""
 
-    #: Whether results are plain numbers, so that a float argument can have a float for its gradient.
-    concrete: bool
+    @property
+    def concrete(self) -> bool:
+        """Whether results are plain numbers, so that a float argument can have a float for its gradient."""
 
     def close(self, x: Tensor, /) -> Tensor:
         """A result, as the caller of the gradient may have it."""
@@ -76,7 +77,9 @@ class Motor(Closer, Protocol):
 class Outermost:
     """torch's autograd directly, on detached leaves; results carry no graph."""
 
-    concrete = True
+    @property
+    def concrete(self) -> bool:
+        return not tracing()
 
     def handle(self, x: Tensor, /) -> Tensor:
         return x.detach().requires_grad_()
@@ -161,7 +164,9 @@ class Afterwards:
     """
 
     def __init__(self) -> None:
+        #: Whether results are plain numbers.
         self.concrete = not enclosed() and not tracing()
+        #: Whether results are differentiated further out.
         self.differentiable = differentiated() and torch.is_grad_enabled()
 
     def close(self, x: Tensor, /) -> Tensor:

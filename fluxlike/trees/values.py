@@ -1,12 +1,14 @@
-"""Reading an `nn.Parameter` as its value, outside of every transform."""
+"""What a tensor stands for: the value of an `nn.Parameter`, or a float while `jit` traces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from torch import Tensor
 
-__all__ = ["inside_transform", "value_of"]
+__all__ = ["inside_transform", "stands_for_float", "standing_for_floats", "value_of"]
 
 #: Whether a transform surrounds the call: inside one, tensors that require grad are its handles.
 #: The floor of transforms puts its own test in.
@@ -22,3 +24,21 @@ def value_of(x: Tensor, /) -> Tensor:
     if x.requires_grad and x.grad_fn is None and not any(inside() for inside in inside_transform):
         return x.detach()
     return x
+
+
+_floats: ContextVar[Container[int]] = ContextVar("fluxlike_floats", default=())
+
+
+@contextmanager
+def standing_for_floats(ids: Container[int], /) -> Iterator[None]:
+    """Inside, tensors of these ids are in the places of floats, so `vmap` shares them as it does floats."""
+    token = _floats.set(ids)
+    try:
+        yield
+    finally:
+        _floats.reset(token)
+
+
+def stands_for_float(x: Tensor, /) -> bool:
+    """Whether a tensor is in the place of a float."""
+    return id(x) in _floats.get()

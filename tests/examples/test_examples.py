@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = {"digits": lambda folder: ["--out", str(folder)]}
+OPTIONS = {name: lambda folder: ["--out", str(folder)] for name in ("digits", "population")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "vision_transformer", "surgery", "maml"])
+@pytest.mark.parametrize("name", ["digits", "vision_transformer", "surgery", "maml", "population", "xnor"])
 def test_an_example_runs_quickly_to_its_end(name: str, tmp_path: Path):
     script = ROOT / "examples" / f"{name}.py"
     if not script.exists():

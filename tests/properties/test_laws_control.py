@@ -1,4 +1,4 @@
-"""Laws for every tree: scan is a loop, cond is an if, and neither a pure function nor a check of it changes anything."""
+"""Laws for every tree: scan is a loop, cond is an if, and check_pure finds what is written."""
 
 from typing import Any
 
@@ -51,7 +51,9 @@ def test_scan_of_no_turn_has_the_shapes_of_a_turn(tree: Any) -> None:
 @given(trees(DTYPES), st.booleans())
 def test_cond_is_an_if(tree: Any, pred: bool) -> None:
     def choose(pred: Any) -> Any:
-        return fl.cond(pred, lambda t: moved(t, torch.tensor(1.0)), lambda t: moved(t, torch.tensor(2.0)), tree)
+        return fl.cond(
+            pred, lambda t: moved(t, torch.tensor(1.0)), lambda t: moved(t, torch.tensor(2.0)), tree
+        )
 
     expected = moved(tree, torch.tensor(1.0 if pred else 2.0))
     assert same_content(choose(pred), expected)

@@ -246,6 +246,15 @@ def test_normals_have_the_moments_and_tails_of_the_normal_distribution(dtype):
         assert abs((x.abs() > limit).double().mean().item() - share) < 5 * (share / N) ** 0.5 + 1e-3
 
 
+@pytest.mark.parametrize("word", [0, WORD])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_normals_are_finite_for_the_smallest_and_the_largest_words(dtype, word, monkeypatch):
+    monkeypatch.setattr(draws, "blocks", lambda data, number, index: torch.full((*index.shape, 4), word))
+    x = draws.normal(fl.Key(0).data, 0, (4,), dtype)
+    assert x.isfinite().all()
+    assert x.abs().max() < 9
+
+
 def test_the_two_normals_of_a_pair_are_independent():
     x = drawn("normal", dtype=torch.float64).view(-1, 2)
     first, second = x.unbind(-1)

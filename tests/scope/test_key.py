@@ -202,6 +202,16 @@ def test_keys_are_mapped_by_vmap():
     assert said == ["Key(int64[2])"]
 
 
+@pytest.mark.parametrize("piece", [1, 2, 1000])
+def test_keys_mapped_along_with_numbers_are_folded_pair_by_pair(piece, monkeypatch):
+    monkeypatch.setattr("fluxlike.scope.blocks._PIECE", piece)
+    keys = fl.Key(1).split(3)
+    for numbers in (torch.arange(3), torch.arange(12).view(3, 4), torch.arange(9).view(3, 3)):
+        mapped = torch.func.vmap(lambda key, i: key.fold_in(i).data)(keys, numbers)
+        alone = [key.fold_in(i).data for key, i in zip(keys, numbers, strict=True)]
+        assert torch.equal(mapped, torch.stack(alone))
+
+
 def test_keys_are_derived_in_a_trace():
     graph = make_fx(lambda k, i: k.fold_in(i).split(20)[3].fold_in(4), tracing_mode="fake")
     traced = graph(fl.Key(0), torch.tensor(0))
@@ -365,6 +375,14 @@ def test_folded_by_a_mapped_index_each_member_draws_what_it_would_alone():
     draws = Draws(fl.Key(1))
     drawn = torch.func.vmap(lambda i: entered(draws.folded(i)))(torch.arange(3))
     assert torch.equal(drawn, torch.stack([under(fl.Key(1).fold_in(i)) for i in range(3)]))
+
+
+def test_draws_entered_again_go_on_with_torchs_generator():
+    with fl.seeded(fl.Key(1)):
+        first = torch.rand(2)
+        again = entered(active(), lambda: torch.rand(2))
+        last = torch.rand(2)
+    assert torch.equal(torch.cat((first, again, last)), under(fl.Key(1), lambda: torch.rand(6)))
 
 
 def test_blocked_draws_raise_the_reason():

@@ -396,7 +396,7 @@ def test_mapped_and_traced_torchs_operations_are_distributed_as_torchs(name):
     ],
 )
 def test_what_draws_nothing_runs_traced_as_it_is(operation):
-    x = torch.randn(2, 3, 4)
+    x = torch.randn(2, 1, 3, 4)
     torch.testing.assert_close(traced(operation, x)(fl.Key(1).data, torch.tensor(0), x), operation(x))
 
 

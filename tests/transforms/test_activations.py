@@ -262,7 +262,9 @@ def test_an_error_of_a_layer_comes_through_with_its_path() -> None:
 
 def test_an_output_changed_in_place_afterwards_is_an_error_that_names_it() -> None:
     model = calls(lambda m, x: m.layer(x).add_(x))(fl.Chain(torch.sin))
-    with pytest.raises(ValueError, match=r"the output of \.layer\.layers\[0\] was changed in place.*h = h \+ x"):
+    with pytest.raises(
+        ValueError, match=r"the output of \.layer\.layers\[0\] was changed in place.*h = h \+ x"
+    ):
         fl.activations(model, torch.ones(3))
 
 

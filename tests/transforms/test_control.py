@@ -459,9 +459,7 @@ def test_a_turn_reads_what_the_turn_before_assigned(run: Any) -> None:
             return fl.current(self.calls)
 
     def f(x: Tensor) -> Any:
-        (_, seen), updates = fl.withupdates(
-            lambda m: fl.scan(lambda c, _: (c, m()), None, x), Counting()
-        )
+        (_, seen), updates = fl.withupdates(lambda m: fl.scan(lambda c, _: (c, m()), None, x), Counting())
         return seen, updates
 
     seen, updates = run(f, torch.zeros(4))
@@ -543,7 +541,13 @@ def test_dropout_without_a_key_has_one_mask_forward_and_backward() -> None:
             ValueError,
             r"float32\[2, 3\] at \['h'\], the carry float64\[2, 3\]",
         ),
-        (lambda c, x: (c + x.sum(), x), 0.0, XS, ValueError, r"a tensor float64\[\] at the root.*the constant 0.0"),
+        (
+            lambda c, x: (c + x.sum(), x),
+            0.0,
+            XS,
+            ValueError,
+            r"a tensor float64\[\] at the root.*the constant 0.0",
+        ),
         (lambda c, x: (c + 1, x), 0, XS, ValueError, "the constant 1 at the root, the carry the constant 0"),
         (lambda c, x: ([c], x), H, XS, ValueError, "at the root, .* has a list, the carry has a leaf"),
     ],
@@ -628,7 +632,9 @@ def test_cond_works_in_forward_mode(run: Any) -> None:
 def test_one_branch_alone_runs_where_there_is_a_value() -> None:
     ran = []
     fl.cond(torch.tensor(True), lambda: ran.append("true"), lambda: ran.append("false"))
-    fl.gradient(lambda x: fl.cond(x.sum() < 0, lambda x: ran.append("no"), lambda x: x.sum(), x), torch.ones(2))
+    fl.gradient(
+        lambda x: fl.cond(x.sum() < 0, lambda x: ran.append("no"), lambda x: x.sum(), x), torch.ones(2)
+    )
     assert ran == ["true"]
 
 
@@ -710,7 +716,7 @@ def test_the_branch_taken_assigns(run: Any, sign: float) -> None:
 
     x = XS[0].abs() * sign
     grads = run(f, x)
-    moved, still = (grads if sign > 0 else grads[::-1])
+    moved, still = grads if sign > 0 else grads[::-1]
     close(moved.running_mean.value, 0.1 * x.mean(0))
     assert still.running_mean is None or torch.equal(still.running_mean.value, torch.zeros(3).double())
 
@@ -840,7 +846,9 @@ def test_a_branch_that_is_no_function_is_an_error() -> None:
         (lambda x: x, lambda x: 0.0, "the constant 0.0 at the root"),
     ],
 )
-def test_branches_of_different_forms_are_an_error_that_names_the_place(one: Any, other: Any, says: str) -> None:
+def test_branches_of_different_forms_are_an_error_that_names_the_place(
+    one: Any, other: Any, says: str
+) -> None:
     with pytest.raises(ValueError, match=says):
         fl.vmap(lambda x: fl.cond(x > 0, one, other, x))(PREDS)
     with pytest.raises(ValueError, match=says):

@@ -734,3 +734,26 @@ def test_a_population_with_dropout_trains_as_each_member_alone() -> None:
     together = alone(KEY, fl.vmap(f, randomness="different"), fl.stack(models), x, y)
     members = zip(models, x, y, strict=True)
     close(together, fl.stack([alone(KEY.fold_in(i), f, *member) for i, member in enumerate(members)]))
+
+
+@pytest.mark.parametrize(
+    "draw", [fl.random.uniform, fl.random.normal, lambda shape: fl.random.bernoulli(shape, 0.5)]
+)
+def test_draws_without_a_key_may_differ_between_members(draw):
+    x = fl.vmap(lambda i: draw((50,)), randomness="different")(torch.arange(3)).double()
+    assert not torch.equal(x[0], x[1])
+    assert x.shape == (3, 50)
+
+
+def test_layers_can_be_built_in_a_vmap_without_a_key():
+    models = fl.vmap(lambda i: fl.Dense(3, 2), randomness="different")(torch.arange(4))
+    assert models.weight.shape == (4, 2, 3)
+    assert not torch.equal(models.weight[0], models.weight[1])
+
+
+def test_a_comparison_in_a_mapped_function_under_a_key_is_no_draw():
+    def f(x):
+        with fl.seeded(fl.Key(0)):
+            return x == 0
+
+    assert fl.vmap(f)(torch.tensor([0, 1])).tolist() == [True, False]

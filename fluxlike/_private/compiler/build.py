@@ -14,9 +14,11 @@ from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 from torch._inductor.virtualized import V
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from fluxlike._private.compiler.functional import functional
+from fluxlike._private.compiler.memory import origins
+from fluxlike._private.compiler.operators import settle
 from fluxlike._private.compiler.passes import choose_kernels
 from fluxlike._private.compiler.trace import Recorded
 
@@ -66,16 +68,23 @@ def _results(module: GraphModule) -> list[Any]:
 
 
 def _write_over(module: GraphModule, targets: dict[int, int]) -> None:
-    """Write results over the memory of inputs, and part from inputs what is a view of one."""
+    """Write results over the memory of inputs, and part the others from inputs and from each other."""
     graph = module.graph
     (output,) = graph.find_nodes(op="output")
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     results = list(output.args[0])
+    found = origins(module)
+    taken: set[Node] = set(inputs)
     with graph.inserting_before(output):
         for k, node in enumerate(results):
-            if k not in targets and isinstance(node, Node) and _is_view_of_input(node):
-                results[k] = graph.call_function(torch.ops.aten.clone.default, (node,))
-                results[k].meta = dict(node.meta)
+            if not isinstance(node, Node) or not isinstance(node.meta.get("val"), Tensor):
+                continue  # a size
+            if k in targets:
+                results[k] = _copied(graph, settle, node)
+            elif found[node] & taken:
+                results[k] = _copied(graph, torch.ops.aten.clone.default, node)
+            else:
+                taken |= found[node]
         for k, i in targets.items():
             new = graph.call_function(torch.ops.aten.copy_.default, (inputs[i], results[k]))
             new.meta = dict(results[k].meta)
@@ -84,19 +93,10 @@ def _write_over(module: GraphModule, targets: dict[int, int]) -> None:
     module.recompile()
 
 
-_VIEWS = {
-    torch.ops.aten.view.default,
-    torch.ops.aten._unsafe_view.default,
-    torch.ops.aten.reshape.default,
-    torch.ops.aten.alias.default,
-    torch.ops.aten.detach.default,
-}
-
-
-def _is_view_of_input(node: Node) -> bool:
-    while node.op == "call_function" and (node.target in _VIEWS or getattr(node.target, "is_view", False)):
-        node = node.args[0]  # type: ignore[assignment]
-    return node.op == "placeholder"
+def _copied(graph: Graph, operation: Any, node: Node) -> Node:
+    copy = graph.call_function(operation, (node,))
+    copy.meta = dict(node.meta)
+    return copy
 
 
 def _can_compile() -> bool:

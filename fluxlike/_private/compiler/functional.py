@@ -7,13 +7,15 @@ from typing import Any
 import torch
 import torch._inductor.lowering  # the decompositions ask for it
 from torch import Tensor
-from torch._functorch.compile_utils import fx_graph_cse
+from torch._functorch.compile_utils import fx_graph_cse, rand_ops
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fluxlike._private.compiler.memory import keeps_strides
 from fluxlike._private.compiler.operators import realize
 from fluxlike._private.compiler.trace import Recorded
+from fluxlike._private.dispatch import may_draw
 
 __all__ = ["functional"]
 
@@ -27,13 +29,21 @@ def functional(recorded: Recorded) -> GraphModule:
     table = dict(select_decomp_table())
     # Inductor reads the window of each entry, which is faster than the decomposition's scattered sums.
     table.pop(aten.max_pool2d_with_indices_backward.default, None)
-    run = torch.func.functionalize(_Layouts(recorded.module).run, remove="mutations")
+    runner = Interpreter if keeps_strides(recorded.module) else _Layouts
+    run = torch.func.functionalize(runner(recorded.module).run, remove="mutations")
     with recorded.mode:
         module = make_fx(run, decomposition_table=table, tracing_mode="real")(*recorded.inputs)
     module.graph.eliminate_dead_code()
-    module.graph = fx_graph_cse(module.graph)
+    if all(map(_merges, module.graph.nodes)):
+        module.graph = fx_graph_cse(module.graph)
     module.recompile()
     return module
+
+
+def _merges(n: Node) -> bool:
+    """Whether the elimination of common subexpressions knows what to do with it: not with every draw."""
+    draws = isinstance(n.target, torch._ops.OpOverload) and may_draw(n.target)
+    return not draws or n.target.overloadpacket in rand_ops  # type: ignore[union-attr]
 
 
 class _Layouts(Interpreter):

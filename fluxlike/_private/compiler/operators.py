@@ -1,21 +1,29 @@
-"""Two operators that graphs are written with, and what Inductor makes of them."""
+"""Operators that graphs are written with, and what Inductor makes of them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._inductor import ir
-from torch._inductor.lowering import permute, register_lowering
+from torch._inductor.lowering import clone, permute, register_lowering
 
-__all__ = ["matmul", "realize"]
+__all__ = ["matmul", "realize", "settle"]
 
 _library = torch.library.Library("fluxlike", "DEF")
 _library.define("realize(Tensor x) -> Tensor")
+_library.define("settle(Tensor x) -> Tensor")
 _library.define("matmul(Tensor a, Tensor b, Tensor? bias) -> Tensor")
 
 
 @torch.library.impl(_library, "realize", "CompositeExplicitAutograd")
 def _realize(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@torch.library.impl(_library, "settle", "CompositeExplicitAutograd")
+def _settle(x: Tensor) -> Tensor:
     return x.clone()
 
 
@@ -33,11 +41,15 @@ def _fake_matmul(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 
 torch.library.register_fake("fluxlike::realize", _fake_realize)
+torch.library.register_fake("fluxlike::settle", _fake_realize)
 torch.library.register_fake("fluxlike::matmul", _fake_matmul)
 
 
 #: The tensor itself, kept in memory rather than computed anew by each kernel that reads it.
 realize = torch.ops.fluxlike.realize.default
+
+#: The tensor itself, or a copy where it is an input: what may be written over an input, even over that one.
+settle = torch.ops.fluxlike.settle.default
 
 #: ``a @ b + bias`` by oneDNN instead of the BLAS that torch was built with.
 matmul = torch.ops.fluxlike.matmul.default
@@ -46,6 +58,17 @@ matmul = torch.ops.fluxlike.matmul.default
 @register_lowering(realize, type_promotion_kind=None)
 def _lower_realize(x: ir.TensorBox) -> ir.TensorBox:
     x.realize()
+    return x
+
+
+@register_lowering(settle, type_promotion_kind=None)
+def _lower_settle(x: ir.TensorBox) -> ir.TensorBox:
+    inside: Any = x.data
+    while isinstance(inside, (ir.BaseView, ir.MutableBox)):
+        inside = inside.data
+    if isinstance(inside, ir.InputBuffer):
+        x = clone(x)
+        x.realize()
     return x
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
+from fluxlike._private.pytree import map_tensors
+
 __all__ = ["NEEDS_A_SHAPE", "NEEDS_A_VALUE", "Recorded", "Recorder", "is_stand_in", "lift_captured"]
 
 #: What tracing raises where a function asks for the value of a tensor.
@@ -43,6 +46,14 @@ _undeclared: dict[Any, Any] = get_decompositions(
         torch.ops.aten.miopen_batch_norm,
     ]
 )
+
+
+def _random_from(x: Tensor, low: int, high: int | None, *, generator: Any = None) -> Tensor:
+    return x.copy_(torch.randint(low, 2**53 if high is None else high, x.shape, device=x.device))
+
+
+# Code can't be written with its name, which is a word of Python.
+_undeclared[getattr(torch.ops.aten.random_, "from")] = _random_from
 
 
 @dataclass
@@ -62,6 +73,22 @@ class Recorded:
     mode: FakeTensorMode
 
 
+class _Mode(FakeTensorMode):
+    """Fake tensors for captured tensors, too.
+
+    torch computes with those where no other tensor is around: it would write to them, and tell their values.
+    """
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in self.lift_fns:  # that of a literal is its value
+            args, kwargs = map_tensors(self._own, (args, kwargs or {}))
+        return super().dispatch(func, types, args, kwargs or {})
+
+    def _own(self, x: Tensor) -> Tensor:
+        plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided
+        return self.fake_tensor_converter.from_real_tensor(self, x) if plain else x
+
+
 _NO_VALUES: dict[str, Any] = {"allow_scalar_outputs": False, "allow_dynamic_output_shape_ops": False}
 
 
@@ -75,7 +102,7 @@ class Recorder:
 
     def __init__(self, tensors: Sequence[Tensor], dynamic: frozenset[int] = frozenset()) -> None:
         self.shapes = ShapeEnv(**_NO_VALUES) if dynamic else None
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=self.shapes)
+        self.mode = _Mode(allow_non_fake_inputs=True, shape_env=self.shapes)
         self.dynamic = sorted(dynamic)
         self.inputs = [self._fake(i, x, i in dynamic) for i, x in enumerate(tensors)]
         self._hints = [n for i in self.dynamic for n in tensors[i].shape]
@@ -91,7 +118,7 @@ class Recorder:
 
     def record(self, f: Callable[..., Sequence[Tensor]]) -> Recorded:
         """Call the function with the fake inputs, and record what it does to them."""
-        with self.mode, _without_log():
+        with self.mode, _quiet():
             module = make_fx(f, decomposition_table=_undeclared, tracing_mode="real")(*self.inputs)
         module.graph.eliminate_dead_code()
         captured = lift_captured(module)
@@ -119,12 +146,14 @@ def is_stand_in(x: Tensor) -> bool:
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
-    """Fake tensors log what an operation raises, with its traceback, although it is raised too."""
+def _quiet() -> Iterator[None]:
+    """Leave out what fake tensors say beside: they log what they raise, and ask non-leaves for ``.grad``."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            yield
     finally:
         log.disabled = before
 

@@ -37,7 +37,7 @@ def choose(pred: Tensor, branches: Sequence[Flat], inputs: Sequence[Tensor], /) 
     closed_over = list({id(x): x for body in bodies for x in body.closed_over}.values())
     for body in bodies:
         body.close(closed_over)
-        body.require_repeatable(any(depends))
+        body.check(any(depends))
     if any(depends):
         trained += can_be_trained(closed_over)
         derivatives = [Derivative(branch, closed_over, trained) for branch in branches]

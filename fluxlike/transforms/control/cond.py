@@ -19,6 +19,7 @@ from fluxlike.transforms.control.form import Form
 from fluxlike.transforms.control.recorded import Unrecordable, examples
 from fluxlike.transforms.control.traced import derive_all
 from fluxlike.transforms.custom import is_differentiated
+from fluxlike.trees.structure import flatten
 
 __all__ = ["cond"]
 
@@ -72,7 +73,7 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
     if pred.ndim:
         raise ValueError(
             f"cond chooses one branch by a 0-d tensor, found the shape {tuple(pred.shape)}; reduce it with "
-            ".any() or .all(), choose entry by entry with torch.where, or member by member under fluxlike.vmap"
+            ".any() or .all(), choose entry by entry by torch.where, or member by member under fluxlike.vmap"
         )
     if pred.dtype != torch.bool:
         raise ValueError(f"cond takes a tensor of bool, found {pred.dtype}; write x != 0 or x > 0")
@@ -118,8 +119,7 @@ class _Choice:
             with Apart() as apart:
                 trees.append(self._run(n, _guarded(self._operands, taken)))
             moved.append(apart.assigned())
-        form = _common_form(*trees)
-        yes, no = (form.tensors_of(tree) for tree in trees)
+        form, yes, no = _common_form(*trees)
         for buffer, *values in _both(moved):
             assign(buffer, _where(pred, *values))
         return form.fill([_where(pred, a, b) for a, b in zip(yes, no, strict=True)])
@@ -134,7 +134,7 @@ class _Choice:
                 derive_all(slices, given.tensors)
                 trees.append(self._run(n, given.fill(slices)))
             moved.append(apart.assigned())
-        form = _common_form(*trees)
+        form, *_ = _common_form(*trees)
         buffers = [buffer for buffer, *_ in _both(moved)]
 
         def branch(n: int) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -143,7 +143,7 @@ class _Choice:
                     derive_all(tensors, given.tensors)
                     tree = self._run(n, given.fill(tensors))
                 found = {id(buffer): value for buffer, value in apart.assigned()}
-                return [*form.tensors_of(tree), *(found.get(id(b), current(b)) for b in buffers)]
+                return [*form.tensors_of(flatten(tree)[0]), *(found.get(id(b), current(b)) for b in buffers)]
 
             return run
 
@@ -157,10 +157,14 @@ class _Choice:
 _APART = 1 << 62  # added to the number of a draw, so that no key folded by a member or a turn is met
 
 
-def _common_form(yes: Any, no: Any) -> Form:
+def _common_form(yes: Any, no: Any) -> tuple[Form, list[Tensor], list[Tensor]]:
+    """The form that the results of both branches have, and the tensors of each."""
     form = Form(yes, "what true_fn returned")
-    form.untie(no, "what false_fn returned", "both branches return one form where either may be taken")
-    return form
+    leaves = form.check(
+        no, "what false_fn returned", "both branches return one form where either may be taken"
+    )
+    form.untie(leaves)
+    return form, form.tensors, form.tensors_of(leaves)
 
 
 def _both(moved: Sequence[list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor, Tensor]]:

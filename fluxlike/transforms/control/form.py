@@ -43,6 +43,7 @@ class Form:
                 number[name] = len(number)
                 self._first.append(i)
             self._slots.append(None if name is None else number[name])
+        self._tied = len(self._first) < sum(slot is not None for slot in self._slots)
 
     @property
     def paths(self) -> list[str]:
@@ -55,11 +56,6 @@ class Form:
             x if slot is None else _with(x, tensors[slot])
             for x, slot in zip(self._leaves, self._slots, strict=True)
         )
-
-    def tensors_of(self, tree: Any) -> list[Tensor]:
-        """The tensors of another tree of this form, by the slots of this one."""
-        leaves = flatten(tree)[0]
-        return [_tensor(leaves[i]) for i in self._first]  # type: ignore[misc]
 
     def check(self, tree: Any, name: str, hint: str) -> list[Any]:
         """The leaves of another tree, which must have this form.
@@ -81,23 +77,21 @@ class Form:
             raise ValueError(
                 f"{name} and {self._name} differ in an attribute that is no child of its object; {hint}"
             )
-        for path, old, new in zip(self._places, self._leaves, leaves, strict=True):
+        for i, (old, new) in enumerate(zip(self._leaves, leaves, strict=True)):
             if old is not new and (fault := _fault(old, new)):
-                raise ValueError(
-                    f"{name} is {fault[1]} at {path or 'the root'}, {self._name} {fault[0]}; {hint}"
-                )
+                path = self._places[i] or "the root"
+                raise ValueError(f"{name} is {fault[1]} at {path}, {self._name} {fault[0]}; {hint}")
         return leaves
 
-    def untie(self, tree: Any, name: str, hint: str) -> bool:
-        """Keep the ties alone that another tree of this form has too; whether any was given up.
+    def tensors_of(self, leaves: Sequence[Any]) -> list[Tensor]:
+        """The tensors in the leaves of a tree of this form, by the slots of this one."""
+        return [_tensor(leaves[i]) for i in self._first]  # type: ignore[misc]
 
-        Raises:
-            ValueError: as `check`.
-        """
-        leaves = self.check(tree, name, hint)
-        count = len(self._first)
-        if count == sum(slot is not None for slot in self._slots):  # there are none
+    def untie(self, leaves: Sequence[Any]) -> bool:
+        """Keep the ties alone that the leaves of another tree have too; whether any was given up."""
+        if not self._tied:
             return False
+        count = len(self._first)
         both = zip(self._slots, map(_tensor, leaves), strict=True)
         self._tie([None if slot is None else (slot, id(x)) for slot, x in both])
         return len(self._first) > count

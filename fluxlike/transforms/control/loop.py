@@ -1,20 +1,21 @@
 """A loop over flat lists of tensors as one recorded operation, with its backward pass as another.
 
-Forward, the body is recorded once. Backward, the loop runs in reverse over the carries that the forward
-loop kept, and each turn runs the body again to differentiate it, as `checkpoint` would. That turn is the
-body of a loop like any other, so gradients of gradients need nothing more.
+The turn is recorded together with its derivative and divided: forward, the loop keeps what the derivative
+takes, as autograd would; backward, it runs in reverse. Where that is not possible, or the gradient is to
+be differentiated again, the backward loop runs each turn once more, of the carries that were kept. That
+turn is the body of a loop like any other, so gradients of gradients need nothing more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fluxlike._private import higher_order
-from fluxlike.transforms.control.recorded import Body, Derivative, can_be_trained, examples
+from fluxlike.transforms.control.recorded import examples
+from fluxlike.transforms.control.turns import Turns, split
 from fluxlike.transforms.link import link
 
 __all__ = ["loop"]
@@ -35,115 +36,110 @@ def loop(step: Step, carry: Sequence[Tensor], xs: Sequence[Tensor], /) -> tuple[
         The last carry, and what the step returned beside it, stacked.
 
     Raises:
-        Unrecordable: the step can't be run again for the backward pass, since it draws from torch's
-            generators, or gives what it closes over to a function with a gradient of its own.
+        Unrecordable: the step can't be one operation: it computes with complex numbers; or it can't be run
+            again for the backward pass, since it draws from torch's generators, or gives what it closes
+            over to a function with a gradient of its own.
     """
     carry, xs = [x.contiguous() for x in carry], [x.contiguous() for x in xs]
     count = len(carry)
-    rows = [x[0] for x in xs]
 
-    def flat(tensors: list[Tensor]) -> list[Tensor]:
+    def turn(tensors: list[Tensor]) -> list[Tensor]:
         new, ys = step(tensors[:count], tensors[count:])
         return [*new, *ys]
 
-    trained, depends = _trained(flat, carry, rows)
-    slices = examples([*carry, *rows], trained)
-    body = Body(lambda tensors: [*flat(tensors), *(x.clone() for x in tensors[:count])], slices)
-    closed_over = body.closed_over
-    body.close(closed_over)
-    body.require_repeatable(any(depends))
-    if any(depends):
-        derivative = Derivative(flat, closed_over, [*trained, *can_be_trained(closed_over)])
-        derivative.require_complete(slices)
-    else:
-        body.keep(len(depends))  # without the carries
+    turns = Turns(turn, carry, [x[0] for x in xs])
+    if not turns.depends:
+        return [], []
     with torch.no_grad():
-        found = higher_order.scan(body.graph, carry, xs, closed_over)
-    out, carries = found[: len(depends)], found[len(depends) :]
-    if any(depends):
-        numbers = [i for i, y in enumerate(depends) if y]
-        rule = _Backward(step, derivative, numbers, (count, len(xs), len(closed_over)))
-        linked = link(rule, [out[i] for i in numbers], [*carry, *xs, *closed_over, *carries])
-        for i, y in zip(numbers, linked, strict=True):
+        found = higher_order.scan(turns.forward, carry, xs, turns.same)
+    out, kept = found[: len(turns.depends)], [found[i] for i in turns.kept]
+    if turns.linked:
+        outputs = [out[i] for i in turns.linked]
+        linked = link(_Backward(step, turns, outputs), outputs, [*carry, *xs, *turns.same, *kept])
+        for i, y in zip(turns.linked, linked, strict=True):
             out[i] = y
     return out[:count], out[count:]
-
-
-def _trained(
-    flat: Callable[[list[Tensor]], list[Tensor]], carry: Sequence[Tensor], rows: Sequence[Tensor]
-) -> tuple[list[bool], list[bool]]:
-    """Which inputs of a turn are differentiated, in any turn, and which outputs depend on such."""
-    trained = [*can_be_trained(carry), *can_be_trained(rows)]
-    while True:
-        with higher_order.unrecorded():
-            depends = can_be_trained(flat(examples([*carry, *rows], trained)))
-        more = [a or b for a, b in zip(trained, depends, strict=False)][: len(carry)]
-        if more == trained[: len(carry)]:
-            return trained, depends
-        trained[: len(carry)] = more
 
 
 class _Backward:
     """The derivative of a loop."""
 
-    def __init__(
-        self, step: Step, derivative: Derivative, outputs: Sequence[int], sizes: tuple[int, int, int]
-    ) -> None:
-        self._step, self._derivative, self._outputs, self._sizes = step, derivative, outputs, sizes
+    def __init__(self, step: Step, turns: Turns, outputs: Sequence[Tensor]) -> None:
+        self._step, self._turns = step, turns
+        kinds = [(y.shape, y.dtype, y.device) for y in outputs]
+        self._kinds = dict(zip(turns.linked, kinds, strict=True))
 
     def backward(
         self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        n, m, k = self._sizes
-        carry, xs, closed_over, carries = _split(inputs, n, m, k)
-        if torch.is_grad_enabled():  # as functions of the inputs, to be differentiated again
+        turns = self._turns
+        given = {i: g for i, g in zip(turns.linked, cotangents, strict=True) if g is not None}
+        reached, active = self._reach(inputs, set(given))
+        if turns.backward is not None and not torch.is_grad_enabled():
+            found = self._divided(inputs, given)
+        else:
+            found = self._again(inputs, given, active, [i for i in reached if needed[i]])
+        return [found.get(i) if i in reached and need else None for i, need in enumerate(needed)]
+
+    def _divided(self, inputs: Sequence[Tensor], given: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The cotangents by place, by the graph of the derivative."""
+        turns = self._turns
+        _, xs, same, kept = turns.split(inputs)
+        start = [given[i] if i in given else torch.zeros_like(inputs[i]) for i in turns.of_carry]
+        start += [torch.zeros_like(inputs[i]) for i in turns.of_same]
+        by_stacked = [given[i] if i in given else self._zeros(i) for i in turns.by_stacked]
+        rows = [*(xs[i] for i in turns.taken), *kept, *by_stacked]
+        assert turns.backward is not None
+        found = higher_order.scan(
+            turns.backward, [g.contiguous() for g in start], [x.flip(0) for x in rows], same
+        )
+        last, by_xs = found[: len(start)], found[len(start) :]
+        places = [*turns.of_carry, *turns.of_same, *turns.of_xs]
+        return dict(zip(places, [*last, *(g.flip(0) for g in by_xs)], strict=True))
+
+    def _again(
+        self, inputs: Sequence[Tensor], given: Mapping[int, Tensor], active: set[int], places: list[int]
+    ) -> dict[int, Tensor]:
+        """The cotangents of some places, by running each turn again."""
+        turns, n = self._turns, self._turns.count
+        carry, xs, same, carries = turns.split(inputs)
+        if turns.backward is not None or torch.is_grad_enabled():
             _, carries = loop(lambda c, x: (self._step(c, x)[0], [v.clone() for v in c]), carry, xs)
-        given = {i: g for i, g in zip(self._outputs, cotangents, strict=True) if g is not None}
-        active, reached = self._reach([*carry, *(x[0] for x in xs)], closed_over, set(given))
-        of_carry, of_ys = [i for i in active if i < n], [i for i in active if i >= n]
-        of_xs = [i for i in reached if n <= i < n + m and needed[i]]
-        of_rest = [i for i in reached if n + m <= i and needed[i]]
+        of_carry, of_stacked = sorted(i for i in active if i < n), sorted(i for i in active if i >= n)
+        of_xs = [i for i in places if n <= i < n + len(xs)]
+        of_same = [i for i in places if n + len(xs) <= i]
 
-        def turn(grads: list[Tensor], row: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            to_carry, sums = grads[: len(of_carry)], grads[len(of_carry) :]
-            values, to_ys = row[: n + m], row[n + m :]
-            coming = dict(zip([*of_carry, *of_ys], [*to_carry, *to_ys], strict=True))
-            found = self._derivative.pull(values, closed_over, coming, [*of_carry, *of_xs, *of_rest])
-            by_carry, by_xs, by_rest = _split(found, len(of_carry), len(of_xs))
-            return [*by_carry, *(a + b for a, b in zip(sums, by_rest, strict=True))], by_xs
+        def turn(coming: list[Tensor], row: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            by_carry, sums = coming[: len(of_carry)], coming[len(of_carry) :]
+            values, by_stacked = row[: n + len(xs)], row[n + len(xs) :]
+            cotangents = dict(zip([*of_carry, *of_stacked], [*by_carry, *by_stacked], strict=True))
+            found = turns.derivative.pull(values, same, cotangents, [*of_carry, *of_same, *of_xs])
+            to_carry, to_same, to_xs = split(found, len(of_carry), len(of_same))
+            return [*to_carry, *(a + b for a, b in zip(sums, to_same, strict=True))], to_xs
 
-        start = [given[i] if i in given else torch.zeros_like(carry[i]) for i in of_carry]
-        start += [torch.zeros_like(inputs[i]) for i in of_rest]
-        rows = [*carries, *xs, *(given[i] for i in of_ys)]
+        start = [given[i] if i in given else torch.zeros_like(inputs[i]) for i in of_carry]
+        start += [torch.zeros_like(inputs[i]) for i in of_same]
+        rows = [*carries, *xs, *(given[i] for i in of_stacked)]
         last, by_xs = loop(turn, start, [x.flip(0) for x in rows])
-        result: list[Tensor | None] = [None] * len(inputs)
-        for i, g in zip([*of_carry, *of_rest], last, strict=True):
-            result[i] = g if i in reached else None
-        for i, g in zip(of_xs, by_xs, strict=True):
-            result[i] = g.flip(0)
-        return result
+        return dict(zip([*of_carry, *of_same, *of_xs], [*last, *(g.flip(0) for g in by_xs)], strict=True))
 
-    def _reach(
-        self, values: Sequence[Tensor], closed_over: Sequence[Tensor], given: set[int]
-    ) -> tuple[list[int], list[int]]:
-        """Which outputs of a turn have a cotangent, in any turn, and which inputs these depend on."""
+    def _reach(self, inputs: Sequence[Tensor], given: set[int]) -> tuple[set[int], set[int]]:
+        """Which inputs of a turn some outputs depend on, and which outputs these are, in any turn."""
+        carry, xs, same, _ = self._turns.split(inputs)
         with higher_order.unrecorded():
-            depends = self._derivative.dependence(examples(values), examples(closed_over))
+            values = [*carry, *(x[0] for x in xs)]
+            depends = self._turns.derivative.dependence(examples(values), examples(same))
             active = set(given)
             while True:
                 reached = depends(active)
-                more = {i for i in reached if i < self._sizes[0]} - active
+                more = {i for i in reached if i < self._turns.count} - active
                 if not more:
-                    return sorted(active), sorted(reached)
+                    return reached, active
                 active |= more
+
+    def _zeros(self, output: int) -> Tensor:
+        shape, dtype, device = self._kinds[output]
+        return torch.zeros(shape, dtype=dtype, device=device)
 
     def forward_mode(self, inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> list[Tensor]:
         raise NotImplementedError("a recorded loop has no forward mode; it is unrolled there")
-
-
-def _split(items: Sequence[Any], *sizes: int) -> list[Any]:
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(items[start : start + size])
-        start += size
-    return [*parts, items[start:]]

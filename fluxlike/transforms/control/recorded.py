@@ -16,7 +16,15 @@ from fluxlike.transforms.captured import Replacing
 from fluxlike.transforms.motors import Nested
 from fluxlike.trees.leaves import can_train
 
-__all__ = ["Body", "Derivative", "Unrecordable", "can_be_trained", "examples"]
+__all__ = [
+    "Body",
+    "Derivative",
+    "Flat",
+    "Unrecordable",
+    "can_be_trained",
+    "examples",
+    "in_memory_of_their_own",
+]
 
 #: From tensors to tensors.
 Flat = Callable[[list[Tensor]], list[Tensor]]
@@ -45,6 +53,7 @@ class Body:
 
     Attributes:
         graph: its operations, a function of the inputs; once closed, of what `f` closes over too.
+        outputs: what it returned while it was recorded.
         closed_over: the tensors that `f` closes over.
     """
 
@@ -53,9 +62,9 @@ class Body:
 
         def record(known: Sequence[Tensor]) -> None:
             def own(*x: Tensor) -> list[Tensor]:
-                outputs = f(list(x))
+                outputs = self.outputs = f(list(x))
                 returned.update(id(y.untyped_storage()) for y in outputs)
-                return _in_memory_of_their_own(outputs, [*x, *known])
+                return in_memory_of_their_own(outputs, [*x, *known])
 
             self.graph, self.closed_over = higher_order.record(own, inputs)
 
@@ -71,13 +80,18 @@ class Body:
         """Drop all outputs but the first."""
         higher_order.keep(self.graph, count)
 
-    def require_repeatable(self, differentiable: bool) -> None:
-        """Raise `Unrecordable` where a second run, for a backward pass, would draw other numbers."""
+    def check(self, differentiable: bool) -> None:
+        """Raise `Unrecordable` for a function that must not be one operation.
+
+        Where it draws from torch's generators, a second run, for a backward pass, would draw other numbers.
+        """
         if higher_order.draws(self.graph) and (differentiable or higher_order.watched()):
+            raise Unrecordable
+        if higher_order.is_complex(self.graph):
             raise Unrecordable
 
 
-def _in_memory_of_their_own(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+def in_memory_of_their_own(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     """The outputs row by row, none of them a view: what one operation may return."""
     taken = {id(x.untyped_storage()): x for x in inputs}
     result = []
@@ -111,20 +125,20 @@ class Derivative:
         places: Sequence[int],
     ) -> list[Tensor]:
         """The cotangents of some places, of those of some outputs; zeros where nothing arrives."""
-        values, outputs = self._open(inputs, closed_over)
-        found = self._gradients(values, outputs, cotangents, places)
+        values, outputs = self.open(inputs, closed_over)
+        found = self.gradients(values, outputs, cotangents, places)
         return [torch.zeros_like(values[i]) if g is None else g for i, g in zip(places, found, strict=True)]
 
     def dependence(
         self, inputs: Sequence[Tensor], closed_over: Sequence[Tensor]
     ) -> Callable[[set[int]], set[int]]:
         """A function from some outputs to the places that they depend on."""
-        values, outputs = self._open(inputs, closed_over)
+        values, outputs = self.open(inputs, closed_over)
         places = [i for i, trained in enumerate(self._trained) if trained]
 
         def places_of(chosen: set[int]) -> set[int]:
             ones = {i: torch.ones_like(outputs[i]) for i in chosen}
-            found = self._gradients(values, outputs, ones, places, again=True)
+            found = self.gradients(values, outputs, ones, places, again=True)
             return {i for i, g in zip(places, found, strict=True) if g is not None}
 
         return places_of
@@ -135,7 +149,7 @@ class Derivative:
         A ``torch.autograd.Function`` takes a tensor itself.
         """
         with higher_order.unrecorded():
-            _, outputs = self._open(inputs, examples(self._closed_over))
+            _, outputs = self.open(inputs, examples(self._closed_over))
             themselves = [x for x in self._closed_over if x.requires_grad]
             found = [y for y in outputs if y.requires_grad]
             if themselves and found:
@@ -144,21 +158,22 @@ class Derivative:
                 if any(g is not None for g in grads):
                     raise Unrecordable
 
-    def _open(
+    def open(
         self, inputs: Sequence[Tensor], closed_over: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Handles for what is differentiated, and the outputs of the function of them."""
         motor = Nested(torch.is_grad_enabled())
+        count = len(inputs)
         with torch.enable_grad():
             values = [
                 motor.handle(x) if trained else x.detach()
-                for x, trained in zip((*inputs, *closed_over), self._trained, strict=True)
+                for x, trained in zip((*inputs, *closed_over), self._trained, strict=False)
             ]
-            given, others = values[: len(inputs)], values[len(inputs) :]
+            given, others = values[:count], values[count:]
             with Replacing(dict(zip(map(id, self._closed_over), others, strict=True))):
                 return values, self._scope.run(lambda: self._f(given))
 
-    def _gradients(
+    def gradients(
         self,
         values: Sequence[Tensor],
         outputs: Sequence[Tensor],
@@ -166,6 +181,7 @@ class Derivative:
         places: Sequence[int],
         again: bool = False,
     ) -> Sequence[Tensor | None]:
+        """The cotangents of some places, of those of some outputs, of what `open` gave; perhaps again."""
         chosen = {i: g for i, g in cotangents.items() if outputs[i].requires_grad}
         if not chosen or not places:
             return [None] * len(places)

@@ -7,13 +7,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fluxlike._private import higher_order, tracing
-from fluxlike.scope import key
 from fluxlike.scope.branch import Apart
 from fluxlike.transforms.control import traced
 from fluxlike.transforms.control.form import Form
+from fluxlike.transforms.control.turn import Turn
 
 __all__ = ["scan"]
 
@@ -77,57 +76,6 @@ def scan(
     return now, stacked.tree()
 
 
-class Turn:
-    """One turn of a loop: the function, its carry, and the draws that each turn starts with.
-
-    Attributes:
-        carry: the form of the carry.
-        drawn: how much the last turn drew.
-    """
-
-    def __init__(self, f: Callable[[Any, Any], Any], carry: Form) -> None:
-        self._f, self.carry = f, carry
-        self._draws = key.active()
-        self._mark = 0 if self._draws is None else self._draws.mark()
-        self.drawn = 0
-
-    def __call__(self, carry: Any, x: Any, i: int | Tensor) -> tuple[Any, Any]:
-        """Run the function, as turn i."""
-        token = None
-        if self._draws is not None:
-            self._draws.rewind(self._mark)
-            token = key.enter(self._draws.folded(i))
-        try:
-            pair = self._f(carry, x)
-        finally:
-            if token is not None:
-                key.leave(token)
-        if self._draws is not None:
-            self.drawn = self._draws.mark() - self._mark
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            found = f"a tuple of {len(pair)}" if isinstance(pair, tuple) else f"a {_kind(pair)}"
-            raise TypeError(
-                f"scan: the function returns the next carry and what to stack, found {found}; write "
-                "return carry, y, or return carry, None"
-            )
-        self.carry.check(pair[0], "the carry that scan's function returned", _CARRY)
-        return pair
-
-    def finish(self, drawn: int) -> None:
-        """Count what all turns drew."""
-        if self._draws is not None:
-            self._draws.rewind(self._mark + drawn)
-
-
-def _kind(x: Any) -> str:
-    return "Tensor" if isinstance(x, Tensor) else type(x).__name__  # traces have tensors of other classes
-
-
-_CARRY = (
-    "a carry stays what it is from turn to turn: cast or reshape it, and make a number that changes a tensor"
-)
-
-
 def _length(rows: Form, length: int | None) -> int:
     """The number of turns."""
     first: tuple[str, int] | None = None
@@ -135,8 +83,8 @@ def _length(rows: Form, length: int | None) -> int:
         place = path or "xs"
         if x.ndim == 0:
             raise ValueError(
-                f"scan loops over the first axis, and {place} is a 0-d tensor; close over what is the same for "
-                "every turn"
+                f"scan loops over the first axis, and {place} is a 0-d tensor; close over what is the same "
+                "for every turn"
             )
         if first is None:
             first = place, x.shape[0]
@@ -157,18 +105,18 @@ class _Stacked:
     """What each turn returned, to be stacked."""
 
     def __init__(self) -> None:
-        self._trees: list[Any] = []
+        self._leaves: list[list[Any]] = []
 
     def add(self, tree: Any, i: int) -> None:
-        if not self._trees:
+        if not self._leaves:
             self._form = Form(tree, "of turn 0")
-        else:
-            self._form.untie(tree, f"what turn {i} of scan returned to stack", _STACK)
-        self._trees.append(tree)
+        leaves = self._form.check(tree, f"what turn {i} of scan returned to stack", _STACK)
+        self._form.untie(leaves)
+        self._leaves.append(leaves)
 
     def tree(self) -> Any:
-        tensors = zip(*map(self._form.tensors_of, self._trees), strict=True)
-        return self._form.fill([torch.stack(each) for each in tensors])
+        columns = zip(*map(self._form.tensors_of, self._leaves), strict=True)
+        return self._form.fill([torch.stack(column) for column in columns])
 
 
 _STACK = "every turn returns the same form: make a number that changes a tensor"

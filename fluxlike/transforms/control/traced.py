@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,8 @@ from fluxlike.scope.branch import Apart
 from fluxlike.transforms.control.form import Form
 from fluxlike.transforms.control.loop import loop
 from fluxlike.transforms.control.recorded import Unrecordable, examples
-
-if TYPE_CHECKING:
-    from fluxlike.transforms.control.scan import Turn
+from fluxlike.transforms.control.turn import Turn
+from fluxlike.trees.structure import flatten
 
 __all__ = ["derive_all", "scan"]
 
@@ -63,9 +62,9 @@ class _Steps:
             with higher_order.unrecorded(), Apart() as apart, torch.no_grad():
                 derive_all(given, form.tensors)
                 x = self._rows.fill(examples([x[0] for x in rows]))
-                new, y = self._turn(form.fill(given), x, torch.tensor(0))
-            again = form.untie(new, "the carry that scan's function returned", "")
-        self._moves = [a is not b for a, b in zip(form.tensors_of(new), given, strict=True)]
+                _, y = self._turn(form.fill(given), x, torch.tensor(0))
+            again = form.untie(self._turn.leaves)
+        self._moves = [a is not b for a, b in zip(form.tensors_of(self._turn.leaves), given, strict=True)]
         self.moved = [buffer for buffer, _ in apart.assigned()]
         self.stacked = Form(y, "")
 
@@ -92,10 +91,11 @@ class _Steps:
         with Apart() as apart:
             for buffer, value in zip(self.moved, buffers, strict=True):
                 apart.put(buffer, value.detach())
-            new, y = self._turn(self.fill(moving), self._rows.fill(x[:-1]), x[-1])
+            _, y = self._turn(self.fill(moving), self._rows.fill(x[:-1]), x[-1])
         newest = {id(buffer): value for buffer, value in apart.assigned()}
         buffers = [newest.get(id(b), value) for b, value in zip(self.moved, buffers, strict=True)]
-        return [*self._moving(self._turn.carry.tensors_of(new)), *buffers], self.stacked.tensors_of(y)
+        new = self._moving(self._turn.carry.tensors_of(self._turn.leaves))
+        return [*new, *buffers], self.stacked.tensors_of(flatten(y)[0])
 
 
 def derive_all(new: Sequence[Tensor], old: Sequence[Tensor]) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fluxlike._private.guards import guard
 from fluxlike.trees.leaves import Assigned
+from fluxlike.trees.nodes import PIN, Riding
 from fluxlike.trees.structure import structure_of
 
-__all__ = ["Signature", "same_values", "taker"]
+__all__ = ["Signature", "number", "pins", "same_values", "taker"]
 
 
 def taker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
@@ -28,6 +29,18 @@ def taker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
 
 #: The dtypes of arrays that torch has, too.
 _ARRAYS = frozenset(map(np.dtype, "? b h i q B H I Q e f d F D".split()))
+
+
+def pins(leaves: Sequence[Any], treedef: optree.PyTreeSpec, /) -> tuple[Any, ...]:
+    """The modes to which `trainmode` and `testmode` pinned nodes: equal treedefs may differ in them."""
+    found: list[Any] = []
+
+    def visit(kind: Any, data: Any, children: Any) -> None:
+        if type(data) is tuple and isinstance(data[-1], Riding):
+            found.append(data[-1].values.get(PIN))
+
+    treedef.walk(leaves, visit)
+    return tuple(found) if any(found) else ()
 
 
 class _Kind(NamedTuple):
@@ -182,7 +195,7 @@ class Signature:
         """The inputs of a trace: the tensors, and the scalars as 0-d tensors."""
         taken = self.inputs(leaves)
         assert taken is not None
-        return [*taken[0], *(torch.tensor(v, dtype=torch.float64) for v in taken[1])]
+        return [*taken[0], *map(number, taken[1])]
 
     def place(self, k: int) -> str:
         """The path of the first leaf that is an input."""
@@ -213,6 +226,11 @@ class Signature:
         for i in self._assigned:
             leaves[i] = Assigned(leaves[i])
         return leaves
+
+
+def number(x: float, /) -> Tensor:
+    """A scalar as an input of a graph."""
+    return torch.tensor(x, dtype=torch.float64, device="cpu")
 
 
 def _tensor(x: np.ndarray) -> Tensor:

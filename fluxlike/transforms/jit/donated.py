@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fluxlike.transforms.donation import consume, require_donatable, span
 from fluxlike.transforms.jit.call import Signature
+from fluxlike.transforms.jit.record import Record
 
 __all__ = ["Donation"]
 
@@ -22,8 +23,7 @@ class Donation:
 
     Args:
         signature: that of the call.
-        graph: what was recorded.
-        noted: what calling the function showed: where the leaves of its result come from.
+        noted: what was recorded.
         donated: for each leaf of the arguments, whether its memory is given away.
 
     Attributes:
@@ -33,21 +33,19 @@ class Donation:
         ValueError: a donated leaf is in an argument that is not donated, too.
     """
 
-    def __init__(self, signature: Signature, graph: Any, noted: Any, donated: Sequence[bool]) -> None:
-        self._paths = [signature.paths[i] for i in signature.tensors]
+    def __init__(self, signature: Signature, noted: Record, donated: Sequence[bool]) -> None:
+        self._paths = [f"the argument {signature.paths[i]}" for i in signature.tensors]
         gives = self._given(signature, donated)
-        inputs = graph.inputs
+        inputs = noted.graph.inputs
         handed_on = {signature.input_at[o.leaf] for o in noted.outs if o.leaf is not None}
         free = {
             k: inputs[k] for k in gives if k not in handed_on and inputs[k].ndim and signature.kinds[k].plain
         }
-        self.targets = self._matched(signature, noted, free, graph)
+        self.targets = self._matched(signature, noted, free)
         self._numbers = sorted(self.targets.values())
         self._others = [k for k in range(len(self._paths)) if k not in set(self._numbers)]
         self._pairs = sorted(self.targets.items())
-        # What the last call wrote over; where it is donated again, in place, nothing is checked anew.
-        self._last: tuple[list[weakref.ref[Tensor]], list[int]] = [], []
-        self._spans: tuple[list[int], list[int]] = [], []
+        self._last: _Last | None = None
 
     @staticmethod
     def _given(signature: Signature, donated: Sequence[bool]) -> set[int]:
@@ -59,16 +57,16 @@ class Donation:
         for k, i in gives.items():
             if k in keeps:
                 raise ValueError(
-                    f"{signature.paths[i]} of the arguments is donated and stands at "
-                    f"{signature.paths[keeps[k]]} too, in an argument that is not; pass fluxlike.tree.clone "
-                    "of one of them, or leave donate= out"
+                    f"the argument {signature.paths[i]} is donated and stands at "
+                    f"{signature.paths[keeps[k]]} too, which is not; pass fluxlike.tree.clone of one of them, "
+                    "or leave donate= out"
                 )
         return set(gives)
 
     @staticmethod
-    def _matched(signature: Signature, noted: Any, free: dict[int, Tensor], graph: Any) -> dict[int, int]:
+    def _matched(signature: Signature, noted: Record, free: dict[int, Tensor]) -> dict[int, int]:
         """Each result with an input like it: the one at its own place in an equal tree, if any."""
-        results = _results(graph)
+        results = _results(noted.graph)
         targets: dict[int, int] = {}
 
         def pair(k: int, i: int) -> None:
@@ -105,43 +103,69 @@ class Donation:
             ValueError: one overlaps another or itself, or lies in memory that torch does not own.
         """
         donated = [tensors[k] for k in self._numbers]
-        refs, pointers = self._last
-        known = (
-            bool(refs)
-            and all(map(operator.is_, [ref() for ref in refs], donated))
-            and [x.data_ptr() for x in donated] == pointers
-        )
         others = [tensors[k] for k in self._others]
         others += captured
-        if known and self._apart(others):
+        last = self._last
+        if last is not None and last.returned(donated) and last.apart(others):
             return
-        named = [(f"{self._paths[k]} of the arguments", tensors[k]) for k in self._numbers]
-        rest = [(f"{self._paths[k]} of the arguments", tensors[k]) for k in self._others]
+        named = [(self._paths[k], tensors[k]) for k in self._numbers]
+        rest = [(self._paths[k], tensors[k]) for k in self._others]
         rest += [("a tensor that the function closes over", x) for x in captured]
-        require_donatable(named, [(p, x) for p, x in rest if isinstance(x, Tensor)])
-        spans = sorted(span(x) for x in donated)
-        self._spans = [s for s, _ in spans], [e for _, e in spans]
+        require_donatable(named, rest)
 
-    def _apart(self, others: Sequence[Tensor]) -> bool:
-        starts, stops = self._spans
+    def exchange(self, tensors: Sequence[Tensor], results: Sequence[Any]) -> list[Any]:
+        """The results, those that were written over donated memory as new tensors of it."""
+        out = list(results)
+        fresh: dict[int, Tensor] = {}
+        for k, i in self._pairs:
+            out[k] = fresh[i] = tensors[i].data
+        consume([tensors[k] for k in self._numbers])
+        moved = [fresh[i] for i in self._numbers]
+        last = self._last
+        if last is not None and last.pointers == [x.data_ptr() for x in moved]:
+            self._last = _Last(moved, last.pointers, last.spans)
+        else:
+            self._last = _Last.of(moved)
+        return out
+
+
+class _Last:
+    """What one call wrote over: where it is donated again, as it was, nothing of it is checked anew.
+
+    An object does not change, so that several threads may call at once.
+
+    Attributes:
+        pointers: where the memory of each tensor starts.
+        spans: the sorted first and last addresses of the memory of all.
+    """
+
+    def __init__(
+        self, tensors: Sequence[Tensor], pointers: list[int], spans: tuple[list[int], list[int]]
+    ) -> None:
+        self._refs = [weakref.ref(x) for x in tensors]
+        self.pointers, self.spans = pointers, spans
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> _Last:
+        spans = sorted(map(span, tensors))
+        return cls(tensors, [x.data_ptr() for x in tensors], ([s for s, _ in spans], [e for _, e in spans]))
+
+    def returned(self, donated: Sequence[Tensor]) -> bool:
+        """Whether these are the tensors that the call returned, in the memory that they had."""
+        return (
+            all(map(operator.is_, [ref() for ref in self._refs], donated))
+            and [x.data_ptr() for x in donated] == self.pointers
+        )
+
+    def apart(self, others: Sequence[Tensor]) -> bool:
+        """Whether other tensors share none of the memory."""
+        starts, stops = self.spans
         for x in others:
             start, stop = span(x)
             k = bisect_right(starts, start)
             if (k and stops[k - 1] > start) or (k < len(starts) and starts[k] < stop):
                 return False
         return True
-
-    def exchange(self, tensors: Sequence[Tensor], results: Sequence[Any]) -> list[Any]:
-        """The results, those that were written over donated memory as new tensors of it."""
-        out = list(results)
-        donated = [tensors[k] for k in self._numbers]
-        fresh: dict[int, Tensor] = {}
-        for k, i in self._pairs:
-            out[k] = fresh[i] = tensors[i].data
-        consume(donated)
-        moved = [fresh[i] for i in self._numbers]
-        self._last = [weakref.ref(x) for x in moved], [x.data_ptr() for x in moved]
-        return out
 
 
 def _results(graph: Any) -> list[Tensor | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 from fluxlike._private import tracing
 from fluxlike.scope import assigned, key, mode
 from fluxlike.transforms.jit.arguments import Arguments
-from fluxlike.transforms.jit.call import Signature
+from fluxlike.transforms.jit.call import Signature, pins
+from fluxlike.transforms.jit.record import record
 from fluxlike.transforms.jit.retraced import Retraced
-from fluxlike.transforms.jit.trace import Trace, record
+from fluxlike.transforms.jit.trace import Taken, Trace
 from fluxlike.transforms.motors import enclosed
 from fluxlike.trees.structure import flatten
 
@@ -132,48 +134,48 @@ class Jitted:
         functools.update_wrapper(self, f, updated=())
         self._f, self._dynamic = f, dynamic
         self._arguments = Arguments(f, donate=donate, static=static)
-        self._traces: tuple[Trace, ...] = ()  # the newest first
         self._calls = 0
-        self._retraced = Retraced(repr(self))
+        # Behind a function: what a trace keeps is no part of a model that the compiled function stands in.
+        traces = _Traces(repr(self))
+        self._get_traces = lambda: traces
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._calls += 1
-        if enclosed() or not tracing.concrete() or assigned.inside():
+        if enclosed() or not tracing.concrete() or tracing.watched() or assigned.inside():
             return self._f(*args, **kwargs)
         tree, static = self._arguments.split(args, kwargs)
         leaves, treedef = flatten(tree)
-        settings = (*_settings(), *static)
-        for trace in self._traces:
-            taken = trace.inputs(leaves, treedef, settings)
-            if taken is not None:
-                return trace(leaves, taken)
-        if _differentiated(leaves):
+        settings = (*_settings(), pins(leaves, treedef), *static)
+        found = self._get_traces().find(leaves, treedef, settings)
+        if found is None and not _differentiated(leaves):
+            donated = self._arguments.donated(tree, args, kwargs)
+            found = self._traced(leaves, treedef, settings, self._arguments.call(static), donated)
+        if found is None or found[0].differentiated:
             return self._f(*args, **kwargs)
-        with _compiling:
-            trace = self._trace(args, kwargs, static, leaves, treedef, settings)
-            taken = trace.inputs(leaves, treedef, settings)
-        assert taken is not None
+        trace, taken = found
         return trace(leaves, taken)
 
-    def _trace(
+    def _traced(
         self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        static: tuple[Any, ...],
         leaves: Sequence[Any],
         treedef: Any,
         settings: tuple[Any, ...],
-    ) -> Trace:
-        signature = Signature(leaves, treedef, dynamic=self._dynamic)
-        call = self._arguments.call(args, kwargs, static)
-        donated = self._arguments.donated(args, kwargs)
-        trace = Trace(call, signature, leaves, settings, donated)
-        self._retraced.note(self._traces, trace)
-        self._traces = (trace, *self._traces)
-        return trace
+        call: Callable[[Any], Any],
+        donated: Sequence[bool] | None,
+    ) -> tuple[Trace, Taken]:
+        """A new trace for a call, and its inputs."""
+        traces = self._get_traces()
+        with _compiling:
+            found = traces.find(leaves, treedef, settings)  # another thread may have made one
+            if found is None:
+                signature = Signature(leaves, treedef, self._arguments.label, dynamic=self._dynamic)
+                traces.add(Trace(call, signature, leaves, settings, donated))
+                found = traces.find(leaves, treedef, settings)
+        assert found is not None
+        return found
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else MethodType(self, instance)
 
     def __repr__(self) -> str:
         return f"jit({getattr(self._f, '__qualname__', type(self._f).__qualname__)})"
@@ -197,10 +199,10 @@ class Jitted:
         """
         tree, static = self._arguments.split(args, kwargs)
         leaves, treedef = flatten(tree)
-        signature = Signature(leaves, treedef, dynamic=self._dynamic)
-        call = self._arguments.call(args, kwargs, static)
-        _, graph, _ = record(call, signature, signature.stand_ins(leaves), key.active())
-        return Lowered(graph.module, graph.captured)
+        signature = Signature(leaves, treedef, self._arguments.label, dynamic=self._dynamic)
+        with _compiling:
+            noted = record(self._arguments.call(static), signature, signature.stand_ins(leaves), key.active())
+        return Lowered(noted.graph.module, noted.graph.captured)
 
     def cache_info(self) -> CacheInfo:
         """How often the function was called and traced.
@@ -213,7 +215,37 @@ class Jitted:
             >>> double.cache_info()
             CacheInfo(calls=2, traces=1)
         """
-        return CacheInfo(self._calls, len(self._traces))
+        return CacheInfo(self._calls, len(self._get_traces().all))
+
+
+class _Traces:
+    """The traces of one function.
+
+    Args:
+        name: what the function is called in warnings.
+
+    Attributes:
+        all: the traces, the newest first.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.all: tuple[Trace, ...] = ()
+        self._retraced = Retraced(name)
+
+    def find(
+        self, leaves: Sequence[Any], treedef: Any, settings: tuple[Any, ...]
+    ) -> tuple[Trace, Taken] | None:
+        """The trace for a call, and its inputs."""
+        for trace in self.all:
+            taken = trace.inputs(leaves, treedef, settings)
+            if taken is not None:
+                return trace, taken
+        return None
+
+    def add(self, trace: Trace) -> None:
+        """Keep a new trace."""
+        before, self.all = self.all, (trace, *self.all)
+        self._retraced.note(before, trace)
 
 
 def _settings() -> tuple[Any, ...]:
@@ -222,6 +254,7 @@ def _settings() -> tuple[Any, ...]:
         *mode.state(),
         key.active() is None,
         torch.get_default_dtype(),
+        tracing.default_device(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from fluxlike.scope import key
 from fluxlike.scope.key import Draws
 from fluxlike.transforms.jit.call import Signature
+from fluxlike.transforms.jit.numbers import Numbers
 from fluxlike.transforms.jit.refusals import (
     explain,
     require_attributes_unchanged,
@@ -83,16 +84,17 @@ def record(
         own = fakes[: len(inputs)]
         leaves = signature.rebuilt(own)
         tree = signature.treedef.unflatten(leaves)
-        if draws is None:
-            out = call(tree)
-        else:
-            scope = Draws.from_inputs(*fakes[len(inputs) :])
-            token = key.enter(scope)
-            try:
+        with Numbers(own[len(signature.tensors) :]):
+            if draws is None:
                 out = call(tree)
-            finally:
-                key.leave(token)
-            noted.drawn = scope.mark()
+            else:
+                scope = Draws.from_inputs(*fakes[len(inputs) :])
+                token = key.enter(scope)
+                try:
+                    out = call(tree)
+                finally:
+                    key.leave(token)
+                noted.drawn = scope.mark()
         require_attributes_unchanged(signature, tree, leaves)
         return _note(noted, out, signature, own)
 
@@ -123,11 +125,19 @@ def _note(noted: Record, out: Any, signature: Signature, inputs: Sequence[Tensor
         value = x.value if assigned else x
         if id(value) in handed_on:
             noted.outs.append(Out(None, handed_on[id(value)], None, assigned))
-        elif isinstance(value, (Tensor, torch.SymInt, torch.SymFloat)):  # a size may change from call to call
+        elif _is_computed(value):
             if id(value) not in results:
                 results[id(value)] = len(computed)
                 computed.append(value)
             noted.outs.append(Out(results[id(value)], None, None, assigned))
         else:
-            noted.outs.append(Out(None, None, bool(x) if isinstance(x, torch.SymBool) else x, False))
+            value = bool(value) if isinstance(value, torch.SymBool) else value
+            noted.outs.append(Out(None, None, value, assigned))
     return computed
+
+
+def _is_computed(x: Any) -> bool:
+    """Whether a value differs from call to call: a tensor that is not closed over, or a size."""
+    from fluxlike._private.compiler.trace import is_stand_in
+
+    return is_stand_in(x) if isinstance(x, Tensor) else isinstance(x, (torch.SymInt, torch.SymFloat))

@@ -68,7 +68,7 @@ def _line(error: BaseException) -> str:
 
 def require_no_writes(graph: Any, signature: Signature) -> None:
     """Raise where the function writes to an argument, or to a tensor that it closes over."""
-    from fluxlike._private.compiler.writes import written_inputs
+    from fluxlike._private.compiler.memory import written_inputs
 
     written = written_inputs(graph.module)
     captured = len(graph.inputs) - len(graph.captured)

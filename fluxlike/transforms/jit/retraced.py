@@ -63,6 +63,8 @@ def _hint(signature: Any, place: int) -> str:
         return "declare it by functor(scalars=…), or hold it as a 0-d tensor"
     if kind in (int, bool):
         return "hold it as a tensor, such as torch.tensor(3)"
+    if kind is str:
+        return "each string is compiled anew, so pass few different ones"
     if issubclass(kind, Tensor):
         return "dense tensors are inputs, others are static"
     return "hold the same object from call to call; functions made anew at each call are never equal"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fluxlike._private.guards import guard
 from fluxlike.scope import key
-from fluxlike.transforms.jit.call import Signature
+from fluxlike.scope.blocks import teach_inductor
+from fluxlike.transforms.jit.call import Signature, number
 from fluxlike.transforms.jit.donated import Donation
 from fluxlike.transforms.jit.record import Record, record
 from fluxlike.trees.leaves import Assigned
@@ -49,11 +50,12 @@ class Trace:
     ) -> None:
         from fluxlike._private.compiler.build import build
 
+        teach_inductor()
         self.signature, self.settings = signature, settings
         taken = signature.inputs(leaves)
         assert taken is not None
         # The last scalars, as numbers and as tensors.
-        self._numbers = [(v, torch.tensor(v, dtype=torch.float64)) for v in taken[1]]
+        self._numbers = [(v, number(v)) for v in taken[1]]
         noted = record(call, signature, signature.stand_ins(leaves), key.active())
         self._captured = noted.graph.captured
         self._guard = guard(self._captured)
@@ -92,10 +94,10 @@ class Trace:
             donation.require(tensors, self._captured)
         inputs = [x.data if x.requires_grad else x for x in tensors]
         for n, value in enumerate(scalars):
-            number = self._numbers[n]
-            if number[0] != value or (not value and math.copysign(1, value) != math.copysign(1, number[0])):
-                self._numbers[n] = number = value, torch.tensor(value, dtype=torch.float64)
-            inputs.append(number[1])
+            last = self._numbers[n]
+            if last[0] != value or (not value and math.copysign(1, value) != math.copysign(1, last[0])):
+                self._numbers[n] = last = value, number(value)
+            inputs.append(last[1])
         draws = key.active()
         if draws is not None:
             inputs += draws.as_inputs()

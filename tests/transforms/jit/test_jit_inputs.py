@@ -1,0 +1,437 @@
+"""`jit`: what may be an argument, which arguments are static, and how functions and methods are wrapped."""
+
+import functools
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import fluxlike as fl
+
+ARRAYS = {
+    "plain": np.arange(6.0).reshape(2, 3),
+    "read-only": np.broadcast_to(np.arange(3.0), (2, 3)),
+    "negative strides": np.arange(6.0)[::-1],
+    "strided": np.arange(12.0).reshape(3, 4)[:, ::2],
+    "big-endian": np.arange(3).astype(">i4"),
+    "int": np.arange(3),
+    "uint16": np.arange(3, dtype=np.uint16),
+    "float16": np.arange(3, dtype=np.float16),
+    "bool": np.array([True, False]),
+    "complex": np.array([1 + 2j]),
+    "0-d": np.array(3.0),
+    "empty": np.zeros((0, 2)),
+}
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_an_array_is_an_input_and_a_tensor_inside(array):
+    f = fl.jit(lambda x: (x, torch.where(x != 0, x, x) if x.is_complex() else x.clone()))
+    for values in (array, array.copy()[::-1][::-1] if array.ndim else array.copy()):
+        handed_on, out = f(values)
+        assert handed_on is values
+        assert torch.equal(out, torch.from_numpy(array.astype(array.dtype.newbyteorder("="))))
+
+
+def test_other_values_of_an_array_are_seen():
+    f = fl.jit(lambda x: x + 1)
+    x = np.zeros(2)
+    assert f(x).tolist() == [1, 1]
+    x += 5
+    assert f(x).tolist() == [6, 6]
+    assert f.cache_info().traces == 1
+
+
+@pytest.mark.parametrize("value", [np.array(["a"]), np.array([object()]), np.longdouble(1) * np.ones(1)])
+def test_an_array_that_torch_has_no_dtype_for_is_a_constant(value):
+    f = fl.jit(lambda x, y: (x, y + 1))
+    out, _ = f(value, torch.ones(1))
+    assert out is value
+    f(value, torch.zeros(1))
+    assert f.cache_info().traces == 1
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [None, "text", b"bytes", 3, True, 2j, torch.relu, lambda x: x, torch.float32, Ellipsis, (), {}, slice(1, 2)],
+)
+def test_a_constant_is_what_it_is_inside_and_comes_back(constant):
+    seen = []
+    f = fl.jit(lambda c, x: (seen.append(c), c, x + 1)[1:])
+    out, _ = f(constant, torch.ones(1))
+    f(constant, torch.ones(1))
+    assert seen == [constant]
+    assert out == constant
+    assert type(out) is type(constant)
+
+
+def test_assigned_values_and_keys_are_inputs():
+    f = fl.jit(lambda a, key: (fl.Assigned(a.value * 2), a.value, a, key.split(2)))
+    for i in range(2):
+        given = fl.Assigned(torch.full((2,), float(i)))
+        doubled, value, same, keys = f(given, fl.Key(i))
+        assert torch.equal(doubled.value, 2 * given.value)
+        assert value is given.value
+        assert same.value is given.value
+        assert torch.equal(keys.data, fl.Key(i).split(2).data)
+    assert f.cache_info().traces == 1
+
+
+def test_sparse_tensors_are_constants():
+    sparse = torch.eye(2).to_sparse()
+    f = fl.jit(lambda s, x: (s, x + 1))
+    assert f(sparse, torch.ones(1))[0] is sparse
+    f(sparse, torch.zeros(1))
+    assert f.cache_info().traces == 1
+
+
+def test_lazily_conjugated_and_negated_tensors():
+    f = fl.jit(lambda x: x * 2)
+    z = torch.tensor([1 + 2j, 3 - 1j])
+    for x in (z, z.conj(), z.conj().imag, z.imag):
+        assert torch.equal(f(x), x * 2)
+
+
+def test_an_object_of_an_unregistered_class_with_tensors_is_refused():
+    class Holder:
+        def __init__(self):
+            self.w = torch.ones(2)
+
+    with pytest.raises(TypeError, match="Holder, which is not registered and holds a tensor"):
+        fl.jit(lambda h: h.w)(Holder())
+
+
+# Floats
+
+
+@fl.functor(scalars=("rate", "pair"))
+class Scaled:
+    def __init__(self, rate, pair, fixed):
+        self.rate, self.pair, self.fixed = rate, pair, fixed
+
+    def __call__(self, x):
+        return x * self.rate + self.pair[0] - self.pair[1]
+
+
+def test_declared_floats_are_inputs_and_others_are_static():
+    f = fl.jit(lambda m, x: m(x))
+    x = torch.ones(2, dtype=torch.float64)
+    for rate, pair in ((2.0, (0.5, 0.25)), (3.0, (0.5, 0.5)), (0.5, (0.25, 0.5))):
+        model = Scaled(rate, pair, 0.1)
+        assert torch.allclose(f(model, x), model(x))
+    assert f.cache_info().traces <= 2  # equal floats of one name were one input
+    f(Scaled(2.0, (0.5, 0.25), 0.2), x)
+    assert f.cache_info().traces <= 3
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A user's own rule."""
+
+    lr: float
+
+    def init(self, param):
+        return ()
+
+    def apply(self, state, param, grad):
+        return (), grad * self.lr
+
+
+def test_hyperparameters_of_a_users_own_rule_are_inputs():
+    model = {"w": torch.ones(2)}
+    f = fl.jit(fl.update)
+    for lr in (0.1, 0.5, 2.0):
+        new, _ = f(fl.setup(Rule(lr), model), model, {"w": torch.ones(2)})
+        assert torch.allclose(new["w"], torch.full((2,), 1 - lr))
+    assert f.cache_info().traces == 1
+
+
+def test_a_float_that_is_handed_on_is_a_float_and_a_computed_one_a_tensor():
+    f = fl.jit(lambda a, b: (a, a * b, [b]))
+    for a, b in ((2.0, 3.0), (0.5, -1.0)):
+        handed_on, product, [other] = f(a, b)
+        assert (type(handed_on), handed_on) == (float, a)
+        assert (type(other), other) == (float, b)
+        assert torch.equal(product, torch.tensor(a * b, dtype=torch.float64))
+    assert f.cache_info().traces == 1
+
+
+def test_a_scalar_of_a_rule_that_is_handed_on_is_a_float():
+    model = {"w": torch.ones(2)}
+    _, state = fl.jit(fl.update)(fl.setup(fl.Adam(0.25), model), model, {"w": torch.ones(2)})
+    assert state["w"].rule == fl.Adam(0.25)
+    assert type(state["w"].rule.lr) is float
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 5e-324, 1e308])
+def test_any_float_is_seen(value):
+    f = fl.jit(lambda x, s: (torch.ones(1, dtype=torch.float64) * s, 1 / s))
+    f(torch.ones(1), 0.0)
+    f(torch.ones(1), 1.5)
+    for _ in range(2):
+        out, inverse = f(torch.ones(1), value)
+        assert out.item().hex() == value.hex()
+        if value == 0:
+            assert torch.equal(inverse, 1 / torch.tensor(value, dtype=torch.float64))
+    assert f.cache_info().traces == 1
+
+
+def test_numbers_of_numpy_are_floats_where_they_are():
+    f = fl.jit(lambda x, s: x * s)
+    for s in np.linspace(0, 1, 3):
+        assert torch.allclose(f(torch.ones(2, dtype=torch.float64), s), torch.full((2,), float(s), dtype=torch.float64))
+    f(torch.ones(2, dtype=torch.float64), 0.5)
+    assert f.cache_info().traces == 1
+
+
+def test_a_float_does_not_widen_a_tensor():
+    f = fl.jit(lambda x, s: x * s + s)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert f(torch.ones(2, dtype=dtype), 2.0).dtype == dtype
+
+
+def test_ints_and_bools_are_static():
+    f = fl.jit(lambda x, n, flag: x.repeat(n) if flag else x)
+    x = torch.ones(2)
+    assert f(x, 3, True).shape == (6,)
+    assert f(x, 2, True).shape == (4,)
+    assert f(x, 2, False).shape == (2,)
+    assert f.cache_info().traces == 3
+
+
+# Arguments
+
+
+def power(x, n=2, *, scale=1.0):
+    return x**n * scale
+
+
+def test_defaults_and_keywords_are_as_in_a_call():
+    f = fl.jit(power)
+    x = torch.full((2,), 3.0)
+    assert f(x).tolist() == [9, 9]
+    assert f(x, 3).tolist() == [27, 27]
+    assert f(x, n=3).tolist() == [27, 27]
+    assert f(x=x, scale=2.0).tolist() == [18, 18]
+    assert f(x, scale=3.0, n=1).tolist() == [9, 9]
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        f(x, m=1)
+    with pytest.raises(TypeError, match="missing"):
+        f()
+
+
+def test_more_arguments_than_names():
+    f = fl.jit(lambda *xs, **named: sum(xs) + sum(named.values()))
+    assert f(torch.ones(1), torch.ones(1), a=torch.ones(1), b=torch.ones(1)).tolist() == [4]
+
+
+class Pair(NamedTuple):
+    a: object
+    b: object
+
+
+def test_trees_of_every_kind_keep_their_nodes():
+    tree = {"z": Pair(torch.ones(1), [torch.zeros(1), ()]), "a": OrderedDict(y=1, b=torch.ones(2)), "n": None}
+    out = fl.jit(lambda t: fl.fmap(lambda x: x + 1, t))(tree)
+    assert list(out) == ["z", "a", "n"]
+    assert type(out["z"]) is Pair
+    assert type(out["a"]) is OrderedDict
+    assert list(out["a"]) == ["y", "b"]
+    assert out["z"].b[0].tolist() == [1]
+
+
+@pytest.mark.parametrize("static", [1, "n", -1, ("n",), [1]])
+def test_a_static_argument_is_compared_by_value(static):
+    f = fl.jit(lambda x, n: x * n, static=static)
+    x = torch.ones(2)
+    for n in (2.5, 2.5, 3.5, 2.5):
+        assert f(x, n).tolist() == [n, n]
+    assert f.cache_info().traces == 2
+    assert f(x, n=7.0).tolist() == [7, 7]
+
+
+def test_a_negative_number_counts_from_the_last_argument_of_the_function():
+    f = fl.jit(power, static=-1)  # n, by place the last one
+    f(torch.ones(1))
+    f(torch.zeros(1))
+    assert f.cache_info().traces == 1
+    assert fl.jit(lambda *xs: xs[0] * xs[-1], static=-1)(torch.ones(1), 2, 3.0).tolist() == [3]
+
+
+def test_a_static_argument_that_is_not_given_has_its_default():
+    f = fl.jit(power, static="n")
+    assert f(torch.full((1,), 3.0)).tolist() == [9]
+
+
+def test_a_static_list_that_is_changed_later_is_another_value():
+    f = fl.jit(lambda x, sizes: x * len(sizes), static="sizes")
+    sizes = [1]
+    assert f(torch.ones(1), sizes).tolist() == [1]
+    sizes.append(2)
+    assert f(torch.ones(1), sizes).tolist() == [2]
+
+
+@pytest.mark.parametrize("first, second", [(1, True), ([1], [True]), ([1], (1,)), (1, 1.0), ({"a": 1}, {"b": 1})])
+def test_static_values_of_other_types_are_other_values(first, second):
+    f = fl.jit(lambda x, s: (x + 1, s), static=1)
+    for value in (first, second, first):
+        out = f(torch.ones(1), value)[1]
+        assert out == value
+        assert type(out) is type(value)
+    assert f.cache_info().traces == 2
+
+
+def test_a_static_argument_beside_a_donated_tree():
+    f = fl.jit(lambda sizes, x, y: (x[0] + len(sizes), y), static="sizes", donate="x")
+    x, y = torch.ones(2), torch.ones(2)
+    out, same = f([1, 2, 3], [x], y)
+    assert out.tolist() == [4, 4]
+    assert same is y
+    assert same.tolist() == [1, 1]
+    with pytest.raises(RuntimeError, match="donated"):
+        x + 1
+
+
+@pytest.mark.parametrize("value", [torch.ones(1), {"w": torch.ones(1)}, np.ones(1)])
+def test_a_static_tensor_is_refused(value):
+    with pytest.raises(TypeError, match="the static argument 'x' holds a (Tensor|ndarray).*leave it out"):
+        fl.jit(lambda x: x, static="x")(x=value)
+
+
+@pytest.mark.parametrize("option", ["static", "donate"])
+@pytest.mark.parametrize("name", ["lr", 2, -3])
+def test_a_name_that_is_no_argument_is_refused(option, name):
+    with pytest.raises(ValueError, match=rf"{option}={name!r} names no argument of the function; it has \(x, y\)"):
+        fl.jit(lambda x, y: x, **{option: name})
+
+
+@pytest.mark.parametrize("option", ["static", "donate"])
+@pytest.mark.parametrize("name", [True, 1.0, [None]])
+def test_what_names_no_argument_at_all_is_refused(option, name):
+    with pytest.raises(TypeError):
+        fl.jit(lambda x, y: x, **{option: name})
+
+
+def test_an_argument_can_t_be_static_and_donated():
+    with pytest.raises(ValueError, match="donated and static"):
+        fl.jit(lambda x: x, static="x", donate=0)
+
+
+# Functions
+
+
+def test_a_decorator_with_and_without_options():
+    @fl.jit
+    def plain(x):
+        """Says what it does."""
+        return x + 1
+
+    @fl.jit(static="n")
+    def chosen(x, n):
+        return x + n
+
+    assert plain(torch.ones(1)).tolist() == [2]
+    assert chosen(torch.ones(1), 2).tolist() == [3]
+    assert plain.__name__ == "plain"
+    assert plain.__doc__ == "Says what it does."
+    assert plain.__wrapped__(torch.ones(1)).tolist() == [2]
+    assert repr(plain).startswith("jit(")
+    assert repr(plain).endswith("plain)")
+
+
+@pytest.mark.parametrize("f", [3, torch.ones(1), None, "f"])
+def test_what_is_no_function_is_refused(f):
+    if f is None:
+        assert callable(fl.jit(f))
+        return
+    with pytest.raises(TypeError, match="jit takes a function, found"):
+        fl.jit(f)
+
+
+def test_the_result_of_a_call_in_the_place_of_the_function_is_refused():
+    with pytest.raises(TypeError, match="write jit"):
+        fl.jit(power(torch.ones(1)))
+
+
+@fl.functor
+class Counter:
+    def __init__(self):
+        self.w = torch.full((2,), 2.0)
+
+    @fl.jit
+    def scaled(self, x):
+        return x * self.w
+
+    @fl.jit(static="n")
+    def __call__(self, x, n=1):
+        return x * self.w + n
+
+
+def test_a_method_is_compiled_once_for_all_objects():
+    a, b = Counter(), Counter()
+    b.w = torch.full((2,), 5.0)
+    x = torch.ones(2)
+    assert a.scaled(x).tolist() == [2, 2]
+    assert b.scaled(x).tolist() == [5, 5]
+    assert Counter.scaled.cache_info() == (2, 1)
+    assert a(x, n=3).tolist() == [5, 5]
+    assert b(x).tolist() == [6, 6]
+    grads = fl.gradient(lambda m: m.scaled(x).sum(), a)
+    assert grads.w.tolist() == [1, 1]
+
+
+def test_a_layer_is_an_input_whose_parameters_are_read_at_each_call():
+    model = fl.Dense(3, 2)
+    f = fl.jit(model)
+    x = torch.ones(1, 3)
+    assert torch.allclose(f(x), model(x))
+    model.bias = model.bias + 1
+    assert torch.allclose(f(x), model(x))
+    with torch.no_grad():
+        model.weight.mul_(2)
+    assert torch.allclose(f(x), model(x))
+    assert f.cache_info().traces == 1
+
+
+def test_the_call_of_a_class_takes_any_model_of_it():
+    f = fl.jit(fl.Chain.__call__)
+    x = torch.ones(1, 3)
+    for _ in range(3):
+        model = fl.Chain(fl.Dense(3, 2, fl.relu))
+        assert torch.allclose(f(model, x), model(x))
+    assert f.cache_info().traces == 1
+
+
+def test_partial_functions_and_callable_objects():
+    class Plus:
+        def __init__(self, n):
+            self.n = n
+
+        def __call__(self, x):
+            return x + self.n
+
+    x = torch.ones(2)
+    assert fl.jit(Plus(2))(x).tolist() == [3, 3]
+    assert fl.jit(functools.partial(power, n=3))(2 * x).tolist() == [8, 8]
+    assert fl.jit(torch.sin)(x).tolist() == x.sin().tolist()
+
+
+def test_a_compiled_function_may_stand_in_a_model():
+    shift = torch.ones(4)
+    model = fl.Chain(fl.Dense(3, 4), fl.jit(lambda x: torch.tanh(x) + shift), fl.Dense(4, 1))
+    x = torch.ones(2, 3)
+    model(x)
+    grads = fl.gradient(lambda m: m(x).sum(), model)
+    assert grads.layers[1] is None
+    state = fl.setup(fl.Descent(0.1), model)
+    new, _ = fl.update(state, model, grads)
+    assert new.layers[1] is model.layers[1]
+
+
+def test_a_compiled_layer_in_a_tree_is_refused_rather_than_a_constant():
+    model = fl.Chain(fl.jit(fl.Dense(3, 4)))
+    with pytest.raises(TypeError, match="holds a tensor"):
+        fl.gradient(lambda m: m(torch.ones(2, 3)).sum(), model)
