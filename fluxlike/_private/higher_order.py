@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.utils import redirect_to_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx import GraphModule, Node
@@ -25,10 +24,11 @@ from fluxlike._private.dispatch import may_draw
 __all__ = [
     "cond",
     "draws",
+    "fits",
     "has_value",
-    "is_complex",
     "keep",
     "lift",
+    "names",
     "record",
     "recording",
     "scan",
@@ -77,7 +77,7 @@ def _introduce(mode: type[FakeTensorMode]) -> None:
     operations = torch.ops.higher_order
     for operation in (operations.scan, operations.cond, operations.while_loop):
         if mode not in operation.python_key_table:
-            redirect_to_mode(operation, mode)
+            operation.py_impl(mode)(operation.python_key_table[FakeTensorMode])
 
 
 def has_value(x: Tensor, /) -> bool:
@@ -139,10 +139,18 @@ def draws(graph: GraphModule, /) -> bool:
     return any(isinstance(n.target, torch._ops.OpOverload) and may_draw(n.target) for n in _nodes(graph))
 
 
-def is_complex(graph: GraphModule, /) -> bool:
-    """Whether complex numbers stand in the graph, which Inductor leaves out of loops or computes wrongly."""
-    values = (n.meta.get("val") for n in _nodes(graph))
-    return any(isinstance(x, Tensor) and x.is_complex() for x in values)
+def fits(graph: GraphModule, /) -> bool:
+    """Whether a graph can be one operation.
+
+    Inductor leaves out complex loops, or computes them wrongly; and sizes that are not known would have to
+    be inputs of the operation.
+    """
+    values = [x for x in (n.meta.get("val") for n in _nodes(graph)) if isinstance(x, Tensor)]
+    return not any(x.is_complex() or _has_symbols(x) for x in values)
+
+
+def _has_symbols(x: Tensor) -> bool:
+    return any(isinstance(n, torch.SymInt) for n in x.shape)
 
 
 def _nodes(graph: GraphModule) -> Iterator[Node]:

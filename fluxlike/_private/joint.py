@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from fluxlike._private.dispatch import may_draw
-
 __all__ = ["Joint", "Parts", "divide"]
 
 
@@ -114,7 +112,7 @@ def _computed_anew(forward: Iterable[Node], same: Iterable[Node]) -> set[Node]:
     for x in forward:
         operation = x.target if isinstance(x.target, torch._ops.OpOverload) else None
         sources = [i for i in x.all_input_nodes if i.op != "get_attr"]
-        if all(i in fixed for i in sources) and not (operation is not None and may_draw(operation)):
+        if all(i in fixed for i in sources):
             fixed.add(x)
             anew.add(x)
         elif _is_view(operation) or (x.target is operator.getitem and sources[0] in anew):

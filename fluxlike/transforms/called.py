@@ -85,18 +85,19 @@ class Called:
         Args:
             motors: one for all, or one for each of them.
         """
-        args, wrt = self._args, self._wrt
-        each = motors * len(self.numbers) if len(motors) == 1 else motors
-        self._opened = [
-            Argument(args[n], n, motor, wrt, was_float=n in self._floats)
-            for n, motor in zip(self.numbers, each, strict=True)
-        ]
-        for n, argument in zip(self.numbers, self._opened, strict=True):
-            args[n] = argument.tree
-        self.handles = [h for argument in self._opened for h in argument.handles]
-        self._frame = assigned.Frame(
-            [b for a in self._opened for b in a.buffers], [p for a in self._opened for p in a.parameters]
-        )
+        self._opened: list[Argument] = []
+        self.handles: list[Tensor] = []
+        buffers: list[Tensor] = []
+        trained: list[Tensor] = []
+        for i, n in enumerate(self.numbers):
+            motor = motors[i] if len(motors) > 1 else motors[0]
+            argument = Argument(self._args[n], n, motor, self._wrt, was_float=n in self._floats)
+            self._args[n] = argument.tree
+            self._opened.append(argument)
+            self.handles += argument.handles
+            buffers += argument.buffers
+            trained += argument.parameters
+        self._frame = assigned.Frame(buffers, trained)
 
     @property
     def places(self) -> list[int]:

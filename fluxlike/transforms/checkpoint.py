@@ -107,8 +107,8 @@ def _dropped(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         if "support saved tensor hooks" not in str(error):
             raise
         raise RuntimeError(
-            "checkpoint: grad, vjp, jacrev and hessian of torch.func can't run inside; use fluxlike's gradient, "
-            "pullback, jacobian and hessian there"
+            "checkpoint: grad, vjp, jacrev and hessian of torch.func can't run inside; use fluxlike's "
+            "gradient, pullback, jacobian and hessian there"
         ) from error
     finally:
         keep_nothing.reset(token)

@@ -42,13 +42,18 @@ class Rerun:
 
     def first(self, f: Callable[[], Any], within: AbstractContextManager[Any] | None = None) -> Any:
         """Run the function for the first time, within a context."""
-        with ExitStack() as stack:
-            stack.enter_context(within or nullcontext())
-            if self._draws is not None and within is not None:  # so that what is drawn is seen by `within`
-                stack.callback(key.leave, key.enter(self._draws))
-            if self._drawn is not None:
-                stack.enter_context(_Keeping(self._drawn))
-            return f()
+        if within is None and self._drawn is None:
+            value = f()
+        else:
+            with within or nullcontext(), ExitStack() as stack:
+                if self._draws is not None and within is not None:  # so that what is drawn is seen there
+                    stack.callback(key.leave, key.enter(self._draws))
+                if self._drawn is not None:
+                    stack.enter_context(_Keeping(self._drawn))
+                value = f()
+        if self._generators is not None and _same(self._generators, _generators()):
+            self._generators = None  # nothing was drawn from them
+        return value
 
     def again(
         self,
@@ -62,11 +67,10 @@ class Rerun:
     def _inside(
         self, f: Callable[[], Any], inputs: Sequence[Tensor], within: AbstractContextManager[Any] | None
     ) -> Any:
-        with ExitStack() as stack:
+        with within or nullcontext(), ExitStack() as stack:
             stack.callback(assigned.leave, assigned.enter_again(self._frames))
             for i, buffer in self._buffers:
                 assigned.derive(inputs[i], buffer)
-            stack.enter_context(within or nullcontext())
             if self._draws is not None:
                 stack.callback(key.leave, key.enter(self._draws))
                 stack.callback(self._draws.rewind, self._draws.mark())
@@ -102,6 +106,11 @@ def _set_generators(states: tuple[Tensor, list[Tensor]]) -> None:
             module.set_rng_state_all(others)
         else:
             module.set_rng_state(others[0])
+
+
+def _same(a: tuple[Tensor, list[Tensor]], b: tuple[Tensor, list[Tensor]]) -> bool:
+    pairs = zip([a[0], *a[1]], [b[0], *b[1]], strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
 
 
 def _accelerator() -> Any:

@@ -85,12 +85,12 @@ run_everywhere = pytest.mark.parametrize("run", RUNS)
 # scan: the loop
 
 
-def loop(f: Any, carry: Any, xs: Tensor) -> tuple[Any, Tensor]:
+def loop(f: Any, carry: Any, xs: Tensor) -> tuple[Any, Any]:
     ys = []
     for x in xs:
         carry, y = f(carry, x)
         ys.append(y)
-    return carry, torch.stack(ys)
+    return carry, None if ys[0] is None else torch.stack(ys)
 
 
 W, U, H, XS = randn(3, 3, seed=1), randn(3, 3, seed=2), randn(2, 3, seed=3), randn(5, 2, 3, seed=4)
@@ -189,6 +189,33 @@ def test_without_a_gradient_no_carries_are_kept() -> None:
     graph = record(lambda w, xs: fl.scan(cell(w, U), H, xs)[0], W, XS)
     (node,) = [n for n in graph.graph.nodes if str(n.target) == "scan"]
     assert len(node.meta["val"]) == 2
+
+
+def kept_by(turn: Any) -> int:
+    """How many tensors of each turn the first loop of a gradient stacks."""
+    f = lambda h, xs: [fl.gradient(lambda h: fl.scan(turn, h, xs)[0].sum(), h)]  # noqa: E731
+    graph = record(f, H, XS)
+    close(graph(H, XS), f(H, XS))
+    return len(next(n for n in graph.graph.nodes if str(n.target) == "scan").meta["val"]) - 1
+
+
+def test_a_recorded_loop_keeps_what_autograd_keeps_and_a_checkpoint_its_carry() -> None:
+    def body(h: Tensor, x: Tensor) -> Tensor:
+        for _ in range(4):
+            h = torch.sin(h @ W + x)
+        return h
+
+    assert kept_by(lambda h, x: (body(h, x), None)) == 4
+    assert kept_by(lambda h, x: (fl.checkpoint(body)(h, x), None)) == 1
+    assert kept_by(lambda h, x: (torch.tanh(h), None)) == 1
+
+
+def test_what_is_stacked_is_not_kept_twice_and_views_not_at_all() -> None:
+    def turn(h: Tensor, x: Tensor) -> Any:
+        y = torch.tanh(h.T @ x)
+        return h + y.sum(), y
+
+    assert kept_by(turn) == 1  # tanh keeps y, the product keeps x
 
 
 def test_loops_in_loops_are_one_operation_each() -> None:
@@ -297,6 +324,8 @@ def test_a_gradient_of_the_users_own_holds_in_a_recorded_turn(where: str) -> Non
         lambda h, x: (h, h),
         lambda h, x: (x[0].expand(2, 3), h[:, :1]),
         lambda h, x: ((h @ W).t().clone().t(), torch.arange(3)),
+        lambda h, x: (torch.sin(h), None),
+        lambda h, x: (torch.tanh(h), torch.exp(h)),
     ],
 )
 def test_views_and_inputs_may_be_returned_from_a_recorded_turn(step: Any) -> None:
@@ -304,6 +333,26 @@ def test_views_and_inputs_may_be_returned_from_a_recorded_turn(step: Any) -> Non
     close(traced(f, H, XS), loop(step, H, XS))
     g = lambda h, xs: fl.gradient(lambda h: (fl.scan(step, h, xs)[0] ** 2).sum(), h)  # noqa: E731
     close(traced(g, H, XS), g(H, XS))
+    # This, which `jit` does too, refuses loops that return their inputs' memory.
+    tensors = lambda tree: [x for x in tree if x is not None]  # noqa: E731
+    graph = record(lambda h, xs: tensors([*f(h, xs), g(h, xs)]), H, XS)
+    again = record(torch.func.functionalize(graph), H, XS)
+    close(again(H, XS), tensors([*loop(step, H, XS), g(H, XS)]))
+
+
+def test_a_turn_may_write_to_tensors_of_its_own() -> None:
+    def f(w: Tensor, xs: Tensor, go: Any) -> Tensor:
+        def step(h: Tensor, x: Tensor) -> Any:
+            mine = torch.zeros_like(w)
+            mine[0] = h.sum() * w[0]
+            mine.mul_(2)
+            return torch.sin(h @ mine + x), mine.exp().sum()
+
+        last, ys = go(step, H, xs)
+        return last.sum() + ys.sum()
+
+    grads = lambda w, xs: fl.gradient(lambda w: f(w, xs, fl.scan), w)  # noqa: E731
+    close(traced(grads, W, XS), by_hand(lambda w: f(w, XS, loop), W)[0])
 
 
 # scan: trees

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 import fluxlike as fl
-from fluxlike._private import autograd, dispatch, functorch, fused, higher_order, levels, tracing
+from fluxlike._private import autograd, dispatch, functorch, fused, higher_order, levels, pytree, tracing
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,13 @@ from fluxlike._private import autograd, dispatch, functorch, fused, higher_order
         "_wrap_for_grad",
         "_unwrap_for_grad",
         "peek_interpreter_stack",
+        "_add_batch_dim",
+        "get_interpreter_stack",
+        "get_unwrapped",
+        "is_batchedtensor",
+        "maybe_get_bdim",
+        "maybe_get_level",
+        "unwrap_if_dead",
         "get_inplace_requires_grad_allowed",
         "set_inplace_requires_grad_allowed",
     ],
@@ -40,6 +50,120 @@ def test_functorch_tells_levels_and_batches() -> None:
     torch.func.vmap(look)(torch.ones(2))
     assert seen == [(1, None)]
     assert functorch.level() == 0
+
+
+def test_a_derivative_around_the_call_is_told_from_a_map() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(functorch.differentiating())
+        return x.sum()
+
+    look(torch.ones(2))
+    torch.func.vmap(look)(torch.ones(2))
+    torch.func.grad(look)(torch.ones(2))
+    torch.func.vmap(torch.func.grad(look))(torch.ones(2))
+    functorch.jvp(look, (torch.ones(2),), (torch.ones(2),))
+    assert seen == [False, False, True, True, True]
+
+
+def test_wrappers_of_closed_levels_come_off() -> None:
+    x = torch.ones(2)
+    with functorch.grad_level() as outer:
+        once = functorch.wrap(x, outer)
+        with functorch.grad_level() as inner:
+            twice = functorch.wrap(once, inner)
+            assert functorch.level_of(twice) == inner
+            assert functorch.unwrap_dead(twice) is twice
+            assert functorch.inner(twice) is once
+        assert functorch.unwrap_dead(twice) is once
+    assert functorch.level_of(twice) == 0
+    assert functorch.unwrap_dead(twice) is x
+
+
+def test_a_tensor_becomes_a_batch_like_another() -> None:
+    def member(x: Tensor) -> Tensor:
+        assert functorch.is_batch(x)
+        return functorch.batch_like(functorch.inner(x) + 1, x)
+
+    x = torch.arange(6.0).view(2, 3)
+    assert torch.equal(torch.func.vmap(member, 1, 1)(x), x + 1)
+
+
+def test_a_tensor_of_a_level_loses_the_graph_of_that_level_alone() -> None:
+    x = torch.ones(2, requires_grad=True) * 2
+    with functorch.grad_level() as level:
+        y = functorch.differentiable(functorch.wrap(x, level)) ** 2
+        bare = functorch.without_graph(y)
+        assert y.requires_grad
+        assert not bare.requires_grad
+        assert functorch.unwrap(bare, level).requires_grad
+
+
+def test_transforms_can_be_left_for_a_while() -> None:
+    def look(x: Tensor) -> Tensor:
+        with functorch.outside():
+            assert not functorch.active()
+            assert torch.ones(2).exp().shape == (2,)
+        assert functorch.active()
+        return x
+
+    torch.func.vmap(torch.func.grad(lambda x: look(x).sum()))(torch.ones(2, 2))
+
+
+def test_modes_are_listed_from_the_innermost() -> None:
+    class Mode(TorchFunctionMode):
+        pass
+
+    with Mode() as outer, Mode() as inner:
+        assert functorch.function_modes() == [inner, outer]
+    assert functorch.function_modes() == []
+
+
+def test_forward_mode_is_seen_and_loads_without_a_warning() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append((functorch.in_forward_mode(), functorch.has_tangent(x)))
+        return x.exp()
+
+    x = torch.zeros(2)
+    look(x)
+    functorch.jvp(look, (x,), (x + 1,))
+    with forward_ad.dual_level():
+        look(x)
+        dual = look(forward_ad.make_dual(x, x + 1))
+        assert functorch.has_tangent(dual)
+        with functorch.forward_mode(False):
+            assert not functorch.has_tangent(forward_ad.make_dual(x, x + 1).exp())
+    torch.func.vmap(look)(x)
+    assert seen == [(False, False), (True, True), (True, False), (True, True), (True, False)]
+
+
+def test_a_call_can_wait_for_the_end_of_a_backward_pass() -> None:
+    done: list[str] = []
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            autograd.after_backward(lambda: done.append("end"))
+            done.append("node")
+            return g
+
+    Node.apply(torch.ones(1, requires_grad=True)).sum().backward()
+    autograd.after_backward(lambda: done.append("never"))
+    assert done == ["node", "end"]
+
+
+def test_tensors_of_an_operation_are_found_and_replaced() -> None:
+    x, y = torch.ones(1), torch.zeros(1)
+    args = ((x, [y, 2]), {"out": x, "dim": 0})
+    assert [t is x for t in pytree.tensors_in(args)] == [True, False, True]
+    assert pytree.map_tensors(lambda t: y, args) == ((y, [y, 2]), {"out": y, "dim": 0})
 
 
 def test_the_engine_of_autograd_gives_what_torch_autograd_grad_gives() -> None:

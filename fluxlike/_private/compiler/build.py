@@ -14,7 +14,9 @@ from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 from torch._inductor.virtualized import V
-from torch.fx import Graph, GraphModule, Node
+from torch._ops import HigherOrderOperator
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fluxlike._private.compiler.functional import functional
 from fluxlike._private.compiler.memory import origins
@@ -46,20 +48,30 @@ def build(recorded: Recorded, targets: dict[int, int]) -> Run:
     """
     if not _results(recorded.module):
         return lambda inputs: ()
-    module = functional(recorded)
-    _write_over(module, targets)
-    if not _can_compile():
+    module, compiles = functional(recorded), _can_compile()
+    _allow_loops(recorded, module)
+    _write_over(module, targets, always=compiles)
+    if not compiles:
         return lambda inputs: module(*inputs)
     with (
         tracing(TracingContext(recorded.mode)),
         V.set_fake_mode(recorded.mode),
         torch.no_grad(),
         config.patch(_OPTIONS),
+        warnings.catch_warnings(),
     ):
+        warnings.simplefilter("ignore")  # parts of the compiler warn of each other
         _recursive_joint_graph_passes(module)
         choose_kernels(module)
         compiled: Any = compile_fx_inner(module, recorded.inputs)
     return compiled
+
+
+def _allow_loops(recorded: Recorded, module: GraphModule) -> None:
+    """Let Inductor count the turns of a recorded loop, for which it asks numbers of fake tensors."""
+    if any(isinstance(node.target, HigherOrderOperator) for node in module.graph.nodes):
+        recorded.mode.shape_env = recorded.mode.shape_env or ShapeEnv()
+        recorded.mode.allow_scalar_outputs = True
 
 
 def _results(module: GraphModule) -> list[Any]:
@@ -67,8 +79,14 @@ def _results(module: GraphModule) -> list[Any]:
     return list(output.args[0])
 
 
-def _write_over(module: GraphModule, targets: dict[int, int]) -> None:
-    """Write results over the memory of inputs, and part the others from inputs and from each other."""
+def _write_over(module: GraphModule, targets: dict[int, int], *, always: bool) -> None:
+    """Write results over the memory of inputs, and part the others from inputs and from each other.
+
+    Args:
+        module: the graph.
+        targets: as in `build`.
+        always: whether to take no result for one that lies apart, since the compiler may bring them together.
+    """
     graph = module.graph
     (output,) = graph.find_nodes(op="output")
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
@@ -79,10 +97,9 @@ def _write_over(module: GraphModule, targets: dict[int, int]) -> None:
         for k, node in enumerate(results):
             if not isinstance(node, Node) or not isinstance(node.meta.get("val"), Tensor):
                 continue  # a size
-            if k in targets:
-                results[k] = _copied(graph, settle, node)
-            elif found[node] & taken:
-                results[k] = _copied(graph, torch.ops.aten.clone.default, node)
+            if always or k in targets or found[node] & taken:
+                results[k] = graph.call_function(settle, (node,))
+                results[k].meta = dict(node.meta)
             else:
                 taken |= found[node]
         for k, i in targets.items():
@@ -91,12 +108,6 @@ def _write_over(module: GraphModule, targets: dict[int, int]) -> None:
             results[k] = None
     output.args = (tuple(results),)
     module.recompile()
-
-
-def _copied(graph: Graph, operation: Any, node: Node) -> Node:
-    copy = graph.call_function(operation, (node,))
-    copy.meta = dict(node.meta)
-    return copy
 
 
 def _can_compile() -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch._inductor import ir
+from torch._inductor.graph import GraphLowering
 from torch._inductor.lowering import clone, permute, register_lowering
+from torch._inductor.virtualized import V
 
 __all__ = ["matmul", "realize", "settle"]
 
@@ -48,7 +51,8 @@ torch.library.register_fake("fluxlike::matmul", _fake_matmul)
 #: The tensor itself, kept in memory rather than computed anew by each kernel that reads it.
 realize = torch.ops.fluxlike.realize.default
 
-#: The tensor itself, or a copy where it is an input: what may be written over an input, even over that one.
+#: A result: the tensor itself, or a copy where it lies in the memory of an input or of another result. What
+#: looks for operations that do nothing can't see through it.
 settle = torch.ops.fluxlike.settle.default
 
 #: ``a @ b + bias`` by oneDNN instead of the BLAS that torch was built with.
@@ -61,14 +65,21 @@ def _lower_realize(x: ir.TensorBox) -> ir.TensorBox:
     return x
 
 
+_results: WeakKeyDictionary[GraphLowering, list[Any]] = WeakKeyDictionary()  # their memory
+
+
 @register_lowering(settle, type_promotion_kind=None)
 def _lower_settle(x: ir.TensorBox) -> ir.TensorBox:
     inside: Any = x.data
-    while isinstance(inside, (ir.BaseView, ir.MutableBox)):
+    while isinstance(inside, ir.BaseView):
         inside = inside.data
-    if isinstance(inside, ir.InputBuffer):
+        inside = inside.data if isinstance(inside, ir.TensorBox) else inside
+    given = _results.setdefault(V.graph, [])
+    if isinstance(inside.data, ir.InputBuffer) or any(inside is other for other in given):
         x = clone(x)
         x.realize()
+        inside = x.data
+    given.append(inside)
     return x
 
 

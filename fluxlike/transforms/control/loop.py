@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fluxlike._private import higher_order
 from fluxlike.transforms.control.recorded import examples
-from fluxlike.transforms.control.turns import Turns, split
+from fluxlike.transforms.control.recorded_turn import RecordedTurn, split
 from fluxlike.transforms.link import link
 
 __all__ = ["loop"]
@@ -47,16 +47,16 @@ def loop(step: Step, carry: Sequence[Tensor], xs: Sequence[Tensor], /) -> tuple[
         new, ys = step(tensors[:count], tensors[count:])
         return [*new, *ys]
 
-    turns = Turns(turn, carry, [x[0] for x in xs])
-    if not turns.depends:
+    recorded = RecordedTurn(turn, carry, [x[0] for x in xs])
+    if not recorded.depends:
         return [], []
     with torch.no_grad():
-        found = higher_order.scan(turns.forward, carry, xs, turns.same)
-    out, kept = found[: len(turns.depends)], [found[i] for i in turns.kept]
-    if turns.linked:
-        outputs = [out[i] for i in turns.linked]
-        linked = link(_Backward(step, turns, outputs), outputs, [*carry, *xs, *turns.same, *kept])
-        for i, y in zip(turns.linked, linked, strict=True):
+        found = higher_order.scan(recorded.forward, carry, xs, recorded.same)
+    out, kept = found[: len(recorded.depends)], [found[i] for i in recorded.kept]
+    if recorded.linked:
+        outputs = [out[i] for i in recorded.linked]
+        linked = link(_Backward(step, recorded, outputs), outputs, [*carry, *xs, *recorded.same, *kept])
+        for i, y in zip(recorded.linked, linked, strict=True):
             out[i] = y
     return out[:count], out[count:]
 
@@ -64,18 +64,18 @@ def loop(step: Step, carry: Sequence[Tensor], xs: Sequence[Tensor], /) -> tuple[
 class _Backward:
     """The derivative of a loop."""
 
-    def __init__(self, step: Step, turns: Turns, outputs: Sequence[Tensor]) -> None:
-        self._step, self._turns = step, turns
+    def __init__(self, step: Step, recorded: RecordedTurn, outputs: Sequence[Tensor]) -> None:
+        self._step, self._recorded = step, recorded
         kinds = [(y.shape, y.dtype, y.device) for y in outputs]
-        self._kinds = dict(zip(turns.linked, kinds, strict=True))
+        self._kinds = dict(zip(recorded.linked, kinds, strict=True))
 
     def backward(
         self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        turns = self._turns
-        given = {i: g for i, g in zip(turns.linked, cotangents, strict=True) if g is not None}
+        recorded = self._recorded
+        given = {i: g for i, g in zip(recorded.linked, cotangents, strict=True) if g is not None}
         reached, active = self._reach(inputs, set(given))
-        if turns.backward is not None and not torch.is_grad_enabled():
+        if recorded.backward is not None and not torch.is_grad_enabled():
             found = self._divided(inputs, given)
         else:
             found = self._again(inputs, given, active, [i for i in reached if needed[i]])
@@ -83,27 +83,27 @@ class _Backward:
 
     def _divided(self, inputs: Sequence[Tensor], given: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The cotangents by place, by the graph of the derivative."""
-        turns = self._turns
-        _, xs, same, kept = turns.split(inputs)
-        start = [given[i] if i in given else torch.zeros_like(inputs[i]) for i in turns.of_carry]
-        start += [torch.zeros_like(inputs[i]) for i in turns.of_same]
-        by_stacked = [given[i] if i in given else self._zeros(i) for i in turns.by_stacked]
-        rows = [*(xs[i] for i in turns.taken), *kept, *by_stacked]
-        assert turns.backward is not None
+        recorded = self._recorded
+        _, xs, same, kept = recorded.split(inputs)
+        start = [given[i] if i in given else torch.zeros_like(inputs[i]) for i in recorded.of_carry]
+        start += [torch.zeros_like(inputs[i]) for i in recorded.of_same]
+        by_stacked = [given[i] if i in given else self._zeros(i) for i in recorded.by_stacked]
+        rows = [*(xs[i] for i in recorded.taken), *kept, *by_stacked]
+        assert recorded.backward is not None
         found = higher_order.scan(
-            turns.backward, [g.contiguous() for g in start], [x.flip(0) for x in rows], same
+            recorded.backward, [g.contiguous() for g in start], [x.flip(0) for x in rows], same
         )
         last, by_xs = found[: len(start)], found[len(start) :]
-        places = [*turns.of_carry, *turns.of_same, *turns.of_xs]
+        places = [*recorded.of_carry, *recorded.of_same, *recorded.of_xs]
         return dict(zip(places, [*last, *(g.flip(0) for g in by_xs)], strict=True))
 
     def _again(
         self, inputs: Sequence[Tensor], given: Mapping[int, Tensor], active: set[int], places: list[int]
     ) -> dict[int, Tensor]:
         """The cotangents of some places, by running each turn again."""
-        turns, n = self._turns, self._turns.count
-        carry, xs, same, carries = turns.split(inputs)
-        if turns.backward is not None or torch.is_grad_enabled():
+        recorded, n = self._recorded, self._recorded.count
+        carry, xs, same, carries = recorded.split(inputs)
+        if recorded.backward is not None or torch.is_grad_enabled():
             _, carries = loop(lambda c, x: (self._step(c, x)[0], [v.clone() for v in c]), carry, xs)
         of_carry, of_stacked = sorted(i for i in active if i < n), sorted(i for i in active if i >= n)
         of_xs = [i for i in places if n <= i < n + len(xs)]
@@ -113,7 +113,7 @@ class _Backward:
             by_carry, sums = coming[: len(of_carry)], coming[len(of_carry) :]
             values, by_stacked = row[: n + len(xs)], row[n + len(xs) :]
             cotangents = dict(zip([*of_carry, *of_stacked], [*by_carry, *by_stacked], strict=True))
-            found = turns.derivative.pull(values, same, cotangents, [*of_carry, *of_same, *of_xs])
+            found = recorded.derivative.pull(values, same, cotangents, [*of_carry, *of_same, *of_xs])
             to_carry, to_same, to_xs = split(found, len(of_carry), len(of_same))
             return [*to_carry, *(a + b for a, b in zip(sums, to_same, strict=True))], to_xs
 
@@ -125,14 +125,14 @@ class _Backward:
 
     def _reach(self, inputs: Sequence[Tensor], given: set[int]) -> tuple[set[int], set[int]]:
         """Which inputs of a turn some outputs depend on, and which outputs these are, in any turn."""
-        carry, xs, same, _ = self._turns.split(inputs)
+        carry, xs, same, _ = self._recorded.split(inputs)
         with higher_order.unrecorded():
             values = [*carry, *(x[0] for x in xs)]
-            depends = self._turns.derivative.dependence(examples(values), examples(same))
+            depends = self._recorded.derivative.dependence(examples(values), examples(same))
             active = set(given)
             while True:
                 reached = depends(active)
-                more = {i for i in reached if i < self._turns.count} - active
+                more = {i for i in reached if i < self._recorded.count} - active
                 if not more:
                     return reached, active
                 active |= more

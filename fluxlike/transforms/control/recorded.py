@@ -87,7 +87,7 @@ class Body:
         """
         if higher_order.draws(self.graph) and (differentiable or higher_order.watched()):
             raise Unrecordable
-        if higher_order.is_complex(self.graph):
+        if not higher_order.fits(self.graph):
             raise Unrecordable
 
 

@@ -44,7 +44,7 @@ def pins(leaves: Sequence[Any], treedef: optree.PyTreeSpec, /) -> tuple[Any, ...
 
 
 class _Kind(NamedTuple):
-    """What an input was when the trace was made; `plain` if no subclass such as a parameter."""
+    """What an input was when the trace was made; `plain` if neither an array nor a parameter of torch's."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -122,11 +122,12 @@ class Signature:
         opened = self._opened(leaves)
         assert opened is not None
         examples = self._take(opened)
-        self.kinds = [_Kind(x.dtype, tuple(x.shape), type(x) is Tensor) for x in examples]
+        plain = [type(x) is Tensor and i not in self._arrays for i, x in zip(self.tensors, examples, strict=True)]
+        self.kinds = [_Kind(x.dtype, tuple(x.shape), p) for x, p in zip(examples, plain, strict=True)]
         self._guard = guard(examples, self.dynamic)
-        # These were read as their values, so that one with a graph is another case.
-        recorded = torch.is_grad_enabled()
-        self._read = [k for k, x in enumerate(examples) if recorded and x.requires_grad]
+        self._lazy = [k for k, x in enumerate(examples) if x.is_conj() or x.is_neg()]
+        # These are read as their values, so where autograd records, one with a graph is another case.
+        self._read = [k for k, x in enumerate(examples) if x.requires_grad]
 
     def _take_scalars(self, leaves: Sequence[Any], places: list[int], names: Sequence[str | None]) -> None:
         """Group the scalars: of one name and one value there is one input."""
@@ -175,12 +176,16 @@ class Signature:
             return None
         if len(set(map(id, tensors))) < len(tensors):
             return None
-        if self._read and any(tensors[k].grad_fn is not None for k in self._read):
+        if self._read and torch.is_grad_enabled() and any(tensors[k].grad_fn is not None for k in self._read):
             return None
         if self._ties and any(
             a is not b for a, b in zip(self._again[0](opened), self._again[1](opened), strict=True)
         ):
             return None
+        if self._lazy:  # kernels read memory as it is
+            tensors = tuple(
+                x.resolve_conj().resolve_neg() if k in self._lazy else x for k, x in enumerate(tensors)
+            )
         statics = self._take_static(leaves)
         if tuple(map(type, statics)) != self._static_types or not same_values(statics, self.statics):
             return None

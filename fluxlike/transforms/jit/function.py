@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fluxlike._private import tracing
+from fluxlike._private import functorch, tracing
 from fluxlike.scope import assigned, key, mode
 from fluxlike.transforms.jit.arguments import Arguments
 from fluxlike.transforms.jit.call import Signature, pins
@@ -141,7 +141,7 @@ class Jitted:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._calls += 1
-        if enclosed() or not tracing.concrete() or tracing.watched() or assigned.inside():
+        if _surrounded():
             return self._f(*args, **kwargs)
         tree, static = self._arguments.split(args, kwargs)
         leaves, treedef = flatten(tree)
@@ -246,6 +246,17 @@ class _Traces:
         """Keep a new trace."""
         before, self.all = self.all, (trace, *self.all)
         self._retraced.note(before, trace)
+
+
+def _surrounded() -> bool:
+    """Whether something surrounds the call that has to see the source run: a transform, or what watches it."""
+    return (
+        enclosed()
+        or functorch.in_forward_mode()
+        or tracing.tracing()
+        or tracing.watched()
+        or assigned.inside()
+    )
 
 
 def _settings() -> tuple[Any, ...]:

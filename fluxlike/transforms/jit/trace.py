@@ -61,6 +61,8 @@ class Trace:
         self._guard = guard(self._captured)
         self.differentiated = torch.is_grad_enabled() and any(x.grad_fn is not None for x in self._captured)
         self._donation = Donation(signature, noted, donated) if donated is not None else None
+        if self._donation is not None:
+            self._donation.require(taken[0], self._captured)
         targets = self._donation.targets if self._donation is not None else {}
         if not self.differentiated:
             self._run = build(noted.graph, targets)

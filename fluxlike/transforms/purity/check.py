@@ -71,6 +71,7 @@ def check_pure(f: Callable[..., Any], /, *args: Any) -> Purity:
         A `Purity`: true for a pure function, and printed line by line for another.
 
     Raises:
+        TypeError: `f` can't be called.
         RuntimeError: called inside a transform. Whatever `f` raises comes through.
 
     Example:

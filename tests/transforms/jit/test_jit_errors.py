@@ -60,10 +60,9 @@ def test_asking_for_a_value_names_the_line_and_what_to_write(f, code, dynamic):
 
 one = torch.tensor(1)
 CAPTURED = {
-    "item": lambda x: x * one.item(),
-    "size": lambda x: x.repeat(one),
     "if": lambda x: x if one > 0 else -x,
     "if of a result": lambda x: x if one * 2 > 0 else -x,
+    "item of a result": lambda x: x * (one + 1).item(),
 }
 
 

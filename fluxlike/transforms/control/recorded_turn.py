@@ -20,10 +20,10 @@ from fluxlike.transforms.control.recorded import (
     in_memory_of_their_own,
 )
 
-__all__ = ["Turns", "split"]
+__all__ = ["RecordedTurn", "split"]
 
 
-class Turns:
+class RecordedTurn:
     """A turn, recorded.
 
     Its inputs are the carry, one x of each of the xs, and what it closes over, which is the same in every
