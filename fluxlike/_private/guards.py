@@ -6,7 +6,7 @@ Python takes 400.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,15 +15,21 @@ from torch._C._dynamo import guards
 __all__ = ["guard"]
 
 
-def guard(tensors: Sequence[Tensor], dynamic: frozenset[int] = frozenset()) -> Callable[..., bool]:
+def guard(
+    tensors: Sequence[Tensor], dynamic: Mapping[int, Collection[int]] | None = None
+) -> Callable[..., bool]:
     """A function of as many arguments that says whether they are tensors like these.
 
     Args:
         tensors: the tensors to compare with.
-        dynamic: the numbers of those whose sizes may differ.
+        dynamic: from the numbers of those whose sizes may differ to the axes of these.
     """
     if not tensors:
         return lambda: True
-    sizes: Any = [[None] * x.ndim if i in dynamic else [*x.shape] for i, x in enumerate(tensors)]
-    strides: Any = [[None] * x.ndim if i in dynamic else [*x.stride()] for i, x in enumerate(tensors)]
+    sizes: Any = [[*x.shape] for x in tensors]
+    strides: Any = [[*x.stride()] for x in tensors]
+    for i, axes in (dynamic or {}).items():
+        for axis in axes:
+            sizes[i][axis] = None
+        strides[i] = [None] * tensors[i].ndim  # contiguous, whatever the sizes
     return guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check

@@ -125,4 +125,5 @@ class Embedding:
             ) from None
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
+        rows, columns = self.weight.shape
+        return f"{rows}, {columns}"

@@ -106,8 +106,9 @@ class BatchNorm:
         return y
 
     def extra_repr(self) -> str:
+        (channels,) = self.running_mean.shape
         return (
-            f"{self.running_mean.shape[0]}{activation_text(self.activation)}"
+            f"{channels}{activation_text(self.activation)}"
             + (f", eps={self.eps}" if self.eps != 1e-5 else "")
             + (f", momentum={self.momentum}" if self.momentum != 0.1 else "")
             + (", affine=False" if self.weight is None else "")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fluxlike.scope.assigned import Assigned, derive
 from fluxlike.trees.fmap import fmap
-from fluxlike.trees.values import value_of
+from fluxlike.trees.values import is_tensor, value_of
 
 __all__ = ["bf16", "f16", "f32", "f64", "stays_float32"]
 
@@ -112,7 +112,7 @@ def _cast(tree: Any, dtype: torch.dtype) -> Any:
     def cast(x: Any, to: torch.dtype) -> Any:
         if isinstance(x, Assigned):
             return Assigned(cast(x.value, to))
-        if not isinstance(x, Tensor):
+        if not is_tensor(x):
             return x
         if id(x) not in done:
             wanted = _COMPLEX.get(to, x.dtype) if x.is_complex() else to if x.is_floating_point() else x.dtype

@@ -191,7 +191,7 @@ def frames_now() -> tuple[Frame, ...]:
 
 
 def enter_again(frames: tuple[Frame, ...], /) -> object:
-    """Put earlier frames in scope for a recomputation, which assigns nothing; returns the token for `leave`."""
+    """Put earlier frames in scope for a recomputation, which assigns nothing; `leave` takes the token."""
     return _frames.set(tuple(map(_Replayed, frames)))
 
 

@@ -231,7 +231,8 @@ class Draws:
     def as_inputs(self) -> tuple[Tensor, Tensor]:
         """The key and the counts as tensors, the inputs of a trace; `advance` by its `mark` afterwards."""
         count = self._counter.value
-        return self.key.data, torch.tensor(count, device="cpu") if self._base is None else self._base + count
+        data = self.key.data.contiguous()  # kernels read memory as it is
+        return data, torch.tensor(count, device="cpu") if self._base is None else self._base + count
 
     def next(self) -> tuple[Key, Word]:
         """The key and the number for one draw of ours."""

@@ -16,6 +16,7 @@ from fluxlike.transforms.motors import Closer, Motor
 from fluxlike.trees.places import Where
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters
+from fluxlike.trees.values import stands_for_float
 
 __all__ = ["Called"]
 
@@ -63,6 +64,9 @@ class Called:
         self._floats = [n for n in self.numbers if isinstance(args[n], float)]
         for n in self._floats:  # before the motor opens its level, so that they are not inside it
             self._args[n] = torch.tensor(args[n], dtype=torch.float64)
+        for n in self.numbers:
+            if isinstance(args[n], Tensor) and stands_for_float(args[n]):  # one that is a tensor of its own
+                self._args[n] = torch.tensor(args[n], dtype=torch.float64)
 
     @property
     def differentiated(self) -> list[Any]:

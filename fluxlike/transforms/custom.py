@@ -22,7 +22,7 @@ from fluxlike.trees.fmap import fleaves
 from fluxlike.trees.leaves import can_train
 from fluxlike.trees.structure import flatten
 
-__all__ = ["custom_gradient", "stop_gradient"]
+__all__ = ["custom_gradient", "is_differentiated", "keep_nothing", "stop_gradient"]
 
 
 def stop_gradient(tree: Any, /) -> Any:
@@ -32,7 +32,7 @@ def stop_gradient(tree: Any, /) -> Any:
         tree: any tree.
 
     Returns:
-        A tree of the same structure. Tensors that are differentiated are new objects with the same
+        A tree of the same structure. Tensors that may be differentiated are new objects with the same
         content, tied where they were; everything else is the same object.
 
     Raises:
@@ -104,7 +104,7 @@ def custom_gradient(f: Callable[..., tuple[Any, Callable[[Any], Any]]], /) -> Ca
             return rule.run()
         value = rule.value_and_back(args)[0]
         for y in fleaves(value):
-            check_constant(rule.name, y)
+            _check_constant(rule.name, y)
         return value
 
     return differentiable
@@ -139,7 +139,7 @@ class _Given:
         results = self._output.take()
         numbers = self._numbers = [slot.number for slot in self._output.slots if slot.trains]
         for n in numbers:
-            check_constant(self.name, results[n])
+            _check_constant(self.name, results[n])
         linked = link(self, [results[n] for n in numbers], [*tensors, *meant])
         for n, y in zip(numbers, linked, strict=True):
             results[n] = y
@@ -186,7 +186,7 @@ class _Given:
             return [found[n] for n in moved]
 
         def transpose() -> Sequence[Tensor | None]:
-            pulled = Pulled(self.name, pull, [[slot.zeros() for slot in slots]], 0, train=False)
+            pulled = Pulled(self.name, pull, [[slot.zeros() for slot in slots]], 0)
             given = [tangents[moved[i]] for i in pulled.output.places]
             return pulled.pull(given, create_graph=True)
 
@@ -216,7 +216,7 @@ class _Given:
         return self.inputs.read_gradients(found)
 
 
-def check_constant(name: str, y: Tensor) -> None:
+def _check_constant(name: str, y: Tensor) -> None:
     """Raise where the value depends on something that is differentiated, other than by an argument."""
     depends = functorch.has_tangent(y) or y.requires_grad
     while not depends and functorch.level_of(y):

@@ -129,7 +129,7 @@ class _Mapped:
 
         pairs = zip(cotangents, self._output_axes, strict=True)
         given = [
-            (c, axis) if axis is not None else (c, None) for c, axis in pairs if c is not None
+            (c, axis) if axis is not None else (self._of_first(c), 0) for c, axis in pairs if c is not None
         ]
         run = torch.func.vmap(
             member, (self._axes, tuple(axis for _, axis in given)), randomness=self._randomness

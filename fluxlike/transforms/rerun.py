@@ -36,7 +36,7 @@ class Rerun:
         self._mark = 0 if self._draws is None else self._draws.mark()
         # In a trace there is no generator to set back: what was drawn is kept instead.
         traced = self._draws is None and tracing.tracing()
-        self._drawn: list[Tensor] | None = [] if traced else None
+        self._drawn = _Keeping() if traced else None
         self._generators = None if tracing.tracing() else _generators()
         self._autocast = [_autocast(device) for device in _device_types()]
 
@@ -49,7 +49,7 @@ class Rerun:
                 if self._draws is not None and within is not None:  # so that what is drawn is seen there
                     stack.callback(key.leave, key.enter(self._draws))
                 if self._drawn is not None:
-                    stack.enter_context(_Keeping(self._drawn))
+                    stack.enter_context(self._drawn)
                 value = f()
         if self._generators is not None and _same(self._generators, _generators()):
             self._generators = None  # nothing was drawn from them
@@ -137,30 +137,46 @@ def _autocast(device: str) -> dict[str, Any]:
 
 
 class _Keeping(TorchDispatchMode):
-    """Keeps what torch's random operations draw."""
+    """Keeps what torch's random operations draw.
 
-    def __init__(self, drawn: list[Tensor]) -> None:
+    Attributes:
+        drawn: what was drawn, in order.
+        asleep: whether a second run is on, which may be inside the first.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self._drawn = drawn
+        self.drawn: list[Tensor] = []
+        self.asleep = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if may_draw(func):
-            self._drawn.append(out.clone() if func._schema.is_mutable else out)  # it may be written to
+        if may_draw(func) and not self.asleep:
+            self.drawn.append(out.clone() if func._schema.is_mutable else out)  # it may be written to
         return out
 
 
 class _Giving(TorchDispatchMode):
     """Gives what was drawn before, in the same order."""
 
-    def __init__(self, drawn: list[Tensor]) -> None:
+    def __init__(self, kept: _Keeping) -> None:
         super().__init__()
-        self._left = iter(drawn)
+        self._kept, self._left = kept, iter(kept.drawn)
+
+    def __enter__(self) -> Any:
+        self._before, self._kept.asleep = self._kept.asleep, True
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._kept.asleep = self._before
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not may_draw(func):
             return func(*args, **(kwargs or {}))
-        drawn = next(self._left)
+        drawn = next(self._left, None)
+        if drawn is None:  # while the first run is still on, and has not come here yet
+            return func(*args, **(kwargs or {}))
         if func._schema.is_mutable:
             return args[0].copy_(drawn)
         return drawn

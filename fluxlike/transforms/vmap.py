@@ -88,7 +88,12 @@ def vmap(
         # Of no members, no chunk can be made.
         chunk = chunk_size if inputs.size else None
         run = torch.func.vmap(member, (0, *inputs.axes), randomness=randomness, chunk_size=chunk)
-        return outputs.result(run(keyed.numbers, *inputs.tensors))
+        try:
+            return outputs.result(run(keyed.numbers, *inputs.tensors))
+        except RuntimeError as error:
+            if "random operation while in randomness error mode" not in str(error):
+                raise
+            raise RuntimeError(_UNSAID) from error
 
     return mapped
 
@@ -124,6 +129,11 @@ class _Keyed:
         finally:
             key.leave(token)
 
+
+_UNSAID = (
+    "a random draw inside vmap: write vmap(…, randomness='different') for one of its own for each member, or "
+    "'same' for one for all; or put a key for each member in scope inside, with seeded(key)"
+)
 
 _BLOCKED = (
     "a random draw inside vmap, from the key in scope outside: write vmap(…, randomness='different') for one "

@@ -16,7 +16,7 @@ from torch import Tensor
 from fluxlike.trees.fmap import fleaves, fmap
 from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.structure import flatten, leaves_like, structure_of
-from fluxlike.trees.values import value_of
+from fluxlike.trees.values import is_tensor, value_of
 
 __all__ = ["add", "allclose", "clone", "dot", "lerp", "norm", "scale", "sub", "zeros_like"]
 
@@ -249,18 +249,18 @@ def _zip(
     alone: dict[int, Tensor] = {}  # what only the second tree has, each tied tensor once
     result: list[Any] = []
     for i, (x, y) in enumerate(zip(mine, theirs, strict=True)):
-        if isinstance(x, Tensor):
+        if is_tensor(x):
             if id(x) in seen:
                 first, image = seen[id(x)]
                 _check_tie(name, structure_of(treedef).paths, theirs, first, i)
-            elif isinstance(y, Tensor):
+            elif is_tensor(y):
                 _check_shapes(name, structure_of(treedef).paths[i], x, y)
                 image = both(value_of(x), value_of(y))
             else:
                 image = x
             seen.setdefault(id(x), (i, image))
             result.append(image)
-        elif isinstance(y, Tensor) and x is None:
+        elif is_tensor(y) and x is None:
             if id(y) not in alone:
                 alone[id(y)] = only_second(value_of(y))
             result.append(alone[id(y)])

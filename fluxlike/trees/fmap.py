@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from torch import Tensor
-
 from fluxlike.trees import paths
 from fluxlike.trees.structure import IsLeaf, flatten, leaves_like, structure_of
+from fluxlike.trees.values import is_tensor
 
 __all__ = ["children", "fleaves", "fmap", "fmap_with_path"]
 
@@ -95,7 +94,7 @@ def _map(
     mapped: dict[int, tuple[int, Any]] = {}  # id of a shared leaf → its first place, its image
     result = []
     for i, x in enumerate(found):
-        shared = isinstance(x, Tensor) or (is_leaf is not None and is_leaf(x))
+        shared = is_tensor(x) or (is_leaf is not None and is_leaf(x))
         if not shared and leaves == "tensors":
             result.append(x)
             continue

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fluxlike._private import pytree
 from fluxlike.trees.functor import is_leaf_class, spec_of
+from fluxlike.trees.values import is_tensor
 
 __all__ = ["Assigned", "can_train", "is_harmless", "what_holds_tensors"]
 
@@ -55,7 +56,7 @@ _TRAINED = frozenset(
 
 def can_train(x: object, /) -> bool:
     """Whether a leaf is of the kind that is trained: a floating or complex strided tensor."""
-    return isinstance(x, Tensor) and x.dtype in _TRAINED and x.layout is torch.strided
+    return is_tensor(x) and x.dtype in _TRAINED and x.layout is torch.strided
 
 
 # Types whose objects are constants for certain; others are looked into, object by object.

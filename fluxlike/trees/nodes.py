@@ -18,6 +18,7 @@ __all__ = [
     "Spec",
     "Static",
     "adds_attributes",
+    "as_now",
     "declared",
     "flattener",
     "rebuilder",
@@ -95,18 +96,21 @@ def adds_attributes(cls: type) -> bool:
 class Riding:
     """The attributes of one node that are not children: equal by value, ignoring a pinned mode."""
 
-    __slots__ = ("values",)
+    __slots__ = ("_compared", "values")
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
+        # What is compared later on is what is there now: a dict may be changed in the meantime.
+        changing = any(type(v) in _CHANGING for v in values.values())
+        self._compared = {k: as_now(v) for k, v in values.items()} if changing else values
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         if not isinstance(other, Riding):
             return NotImplemented
-        mine = {k: v for k, v in self.values.items() if k != PIN}
-        theirs = {k: v for k, v in other.values.items() if k != PIN}
+        mine = {k: v for k, v in self._compared.items() if k != PIN}
+        theirs = {k: v for k, v in other._compared.items() if k != PIN}
         return mine.keys() == theirs.keys() and all(_same(v, theirs[k]) for k, v in mine.items())
 
     def __hash__(self) -> int:
@@ -114,6 +118,16 @@ class Riding:
 
     def __repr__(self) -> str:
         return f"Riding({self.values!r})"
+
+
+_CHANGING = frozenset((dict, list, set, bytearray))
+
+
+def as_now(x: Any) -> Any:
+    """A container as it is now, and what it holds."""
+    if type(x) is dict:
+        return {k: as_now(v) for k, v in x.items()}
+    return type(x)(map(as_now, x)) if type(x) in (list, set) else bytearray(x) if type(x) is bytearray else x
 
 
 _NOTHING = Riding({})

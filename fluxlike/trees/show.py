@@ -56,7 +56,7 @@ def _arguments(node: Any) -> str | None:
     describe = getattr(type(node), "extra_repr", None)
     try:
         return None if describe is None else describe(node)
-    except (AttributeError, TypeError):  # a tree of gradients or of states in the model's shape
+    except (AttributeError, TypeError, ValueError):  # of gradients, of states, or stacked
         return None
 
 

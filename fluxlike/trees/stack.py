@@ -15,7 +15,7 @@ from fluxlike.trees.functor import NAMESPACE, spec_of
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.nodes import PIN, riding
 from fluxlike.trees.structure import Structure, flatten, require_same, structure_of
-from fluxlike.trees.values import value_of
+from fluxlike.trees.values import stands_for_float, value_of
 
 __all__ = ["stack", "unstack"]
 
@@ -119,6 +119,8 @@ def _key(column: tuple[Any, ...], scalar: str | None) -> Any:
 def _stacked(column: tuple[Any, ...], structure: Structure, i: int) -> Any:
     """What stands for the leaves of all trees at one place."""
     first = column[0]
+    if all(x is first for x in column) and not structure.scalar[i] and stands_for_float(first):
+        return first
     if all(isinstance(x, Tensor) for x in column):
         return _stacked_tensors(column, structure, i)
     if all(isinstance(x, Assigned) for x in column):

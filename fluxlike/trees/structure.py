@@ -125,9 +125,7 @@ class Structure:
     @cached_property
     def outside(self) -> tuple[bool, ...]:
         """Whether each leaf is in containers alone, in no object of a registered class."""
-        return tuple(
-            all(spec_of(entry.type) is None for entry in accessor) for accessor in self._accessors
-        )
+        return tuple(all(spec_of(entry.type) is None for entry in accessor) for accessor in self._accessors)
 
     @cached_property
     def scalar(self) -> tuple[bool, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeGuard
 
 from torch import Tensor
 
-__all__ = ["inside_transform", "stands_for_float", "standing_for_floats", "value_of"]
+__all__ = ["inside_transform", "is_tensor", "stands_for_float", "standing_for_floats", "value_of"]
 
 #: Whether a transform surrounds the call: inside one, tensors that require grad are its handles.
 #: The floor of transforms puts its own test in.
@@ -26,11 +27,11 @@ def value_of(x: Tensor, /) -> Tensor:
     return x
 
 
-_floats: ContextVar[Container[int]] = ContextVar("fluxlike_floats", default=())
+_floats: ContextVar[Collection[int]] = ContextVar("fluxlike_floats", default=())
 
 
 @contextmanager
-def standing_for_floats(ids: Container[int], /) -> Iterator[None]:
+def standing_for_floats(ids: Collection[int], /) -> Iterator[None]:
     """Inside, tensors of these ids are in the places of floats, so `vmap` shares them as it does floats."""
     token = _floats.set(ids)
     try:
@@ -41,4 +42,10 @@ def standing_for_floats(ids: Container[int], /) -> Iterator[None]:
 
 def stands_for_float(x: Tensor, /) -> bool:
     """Whether a tensor is in the place of a float."""
-    return id(x) in _floats.get()
+    floats = _floats.get()
+    return bool(floats) and id(x) in floats
+
+
+def is_tensor(x: object, /) -> TypeGuard[Tensor]:
+    """Whether a leaf is a tensor, and not in the place of a float, which is a constant of a tree."""
+    return isinstance(x, Tensor) and not stands_for_float(x)

@@ -14,7 +14,9 @@ OPTIONS = {name: lambda folder: ["--out", str(folder)] for name in ("digits", "p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "vision_transformer", "surgery", "maml", "population", "xnor", "checkpointing"])
+@pytest.mark.parametrize(
+    "name", ["digits", "vision_transformer", "surgery", "maml", "population", "xnor", "checkpointing"]
+)
 def test_an_example_runs_quickly_to_its_end(name: str, tmp_path: Path):
     script = ROOT / "examples" / f"{name}.py"
     if not script.exists():

@@ -135,6 +135,25 @@ def test_models_with_constants_ties_and_dead_ends_are_arguments(around: Callable
     assert mine.unused is None
 
 
+@fl.functor
+class Gate:
+    def __init__(self) -> None:
+        self.weight = torch.tensor([2.0, 3.0])
+
+    @fl.custom_gradient
+    def __call__(self, x: Tensor) -> Any:
+        by_self = lambda g: fl.at(self, lambda m: m.weight).set(g * x)  # noqa: E731
+        return self.weight * x, lambda g: (by_self(g), -g)
+
+
+def test_a_method_may_have_a_gradient_of_its_own() -> None:
+    model = fl.Chain(Gate(), Gate())
+    by_model, by_x = fl.gradient(lambda m, x: m(x).sum(), model, torch.ones(2), argnums=(0, 1))
+    assert by_model.layers[1].weight.tolist() == [2, 3]
+    assert by_model.layers[0].weight.tolist() == [-1, -1]
+    assert by_x.tolist() == [1, 1]
+
+
 def test_a_tree_comes_out_with_its_constants() -> None:
     out = fl.withgradient(lambda m: (apply(m, torch.ones(3))["y"].sum(), apply(m, torch.ones(3))), Scaled())[
         0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ __all__ = ["functional"]
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
+_LARGEST_WINDOW = 25  # of Inductor's own pools
+
 _CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
 
 
@@ -29,6 +32,7 @@ def functional(recorded: Recorded) -> GraphModule:
     table = dict(select_decomp_table())
     # Inductor reads the window of each entry, which is faster than the decomposition's scattered sums.
     table.pop(aten.max_pool2d_with_indices_backward.default, None)
+    table[aten.argmax.default], table[aten.argmin.default] = _of_all(aten.argmax), _of_all(aten.argmin)
     runner = Interpreter if keeps_strides(recorded.module) else _Layouts
     run = torch.func.functionalize(runner(recorded.module).run, remove="mutations")
     with recorded.mode:
@@ -38,6 +42,18 @@ def functional(recorded: Recorded) -> GraphModule:
         module.graph = fx_graph_cse(module.graph)
     module.recompile()
     return module
+
+
+def _of_all(find: Any) -> Callable[..., Any]:
+    """Where the largest of all entries stands, counted by rows: Inductor counts as they lie in memory."""
+
+    def decomposed(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+        if dim is not None or x.ndim < 2:
+            return NotImplemented
+        place = find(x.reshape(-1), 0)
+        return place.reshape([1] * x.ndim) if keepdim else place
+
+    return decomposed
 
 
 def _merges(n: Node) -> bool:
@@ -122,7 +138,7 @@ def _window(
     step = list(stride) if stride else size
     step = step * 2 if len(step) == 1 else step
     plain = not any(_pair(padding)) and _pair(dilation) == [1, 1] and not ceil_mode
-    tiles = x.ndim == 4 and x.device.type == "cpu" and step == size and size[0] * size[1] <= 127
+    tiles = x.ndim == 4 and x.device.type == "cpu" and step == size and size[0] * size[1] <= _LARGEST_WINDOW
     if not (plain and tiles and x.shape[-2] % size[0] == 0 and x.shape[-1] % size[1] == 0):
         return None
     return size

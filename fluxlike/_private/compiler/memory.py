@@ -15,7 +15,14 @@ aten = torch.ops.aten
 
 #: Operations that read memory as it lies there.
 _OF_STRIDES = frozenset(
-    (aten.as_strided.default, aten.as_strided_.default, aten.view.dtype, aten.view_as_complex.default)
+    (
+        aten.as_strided.default,
+        aten.as_strided_.default,
+        aten.resize_.default,
+        aten.resize.default,
+        aten.view.dtype,
+        aten.view_as_complex.default,
+    )
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
@@ -97,22 +97,23 @@ class Recorder:
 
     Args:
         tensors: the inputs.
-        dynamic: the numbers of the inputs whose sizes may change from call to call.
+        dynamic: from the numbers of the inputs whose sizes may change from call to call to the axes of these.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], dynamic: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], dynamic: Mapping[int, Collection[int]] | None = None
+    ) -> None:
         self.shapes = ShapeEnv(**_NO_VALUES) if dynamic else None
         self.mode = _Mode(allow_non_fake_inputs=True, shape_env=self.shapes)
-        self.dynamic = sorted(dynamic)
-        self.inputs = [self._fake(i, x, i in dynamic) for i, x in enumerate(tensors)]
-        self._hints = [n for i in self.dynamic for n in tensors[i].shape]
+        self.dynamic = sorted((i, axis) for i, axes in (dynamic or {}).items() for axis in axes)
+        self.inputs = [self._fake(i, x, (dynamic or {}).get(i, ())) for i, x in enumerate(tensors)]
 
-    def _fake(self, i: int, x: Tensor, dynamic: bool) -> Tensor:
+    def _fake(self, i: int, x: Tensor, axes: Collection[int]) -> Tensor:
         x = x.detach()
-        if not dynamic:
+        if not axes:
             return self.mode.from_tensor(x, static_shapes=True)
         context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(
-            dynamic_sizes=[DimDynamic.DUCK] * x.ndim
+            dynamic_sizes=[DimDynamic.DUCK if a in axes else DimDynamic.STATIC for a in range(x.ndim)]
         )
         return self.mode.from_tensor(x, symbolic_context=context, source=ConstantSource(f"input_{i}"))
 
@@ -130,11 +131,11 @@ class Recorder:
         shapes, dynamic = self.shapes, self.dynamic
         if shapes is None:
             return lambda inputs: True
-        symbols: Any = [n for i in dynamic for n in self.inputs[i].shape]
+        symbols: Any = [self.inputs[i].shape[axis] for i, axis in dynamic]
         expression = shapes.produce_guards_expression(symbols)
 
         def holds(inputs: Sequence[Tensor]) -> bool:
-            sizes = [n for i in dynamic for n in inputs[i].shape]
+            sizes = [inputs[i].shape[axis] for i, axis in dynamic]
             return expression is None or bool(shapes.evaluate_guards_expression(expression, sizes))
 
         return holds
@@ -158,6 +159,23 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
+_LITERAL = torch.ops.aten.lift_fresh_copy.default  # takes what ``torch.tensor(2.0)`` made from numbers
+
+
+def _write_out(graph: Graph, node: Node, value: Tensor) -> None:
+    """Make a number that stands in the function one of the graph, not a tensor that it gets."""
+    for user in list(node.users):
+        with graph.inserting_before(user):
+            options: Any = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+            number = graph.call_function(
+                torch.ops.aten.full.default, (list(value.shape), value.item()), options
+            )
+        number.meta = dict(user.meta)
+        user.replace_all_uses_with(number)
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
 def lift_captured(module: GraphModule) -> list[Tensor]:
     """Make the tensors that a graph holds its last inputs, each once, and return them."""
     graph = module.graph
@@ -171,6 +189,9 @@ def lift_captured(module: GraphModule) -> list[Tensor]:
         for part in str(node.target).split("."):
             value = getattr(value, part)
         if not isinstance(value, Tensor):
+            continue
+        if value.numel() == 1 and all(user.target is _LITERAL for user in node.users):
+            _write_out(graph, node, value)
             continue
         if id(value) not in inputs:
             where = graph.inserting_after(last[0]) if last else graph.inserting_before()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fluxlike.transforms.jit.call import same_values
 from fluxlike.trees.functor import spec_of
+from fluxlike.trees.nodes import as_now
 from fluxlike.trees.structure import flatten
 
 __all__ = ["Arguments", "Static"]
@@ -100,11 +101,11 @@ class Static:
         held = next((x for x in leaves if isinstance(x, (Tensor, np.ndarray))), None)
         if held is not None:
             raise TypeError(
-                f"the static argument {name!r} holds a {type(held).__name__}, which is compared by value at each "
-                "call; leave it out of static=, arrays are inputs"
+                f"the static argument {name!r} holds a {type(held).__name__}, which is compared by value at "
+                "each call; leave it out of static=, arrays are inputs"
             )
-        # A list is taken apart, so that one that is changed later is another value.
-        self._kind, self._leaves = (name, treedef, list(map(type, leaves))), tuple(leaves)
+        # As they are now: a list or a set that is changed later is another value.
+        self._kind, self._leaves = (name, treedef, list(map(type, leaves))), tuple(map(as_now, leaves))
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fluxlike._private.guards import guard
 from fluxlike.trees.leaves import Assigned
-from fluxlike.trees.nodes import PIN, Riding
+from fluxlike.trees.nodes import PIN, Riding, as_now
 from fluxlike.trees.structure import structure_of
 
 __all__ = ["Signature", "number", "pins", "same_values", "taker"]
@@ -28,7 +28,7 @@ def taker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
 
 
 #: The dtypes of arrays that torch has, too.
-_ARRAYS = frozenset(map(np.dtype, "? b h i q B H I Q e f d F D".split()))
+_ARRAYS = frozenset(map(np.dtype, "?bhiqBHIQefdFD"))
 
 
 def pins(leaves: Sequence[Any], treedef: optree.PyTreeSpec, /) -> tuple[Any, ...]:
@@ -62,6 +62,7 @@ class Signature:
         treedef: the structure of its arguments.
         label: from a path in that structure to one that starts with the name of an argument.
         dynamic: whether sizes of tensors outside of objects may change.
+        seen: earlier ones; where a size was another in one of these, it may change too.
 
     Attributes:
         treedef: the structure of the arguments.
@@ -69,7 +70,7 @@ class Signature:
         tensors: for each input that is a tensor or an array, the first leaf that holds it.
         scalars: for each input that is a number, the first leaf that holds it.
         input_at: from the number of a leaf to that of its input; tensors come first, then scalars.
-        dynamic: the numbers of the inputs whose sizes may change.
+        dynamic: from the number of each input whose sizes may change to the axes of these.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Signature:
         label: Callable[[str], str],
         *,
         dynamic: bool,
+        seen: Sequence[Signature] = (),
     ) -> None:
         self.treedef, self.label = treedef, label
         structure = structure_of(treedef)
@@ -110,11 +112,11 @@ class Signature:
                 scalars.append(i)
             else:
                 static.append(i)
-        self.dynamic = frozenset(k for k, i in enumerate(self.tensors) if dynamic and structure.outside[i])
+        self.dynamic = self._changing(leaves, seen) if dynamic else {}
         self._take_scalars(leaves, scalars, structure.scalar_names)
         self._take_static = taker(static)
         self.static = static
-        self.statics = self._take_static(leaves)
+        self.statics = tuple(map(as_now, self._take_static(leaves)))
         self._static_types = tuple(map(type, self.statics))
         self._take = taker(self.tensors)
         self._again = taker([i for _, i in again]), taker([i for i, _ in again])
@@ -122,12 +124,30 @@ class Signature:
         opened = self._opened(leaves)
         assert opened is not None
         examples = self._take(opened)
-        plain = [type(x) is Tensor and i not in self._arrays for i, x in zip(self.tensors, examples, strict=True)]
+        plain = [
+            type(x) is Tensor and i not in self._arrays for i, x in zip(self.tensors, examples, strict=True)
+        ]
         self.kinds = [_Kind(x.dtype, tuple(x.shape), p) for x, p in zip(examples, plain, strict=True)]
         self._guard = guard(examples, self.dynamic)
         self._lazy = [k for k, x in enumerate(examples) if x.is_conj() or x.is_neg()]
         # These are read as their values, so where autograd records, one with a graph is another case.
         self._read = [k for k, x in enumerate(examples) if x.requires_grad]
+
+    def _changing(self, leaves: Sequence[Any], seen: Sequence[Signature]) -> dict[int, frozenset[int]]:
+        """The axes whose sizes may change: the first ones, and those that were of another size before."""
+        outside, found = structure_of(self.treedef).outside, {}
+        for k, i in enumerate(self.tensors):
+            x = leaves[i].value if isinstance(leaves[i], Assigned) else leaves[i]
+            if not outside[i] or x.ndim == 0:
+                continue
+            axes = {0}
+            for other in seen:
+                number = other.input_at.get(i) if other.treedef == self.treedef else None
+                shape = other.kinds[number].shape if number is not None and number < len(other.kinds) else ()
+                if len(shape) == x.ndim:
+                    axes |= {a for a, n in enumerate(x.shape) if n != shape[a]}
+            found[k] = frozenset(axes)
+        return found
 
     def _take_scalars(self, leaves: Sequence[Any], places: list[int], names: Sequence[str | None]) -> None:
         """Group the scalars: of one name and one value there is one input."""
@@ -158,9 +178,14 @@ class Signature:
             opened[i] = _tensor(opened[i])
         for k in self.dynamic:
             i = self.tensors[k]
-            if not isinstance(opened[i], Tensor):
+            x = opened[i]
+            if not isinstance(x, Tensor):
                 return None
-            opened[i] = opened[i].contiguous()
+            if not x.is_contiguous():
+                apart = x.detach().contiguous()
+                for j, number in self.input_at.items():
+                    if number == k and opened[j] is x:
+                        opened[j] = apart
         return opened
 
     def inputs(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[float, ...]] | None:
@@ -245,7 +270,7 @@ def _tensor(x: np.ndarray) -> Tensor:
 
 
 def same_values(xs: tuple[Any, ...], ys: tuple[Any, ...], /) -> bool:
-    """Whether constants are equal one by one; objects whose comparison is no truth are equal to themselves."""
+    """Whether constants are equal one by one; where comparison gives no truth, objects to themselves."""
     try:
         if xs == ys:
             return True

@@ -58,8 +58,8 @@ class Donation:
             if k in keeps:
                 raise ValueError(
                     f"the argument {signature.paths[i]} is donated and stands at "
-                    f"{signature.paths[keeps[k]]} too, which is not; pass fluxlike.tree.clone of one of them, "
-                    "or leave donate= out"
+                    f"{signature.paths[keeps[k]]} too, which is not; pass fluxlike.tree.clone of one of "
+                    "them, or leave donate= out"
                 )
         return set(gives)
 

@@ -89,8 +89,8 @@ def jit(
             in a tree of the same structure if there is one. Tensors that were written over can't be used any
             more; those that are handed on unchanged can. (default: none)
         static: the arguments, by number or name, that are compared by value, floats too. (default: none)
-        dynamic: whether sizes of tensors that lie in no object of a class, such as batches, may change
-            without another trace. (default: False)
+        dynamic: whether the first sizes of tensors that lie in no object of a class, such as batches, may
+            change without another trace. Their other sizes may, once they have changed. (default: False)
 
     Returns:
         A function with the arguments of `f`, and with ``lower(*args)``, the graph of a call, and
@@ -168,11 +168,15 @@ class Jitted:
         with _compiling:
             found = traces.find(leaves, treedef, settings)  # another thread may have made one
             if found is None:
-                signature = Signature(leaves, treedef, self._arguments.label, dynamic=self._dynamic)
+                signature = self._signature(leaves, treedef)
                 traces.add(Trace(call, signature, leaves, settings, donated))
                 found = traces.find(leaves, treedef, settings)
         assert found is not None
         return found
+
+    def _signature(self, leaves: Sequence[Any], treedef: Any) -> Signature:
+        seen = self._get_traces().signatures() if self._dynamic else []
+        return Signature(leaves, treedef, self._arguments.label, dynamic=self._dynamic, seen=seen)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else MethodType(self, instance)
@@ -199,7 +203,7 @@ class Jitted:
         """
         tree, static = self._arguments.split(args, kwargs)
         leaves, treedef = flatten(tree)
-        signature = Signature(leaves, treedef, self._arguments.label, dynamic=self._dynamic)
+        signature = self._signature(leaves, treedef)
         with _compiling:
             noted = record(self._arguments.call(static), signature, signature.stand_ins(leaves), key.active())
         return Lowered(noted.graph.module, noted.graph.captured)
@@ -242,6 +246,10 @@ class _Traces:
                 return trace, taken
         return None
 
+    def signatures(self) -> list[Signature]:
+        """Those of all traces."""
+        return [trace.signature for trace in self.all]
+
     def add(self, trace: Trace) -> None:
         """Keep a new trace."""
         before, self.all = self.all, (trace, *self.all)
@@ -249,7 +257,7 @@ class _Traces:
 
 
 def _surrounded() -> bool:
-    """Whether something surrounds the call that has to see the source run: a transform, or what watches it."""
+    """Whether something around the call has to see the source run: a transform, or what watches it."""
     return (
         enclosed()
         or functorch.in_forward_mode()
@@ -261,10 +269,14 @@ def _surrounded() -> bool:
 
 def _settings() -> tuple[Any, ...]:
     """What a trace depends on beside its arguments."""
+    draws = key.active()
     return (
         *mode.state(),
-        key.active() is None,
+        None if draws is None else draws.key.data.device,
+        torch.is_grad_enabled(),
         torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
         tracing.default_device(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),

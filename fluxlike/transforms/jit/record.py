@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import optree
 import torch
 from torch import Tensor
@@ -114,7 +115,9 @@ def _note(noted: Record, out: Any, signature: Signature, inputs: Sequence[Tensor
     """Find out what each leaf of the result is, and return what the graph is to compute."""
     leaves, noted.treedef = flatten(out)
     require_result(leaves, structure_of(noted.treedef).paths)
-    handed_on = {}
+    changing = (np.ndarray, set, bytearray)  # the call's own is handed on, not that of the trace
+    statics = zip(signature.static, signature.statics, strict=True)
+    handed_on = {id(x): i for i, x in statics if isinstance(x, changing)}
     for i, k in reversed(signature.input_at.items()):
         handed_on[id(inputs[k])] = i
     results: dict[int, int] = {}

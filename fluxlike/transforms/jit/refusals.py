@@ -27,16 +27,16 @@ def explain(error: BaseException) -> None:
     for cause in _causes(error):
         if isinstance(cause, NEEDS_A_SHAPE):
             raise RuntimeError(
-                "jit can't know the values of a tensor while it traces, and the shape of what this line makes "
-                f"depends on them:\n  {_line(cause)}keep the shape: torch.where(mask, x, 0) instead of x[mask], "
-                "a sum over (mask * x), or topk and sort with a number that is fixed"
+                "jit can't know the values of a tensor while it traces, and the shape of what this line "
+                f"makes depends on them:\n  {_line(cause)}keep the shape: torch.where(mask, x, 0) instead of "
+                "x[mask], a sum over (mask * x), or topk and sort with a number that is fixed"
             ) from error
         if isinstance(cause, NEEDS_A_VALUE) or _is_of_python(cause):
             raise RuntimeError(
-                "jit can't know the value of a tensor while it traces, and this line asks for it (by if, while, "
-                f"float(), int(), .item(), .tolist() or .numpy()):\n  {_line(cause)}use torch.where or "
-                "fluxlike.cond for a branch, fluxlike.scan for a loop, keep numbers as tensors, or name an "
-                "argument that never changes in jit(…, static=…)"
+                "jit can't know the value of a tensor while it traces, and this line asks for it (by if, "
+                f"while, float(), int(), .item(), .tolist() or .numpy()):\n  {_line(cause)}use torch.where "
+                "or fluxlike.cond for a branch, fluxlike.scan for a loop, keep numbers as tensors (float "
+                "arguments are 0-d tensors here), or name an argument that never changes in jit(…, static=…)"
             ) from error
 
 
@@ -51,7 +51,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _is_of_python(error: BaseException) -> bool:
     """Whether a tensor without a value was to become an array of numpy, or text."""
     said = str(error)
-    return ".numpy() is not supported for tensor subclasses" in said or "FakeTensor.__format__" in said
+    return "() is not supported for tensor subclasses" in said or "FakeTensor.__format__" in said
 
 
 def _line(error: BaseException) -> str:
@@ -140,6 +140,6 @@ def _filled(cell: types.CellType) -> bool:
 
 def _refuse_function(path: str, x: Any) -> NoReturn:
     raise TypeError(
-        f"{path or 'the result'} of what the compiled function returned is the function {x.__qualname__}, which "
-        "closes over tensors computed inside; return the tensors, and make the function outside"
+        f"{path or 'the result'} of what the compiled function returned is the function {x.__qualname__}, "
+        "which closes over tensors computed inside; return the tensors, and make the function outside"
     )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import optree
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ class Trace:
         return self._result(leaves, results)
 
     def _result(self, leaves: Sequence[Any], results: Sequence[Any]) -> Any:
-        out = list(self._constants)
+        out: list[Any] = [c.copy() if isinstance(c, np.ndarray) else c for c in self._constants]
         for place, k in self._from_results:
             out[place] = results[k]
         for place, i in self._from_leaves:

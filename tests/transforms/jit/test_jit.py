@@ -75,7 +75,10 @@ def test_batch_norm_trains():
 def test_a_gradient_has_none_and_assigned_where_it_has_them_in_eager():
     norm = fl.f64(fl.BatchNorm(2))
     model = {"norm": norm, "unused": randn(3), "name": "x"}
-    f = lambda m, x: fl.gradient(lambda m: (m["norm"](x) ** 3).sum(), m)
+
+    def f(m, x):
+        return fl.gradient(lambda m: (m["norm"](x) ** 3).sum(), m)
+
     found, expected = fl.jit(f)(model, randn(4, 2)), f(model, randn(4, 2))
     assert found["unused"] is None
     assert found["name"] is None
@@ -99,7 +102,10 @@ def test_ties_in_one_argument_stay_tied():
 
 def test_a_tensor_shared_by_two_arguments_is_constant_in_the_second():
     w = randn(2)
-    f = lambda a, b: fl.gradient(lambda a, b: (a["w"] * b["w"]).sum(), a, b)
+
+    def f(a, b):
+        return fl.gradient(lambda a, b: (a["w"] * b["w"]).sum(), a, b)
+
     assert torch.equal(fl.jit(f)({"w": w}, {"w": w})["w"], w)
 
 
@@ -119,7 +125,10 @@ def test_frozen_and_unreached_parameters_are_the_same_objects_after():
 
 def test_withupdates_inside_collects():
     norm = fl.f64(fl.BatchNorm(2))
-    f = lambda m, x: fl.withupdates(lambda m, x: m(x), m, x)
+
+    def f(m, x):
+        return fl.withupdates(lambda m, x: m(x), m, x)
+
     (out, updates), (expected, wanted) = fl.jit(f)(norm, randn(4, 2)), f(norm, randn(4, 2))
     assert torch.allclose(out, expected)
     assert torch.allclose(updates.running_var.value, wanted.running_var.value)
@@ -230,7 +239,7 @@ CHANGES: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("before, after", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
 def test_exactly_one_new_trace_when_this_changes(before, after):
     f = fl.jit(lambda tree: fl.fmap(lambda x: x, tree))
     f(before)
@@ -327,7 +336,9 @@ def test_the_eighth_trace_by_one_changing_value_warns_and_says_where():
     x = torch.ones(2)
     for n in range(2, 9):
         f({"power": Power(n)}["power"], x)
-    with pytest.warns(UserWarning, match=r"traced 8 times because the argument model\.n changed, at last from 8 to 9") as seen:
+    with pytest.warns(
+        UserWarning, match=r"traced 8 times because the argument model\.n changed, at last from 8 to 9"
+    ) as seen:
         f(Power(9), x)
     assert "torch.tensor" in str(seen[0].message)
     assert seen[0].filename == __file__
@@ -336,7 +347,7 @@ def test_the_eighth_trace_by_one_changing_value_warns_and_says_where():
 
 
 @pytest.mark.parametrize(
-    "values, path, hint",
+    ("values", "path", "hint"),
     [
         ([torch.ones(n) for n in range(2, 10)], "x", "dynamic=True"),
         ([float(n) for n in range(8)], "x.other", "scalars="),
@@ -347,8 +358,7 @@ def test_the_eighth_trace_by_one_changing_value_warns_and_says_where():
 def test_the_warning_says_what_to_do(values, path, hint):
     f = fl.jit(lambda x: 0)
     with pytest.warns(UserWarning, match=f"the argument {path} changed.*") as seen:
-        for value in values:
-            f(Step(0.1, value) if path == "x.other" else value)
+        _ = [f(Step(0.1, value) if path == "x.other" else value) for value in values]
     assert hint in str(seen[0].message)
 
 
@@ -361,7 +371,5 @@ def test_eight_different_structures_do_not_warn():
 def test_a_static_argument_that_changes_is_named_in_the_warning():
     f = fl.jit(lambda x, n: x * n, static="n")
     with pytest.warns(UserWarning, match="the static argument 'n' changed") as seen:
-        for n in range(8):
-            f(torch.ones(2), n=n)
+        _ = [f(torch.ones(2), n=n) for n in range(8)]
     assert "leave it out of static=" in str(seen[0].message)
-

@@ -60,7 +60,11 @@ def test_any_use_of_what_was_donated_names_clone():
         lambda: best(randn(5, 3)),
         lambda: view["w"] + 1,
         lambda: model.layers[0].weight.sum(),
-        lambda: state.layers[0].weight.state.mean() if hasattr(state.layers[0].weight.state, "mean") else best.layers[2].bias + 1,
+        lambda: (
+            state.layers[0].weight.state.mean()
+            if hasattr(state.layers[0].weight.state, "mean")
+            else best.layers[2].bias + 1
+        ),
         lambda: fl.jit(lambda m: fl.fmap(lambda w: w * 2, m))(best),
         lambda: fl.gradient(lambda m: m(randn(5, 3)).sum(), best),
     ):
@@ -70,7 +74,13 @@ def test_any_use_of_what_was_donated_names_clone():
 
 
 def test_what_is_not_rewritten_stays_valid():
-    model = {"w": randn(2), "frozen": randn(2, seed=1), "unused": randn(2, seed=2), "n": torch.tensor(3), "name": "a"}
+    model = {
+        "w": randn(2),
+        "frozen": randn(2, seed=1),
+        "unused": randn(2, seed=2),
+        "n": torch.tensor(3),
+        "name": "a",
+    }
     state = fl.freeze(fl.setup(fl.Adam(), model), lambda s: s["frozen"])
 
     def advance(model, state):
@@ -82,7 +92,11 @@ def test_what_is_not_rewritten_stays_valid():
         assert new[name] is model[name]
         assert model[name].sum().isfinite()
     assert state["unused"].state is not None
-    assert new_state["unused"].state[0].sum().isfinite() if isinstance(new_state["unused"].state, tuple) else True
+    assert (
+        new_state["unused"].state[0].sum().isfinite()
+        if isinstance(new_state["unused"].state, tuple)
+        else True
+    )
     with pytest.raises(RuntimeError, match="donated"):
         model["w"] + 1
 
@@ -120,7 +134,10 @@ def test_donated_parameters_of_torch_are_left_alone():
     model = dict(module.named_parameters())
     before = fl.tree.clone({k: v.detach() for k, v in model.items()})
     state = fl.setup(fl.Descent(0.5), model)
-    f = fl.jit(lambda m, s: fl.update(s, m, fl.gradient(lambda m: m["weight"].sum() + m["bias"].sum(), m)), donate=(0, 1))
+    f = fl.jit(
+        lambda m, s: fl.update(s, m, fl.gradient(lambda m: m["weight"].sum() + m["bias"].sum(), m)),
+        donate=(0, 1),
+    )
     new, state = f(model, state)
     assert torch.equal(module.weight, before["weight"])
     assert torch.allclose(new["weight"], before["weight"] - 0.5)
@@ -137,7 +154,7 @@ def test_other_dtypes(dtype):
     state = fl.setup(fl.Adam(0.1), model)
     expected, _ = fl.update(state, model, grads)
     place = model["w"].data_ptr()
-    new, new_state = fl.jit(fl.update, donate=(0, 1))(state, model, grads)
+    new, _new_state = fl.jit(fl.update, donate=(0, 1))(state, model, grads)
     assert new["w"].dtype == dtype
     assert new["w"].data_ptr() == place
     assert fl.tree.allclose(new, expected, rtol=1e-2 if dtype.itemsize == 2 else 1e-5)
@@ -170,7 +187,7 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("f, reused", OWN.values(), ids=OWN)
+@pytest.mark.parametrize(("f", "reused"), OWN.values(), ids=OWN)
 def test_a_function_of_one_s_own(f, reused):
     jitted = fl.jit(f, donate=0)
     for i in range(2):
@@ -316,7 +333,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("make, says", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("make", "says"), REFUSED.values(), ids=REFUSED)
 def test_memory_that_can_t_be_written_over_is_refused_by_name(make, says):
     f = fl.jit(plus_one, donate=0)
     refused(f, *make(), says=says)
@@ -325,7 +342,9 @@ def test_memory_that_can_t_be_written_over_is_refused_by_name(make, says):
 
 
 def test_the_refusal_names_the_path():
-    with pytest.raises(ValueError, match=r"the argument model\['w'\] .*the argument x|the argument x .*model\['w'\]"):
+    with pytest.raises(
+        ValueError, match=r"the argument model\['w'\] .*the argument x|the argument x .*model\['w'\]"
+    ):
         fl.jit(plus_one, donate=0)(*a_view())
 
 
@@ -339,7 +358,7 @@ def test_an_array_of_numpy_stays_as_it_is(array):
         assert array.tolist() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("make, says", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("make", "says"), REFUSED.values(), ids=REFUSED)
 def test_later_calls_are_checked_as_the_first(make, says):
     f = fl.jit(plus_one, donate=0)
     model, x = {"w": torch.zeros(4)}, torch.ones(1)
@@ -364,7 +383,10 @@ def test_a_view_of_what_was_returned_is_refused_at_the_next_call():
 def test_a_donated_tensor_that_is_closed_over_is_refused():
     w = torch.ones(2)
     f = fl.jit(lambda x: x + w, donate=0)
-    with pytest.raises(ValueError, match=r"shares memory with a tensor that the function closes over|a tensor that the function closes over shares"):
+    with pytest.raises(
+        ValueError,
+        match=r"shares memory with a tensor that the function closes over|function closes over shares",
+    ):
         f(w)
     assert w.tolist() == [1, 1]
     assert f(torch.zeros(2)).tolist() == [1, 1]

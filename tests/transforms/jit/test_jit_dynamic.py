@@ -41,19 +41,42 @@ def test_batches_of_many_sizes_run_one_graph_and_of_one_and_none_their_own():
 def test_no_row_at_all():
     f = fl.jit(lambda x: (x * 2, x.sum(0), x.mean(0)), dynamic=True)
     for n in (4, 0, 3, 0, 1):
-        for a, b in zip(f(randn(n, 3)), (randn(n, 3) * 2, randn(n, 3).sum(0), randn(n, 3).mean(0)), strict=True):
+        for a, b in zip(
+            f(randn(n, 3)), (randn(n, 3) * 2, randn(n, 3).sum(0), randn(n, 3).mean(0)), strict=True
+        ):
             assert torch.allclose(a, b, equal_nan=True)
     assert f.cache_info().traces == 3
 
 
-def test_several_sizes_change_at_once():
+def test_other_sizes_than_the_first_may_change_once_they_have_changed():
     f = fl.jit(lambda x, y: (x @ y, x.shape[1]), dynamic=True)
     for n, m, k in ((2, 3, 4), (5, 6, 7), (9, 4, 2)):
         x, y = randn(n, m), randn(m, k)
         out, size = f(x, y)
         assert torch.allclose(out, x @ y)
         assert size == m
+    assert f.cache_info().traces == 2
+
+
+def test_a_batch_that_is_flattened_for_a_dense_layer_changes():
+    model = fl.Chain(fl.flatten, fl.Dense(16, 3))
+    state = fl.setup(fl.Adam(), model)
+
+    def step(model, state, x):
+        return fl.update(state, model, fl.gradient(lambda m: m(x).square().sum(), model))
+
+    f = fl.jit(step, dynamic=True)
+    for n in (8, 3, 5):
+        x = torch.randn(n, 1, 4, 4)
+        assert fl.tree.allclose(f(model, state, x)[0], step(model, state, x)[0], atol=1e-6)
     assert f.cache_info().traces == 1
+
+
+def test_a_transposed_batch_at_two_places_and_a_transposed_parameter_are_inputs():
+    x = randn(3, 4).t()
+    assert torch.equal(fl.jit(lambda a, b: a + b, dynamic=True)(x, x), x + x)
+    weight = torch.nn.Parameter(randn(3, 4).t())
+    assert torch.equal(fl.jit(lambda a: a + 1, dynamic=True)(weight), weight.detach() + 1)
 
 
 def test_sizes_that_were_equal_and_are_not_any_more_are_another_trace():
@@ -65,7 +88,13 @@ def test_sizes_that_were_equal_and_are_not_any_more_are_another_trace():
 
 @pytest.mark.parametrize(
     "view",
-    [lambda x: x, lambda x: x[::2], lambda x: x[:, :2], lambda x: x.flip(0), lambda x: x[:1].expand(6, 4)],
+    [
+        lambda x: x,
+        lambda x: x[::2],
+        lambda x: x.repeat(1, 2)[:, ::2],
+        lambda x: x.flip(0),
+        lambda x: x[:1].expand(6, 4),
+    ],
 )
 def test_batches_may_lie_in_memory_in_any_way(view):
     f = fl.jit(lambda x: x.softmax(0), dynamic=True)
@@ -99,7 +128,9 @@ def test_a_batch_in_a_tree_changes_too():
 
 
 def test_a_size_in_python_decides_as_it_would():
-    f = lambda x: x * 2 if x.shape[0] > 5 else x * 3
+    def f(x):
+        return x * 2 if x.shape[0] > 5 else x * 3
+
     jitted = fl.jit(f, dynamic=True)
     for n in (3, 8, 4, 9):
         assert torch.equal(jitted(randn(n)), f(randn(n)))
@@ -107,7 +138,10 @@ def test_a_size_in_python_decides_as_it_would():
 
 
 def test_a_size_that_is_returned_is_the_number_of_the_call():
-    f = fl.jit(lambda x: {"count": x.shape[0], "numel": x.numel() * 2, "many": x.shape[0] > 2, "x": x + 1}, dynamic=True)
+    f = fl.jit(
+        lambda x: {"count": x.shape[0], "numel": x.numel() * 2, "many": x.shape[0] > 2, "x": x + 1},
+        dynamic=True,
+    )
     for n in (4, 6):
         out = f(randn(n, 3))
         assert out["count"] == n

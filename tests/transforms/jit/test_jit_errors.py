@@ -37,6 +37,7 @@ VALUES = {
     "float": (lambda x: float(x[0]), "float(x[0])"),
     "int": (lambda x: int(x[0]), "int(x[0])"),
     "tolist": (lambda x: x.tolist(), "x.tolist()"),
+    "tolist of a number": (lambda x: x.sum().tolist(), "x.sum().tolist()"),
     "range": (lambda x: list(range(x[0].long())), "range(x[0].long())"),
     "numpy": (lambda x: x.numpy(), "x.numpy()"),
     "a function of numpy": (lambda x: np.log(x), "np.log(x)"),
@@ -46,7 +47,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("f, code", VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize(("f", "code"), VALUES.values(), ids=VALUES)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_asking_for_a_value_names_the_line_and_what_to_write(f, code, dynamic):
     with pytest.raises(RuntimeError, match="jit can't know the value of a tensor") as error:
@@ -73,7 +74,9 @@ def test_the_value_of_a_captured_tensor_is_not_known_either(f):
 
 
 def test_the_value_of_a_literal_is_known():
-    f = lambda x: x * torch.tensor(3).item() if torch.tensor(2.0) * 2 > 1 else x
+    def f(x):
+        return x * torch.tensor(3).item() if torch.tensor(2.0) * 2 > 1 else x
+
     assert fl.jit(f)(torch.ones(1)).tolist() == [3]
 
 
@@ -86,7 +89,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("f, code", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("f", "code"), SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_shape_that_depends_on_values_names_the_line_and_what_to_write(f, code, dynamic):
     with pytest.raises(RuntimeError, match="the shape of what this line makes depends on them") as error:
@@ -124,7 +127,9 @@ def test_the_line_is_named_however_deep_it_lies(within):
 
 
 def test_sizes_and_dtypes_may_be_asked_for():
-    f = lambda x: x * 2 if x.shape[0] > 2 and x.dtype == torch.float32 and x.ndim == 1 and len(x) else x
+    def f(x):
+        return x * 2 if x.shape[0] > 2 and x.dtype == torch.float32 and x.ndim == 1 and len(x) else x
+
     assert fl.jit(f)(torch.ones(3)).tolist() == [2, 2, 2]
 
 
@@ -179,7 +184,9 @@ def test_a_change_of_a_captured_tensor_in_place_is_refused(write):
         write(w)
         return x + 1
 
-    assert "shape (2,) that the compiled function closes over is changed in place" in written(f, torch.ones(1))
+    assert "shape (2,) that the compiled function closes over is changed in place" in written(
+        f, torch.ones(1)
+    )
     assert w.tolist() == [0.5, 0.5]
 
 
@@ -250,7 +257,7 @@ def other_constant(m):
 
 
 @pytest.mark.parametrize(
-    "change, tree, place",
+    ("change", "tree", "place"),
     [
         (set_attribute, fl.Dense(2, 2), "model.weight"),
         (append, {"list": [torch.ones(1)]}, "model['list'][1]"),
@@ -277,7 +284,7 @@ def test_the_errors_of_the_function_come_through():
     def f(x):
         raise Mine("here")
 
-    with pytest.raises(Mine, match="^here$"):
+    with pytest.raises(Mine, match=r"^here$"):
         fl.jit(f)(torch.ones(1))
 
 

@@ -16,6 +16,12 @@ OPERATIONS = {
     "a comparison": lambda x, a, b: x.sum() > a,
     "a power": lambda x, a, b: a ** x.sum(),
     "a half": lambda x, a, b: x.half().sum() * a,
+    "a half and a large number": lambda x, a, b: x.half() * 0.01 * (a * 1e5),
+    "a half and a small number": lambda x, a, b: x.half().sum() * 8000 * (a * 1e-8),
+    "a bfloat16 beside a number of more digits": lambda x, a, b: x.bfloat16()[0] * (a + 1.003),
+    "a weight": lambda x, a, b: torch.lerp(x, x + 1, a),
+    "a list of numbers": lambda x, a, b: torch.tensor([[a, 2.0], [b, 1.0]]) @ x[:2],
+    "a tensor by keyword": lambda x, a, b: torch.as_tensor(data=a, dtype=torch.float32) * x,
     "mapped": lambda x, a, b: fl.vmap(lambda t: t["x"] * t["a"])({"x": x, "a": a}),
 }
 

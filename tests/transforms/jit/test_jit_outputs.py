@@ -67,7 +67,19 @@ def test_the_handed_on_tensor_is_that_of_the_call_not_of_the_trace():
 
 
 def test_results_share_no_memory_with_arguments_or_each_other():
-    f = fl.jit(lambda x, y: (x[0], x.T, x.view(-1), *x.chunk(2), x.detach(), y + 1, y + 1, (y + 1).view(-1), x.expand(2, 2, 2)))
+    f = fl.jit(
+        lambda x, y: (
+            x[0],
+            x.T,
+            x.view(-1),
+            *x.chunk(2),
+            x.detach(),
+            y + 1,
+            y + 1,
+            (y + 1).view(-1),
+            x.expand(2, 2, 2),
+        )
+    )
     x, y = torch.ones(2, 2), torch.ones(2)
     out = f(x, y)
     spans = [t.untyped_storage().data_ptr() for t in (x, y, *out)]
@@ -75,7 +87,9 @@ def test_results_share_no_memory_with_arguments_or_each_other():
 
 
 def test_strides_may_differ_but_shapes_and_values_do_not():
-    f = lambda x: (x.T, x[::2], x.permute(1, 0) * 2, x.unsqueeze(0).expand(3, 4, 2))
+    def f(x):
+        return (x.T, x[::2], x.permute(1, 0) * 2, x.unsqueeze(0).expand(3, 4, 2))
+
     x = torch.arange(8.0).view(4, 2)
     for found, expected in zip(fl.jit(f)(x), f(x), strict=True):
         assert torch.equal(found, expected)
@@ -122,13 +136,18 @@ def test_a_function_that_holds_what_was_computed_is_refused():
         y = x + 1
         return {"later": lambda: y}
 
-    with pytest.raises(TypeError, match=r"\['later'\].*closes over tensors computed inside; return the tensors"):
+    with pytest.raises(
+        TypeError, match=r"\['later'\].*closes over tensors computed inside; return the tensors"
+    ):
         fl.jit(f)(torch.ones(1))
 
 
 def test_a_function_that_holds_nothing_of_it_comes_back():
     shift = torch.ones(1)
-    plus = lambda x: x + shift
+
+    def plus(x):
+        return x + shift
+
     assert fl.jit(lambda x: (plus, x + 1))(torch.ones(1))[0] is plus
 
 
@@ -218,6 +237,17 @@ def test_lower_shows_the_graph_and_what_is_captured():
     assert "captured_0: float32[3] on cpu, closed over" in text
     assert lowered.captured[0] is shift
     assert f.cache_info() == (0, 0)
+
+
+def test_numbers_in_the_function_are_not_captured():
+    def f(x):
+        y = x.clone()
+        y[0] = 5
+        return y * torch.tensor(2.0) + torch.tensor([1.0])
+
+    lowered = fl.jit(f).lower(torch.ones(3))
+    assert lowered.captured == []
+    assert fl.jit(f)(torch.ones(3)).tolist() == [11, 3, 3]
 
 
 def test_lower_shows_a_whole_step():

@@ -53,7 +53,10 @@ def test_dropout_under_a_key_inside_is_that_of_eager():
 
 def test_the_key_of_a_gradient():
     model = fl.Chain(fl.Dense(16, 8), fl.Dropout(0.5), fl.Dense(8, 1))
-    f = lambda m, key: fl.gradient(lambda m: m(X).square().mean(), m, key=key)
+
+    def f(m, key):
+        return fl.gradient(lambda m: m(X).square().mean(), m, key=key)
+
     jitted = fl.jit(f)
     seen = []
     for seed in range(3):
@@ -82,7 +85,9 @@ def test_every_kind_of_draw_has_the_bits_of_eager():
 
 
 def test_members_of_an_ensemble_draw_what_they_draw_alone():
-    f = lambda x: fl.vmap(lambda x: drop(x), randomness="different")(x)
+    def f(x):
+        return fl.vmap(lambda x: drop(x), randomness="different")(x)
+
     with fl.seeded(fl.Key(1)):
         expected = f(X)
     with fl.seeded(fl.Key(1)):
@@ -115,10 +120,14 @@ def test_torch_s_own_draws_under_a_key_are_functions_of_it():
 
 
 @pytest.mark.parametrize(
-    "draw", [lambda: torch.randperm(5), lambda: torch.multinomial(torch.ones(5), 2), lambda: torch.normal(X, 1.0)]
+    "draw",
+    [lambda: torch.randperm(5), lambda: torch.multinomial(torch.ones(5), 2), lambda: torch.normal(X, 1.0)],
 )
 def test_another_random_operation_of_torch_under_a_key_is_an_error_that_names_it(draw):
-    with fl.seeded(fl.Key(1)), pytest.raises(RuntimeError, match=r"(randperm|multinomial|normal).*a key can't replace"):
+    with (
+        fl.seeded(fl.Key(1)),
+        pytest.raises(RuntimeError, match=r"(randperm|multinomial|normal).*a key can't replace"),
+    ):
         fl.jit(draw)()
 
 
@@ -181,6 +190,11 @@ def test_checkpoint_draws_the_same_in_its_second_run():
     if not hasattr(fl, "checkpoint"):
         pytest.skip("there is no checkpoint yet")
     model = fl.Chain(fl.Dense(16, 8), fl.Dropout(0.5), fl.Dense(8, 1))
-    f = lambda m, key: fl.gradient(lambda m: fl.checkpoint(lambda x: m(x))(X).square().mean(), m, key=key)
-    g = lambda m, key: fl.gradient(lambda m: m(X).square().mean(), m, key=key)
+
+    def f(m, key):
+        return fl.gradient(lambda m: fl.checkpoint(lambda x: m(x))(X).square().mean(), m, key=key)
+
+    def g(m, key):
+        return fl.gradient(lambda m: m(X).square().mean(), m, key=key)
+
     assert fl.tree.allclose(fl.jit(f)(model, fl.Key(1)), g(model, fl.Key(1)), rtol=1e-5)

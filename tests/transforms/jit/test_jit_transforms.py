@@ -11,7 +11,9 @@ import fluxlike as fl
 
 D = torch.float64
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+)  # torch's
 
 
 def randn(*shape, seed=0):
@@ -42,9 +44,7 @@ INSIDE = {
     "withgradient": lambda m, x: fl.withgradient(lambda m, x: (loss(m, x), m(x)), m, x),
     "gradient of two": lambda m, x: fl.gradient(loss, m, x, argnums=(0, 1)),
     "gradient at a place": lambda m, x: fl.gradient(loss, m, x, wrt=lambda m: m.layers[1]),
-    "gradient of gradient": lambda m, x: fl.gradient(
-        lambda m: fl.tree.norm(fl.gradient(loss, m, x)), m
-    ),
+    "gradient of gradient": lambda m, x: fl.gradient(lambda m: fl.tree.norm(fl.gradient(loss, m, x)), m),
     "gradient penalty": lambda m, x: fl.gradient(
         lambda m: fl.gradient(lambda x: m(x).sum(), x).square().sum(), m
     ),
@@ -123,8 +123,10 @@ def test_a_layer_under_jit_reports_its_buffers_to_what_surrounds_it():
     norm, x = fl.f64(fl.BatchNorm(2)), randn(4, 2)
     f = fl.jit(lambda m, x: m(x))
     f(norm, x)
-    out, updates = fl.withupdates(f, norm, x)
-    assert torch.allclose(updates.running_mean.value, fl.withupdates(lambda m, x: m(x), norm, x)[1].running_mean.value)
+    _out, updates = fl.withupdates(f, norm, x)
+    assert torch.allclose(
+        updates.running_mean.value, fl.withupdates(lambda m, x: m(x), norm, x)[1].running_mean.value
+    )
     grads = fl.gradient(lambda m: f(m, x).square().sum(), norm)
     assert isinstance(grads.running_var, fl.Assigned)
 
@@ -204,7 +206,10 @@ def test_autocast_inside_is_kept():
 
 def test_autocast_around_a_gradient():
     model, x = fl.Chain(fl.Dense(3, 4, fl.tanh), fl.Dense(4, 1)), torch.rand(5, 3)
-    f = lambda m: fl.gradient(lambda m: m(x).float().square().mean(), m)
+
+    def f(m):
+        return fl.gradient(lambda m: m(x).float().square().mean(), m)
+
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, expected = fl.jit(f)(model), f(model)
     assert found.layers[0].weight.dtype == torch.float32
