@@ -31,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:setup found no parameter")
 #: Few examples, since each is traced; fewer where each is compiled.
 law = settings(max_examples=8, deadline=None)
 compiled_law = settings(max_examples=4, deadline=None)
+tree_law = settings(max_examples=30, deadline=None)
 
 
 def recorded() -> AbstractContextManager[Any]:
@@ -44,10 +45,6 @@ def recorded() -> AbstractContextManager[Any]:
 ENGINES = pytest.mark.parametrize(
     "engine", [recorded, pytest.param(nullcontext, marks=pytest.mark.slow)], ids=["recorded", "compiled"]
 )
-
-
-def draw_engine_law(engine: Any) -> settings:
-    return law if engine is recorded else compiled_law
 
 
 # Random models, losses and rules
@@ -122,10 +119,12 @@ def close(found: Any, expected: Any) -> None:
             assert x == y
 
 
-def run_law(engine: Callable[[], Any], check: Callable[..., None], *strategies: Any) -> None:
+def run_law(
+    engine: Callable[[], Any], check: Callable[..., None], *strategies: Any, examples: settings | None = None
+) -> None:
     """Check a law on random examples, with the engine that is asked for."""
 
-    @draw_engine_law(engine)
+    @(examples or (law if engine is recorded else compiled_law))
     @given(st.tuples(*strategies))
     def holds(drawn: tuple[Any, ...]) -> None:
         with engine():
@@ -257,7 +256,7 @@ def test_any_tree_goes_through(donate: Any) -> None:
         theirs = [x for x in leaves_of(same) if isinstance(x, Tensor)]
         assert all(a is b for a, b in zip(mine, theirs, strict=True))
 
-    run_law(recorded, check, trees())
+    run_law(recorded, check, trees(), examples=tree_law)
 
 
 def test_any_tree_may_be_given_away() -> None:
@@ -267,4 +266,4 @@ def test_any_tree_may_be_given_away() -> None:
         assert same_content(doubled, expected)
         assert ties(doubled) == ties(expected)
 
-    run_law(recorded, check, trees())
+    run_law(recorded, check, trees(), examples=tree_law)
