@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fluxlike._private import higher_order
+from fluxlike._private import functorch, higher_order
 from fluxlike.transforms.control.recorded import Body, Derivative, Flat, can_be_trained, examples
 from fluxlike.transforms.link import link
 
@@ -27,6 +27,9 @@ def choose(pred: Tensor, branches: Sequence[Flat], inputs: Sequence[Tensor], /) 
         Unrecordable: a branch can't be run again for the backward pass, since it draws from torch's
             generators, or gives what it closes over to a function with a gradient of its own.
     """
+    if functorch.active():  # which maps no recorded choice
+        outputs = zip(*(branch(list(inputs)) for branch in branches), strict=True)
+        return [torch.where(pred, yes, no) for yes, no in outputs]
     inputs = [x.contiguous() for x in inputs]
     trained = can_be_trained(inputs)
     slices = examples(inputs, trained)
@@ -83,7 +86,8 @@ class _Backward:
 
     def _reach(self, values: Sequence[Tensor], outputs: set[int]) -> list[int]:
         """The inputs that some outputs depend on, in one branch or the other."""
-        with higher_order.unrecorded():
+        # The derivative of what was recorded outermost may be mapped, as a hessian does.
+        with functorch.outside(), higher_order.unrecorded():
             slices = examples(values)
             inputs, closed_over = slices[: self._count], slices[self._count :]
             found = [d.dependence(inputs, closed_over)(outputs) for d in self._derivatives]

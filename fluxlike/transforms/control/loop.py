@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fluxlike._private import higher_order
+from fluxlike._private import functorch, higher_order
 from fluxlike.transforms.control.recorded import examples
 from fluxlike.transforms.control.recorded_turn import RecordedTurn, split
 from fluxlike.transforms.link import link
@@ -22,6 +22,15 @@ __all__ = ["loop"]
 
 #: From the carry and one x to the next carry and what to stack.
 Step = Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]
+
+
+def _written_out(step: Step, carry: list[Tensor], xs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The turns one by one: functorch maps no recorded loop."""
+    stacked: list[list[Tensor]] = []
+    for row in zip(*(x.unbind(0) for x in xs), strict=True):
+        carry, ys = step(carry, list(row))
+        stacked.append(ys)
+    return carry, [torch.stack(y) for y in zip(*stacked, strict=True)]
 
 
 def loop(step: Step, carry: Sequence[Tensor], xs: Sequence[Tensor], /) -> tuple[list[Tensor], list[Tensor]]:
@@ -40,6 +49,8 @@ def loop(step: Step, carry: Sequence[Tensor], xs: Sequence[Tensor], /) -> tuple[
             again for the backward pass, since it draws from torch's generators, or gives what it closes
             over to a function with a gradient of its own.
     """
+    if functorch.active():
+        return _written_out(step, list(carry), xs)
     carry, xs = [x.contiguous() for x in carry], [x.contiguous() for x in xs]
     count = len(carry)
 
@@ -75,7 +86,7 @@ class _Backward:
         recorded = self._recorded
         given = {i: g for i, g in zip(recorded.linked, cotangents, strict=True) if g is not None}
         reached, active = self._reach(inputs, set(given))
-        if recorded.backward is not None and not torch.is_grad_enabled():
+        if recorded.backward is not None and not torch.is_grad_enabled() and not functorch.active():
             found = self._divided(inputs, given)
         else:
             found = self._again(inputs, given, active, [i for i in reached if needed[i]])
@@ -126,7 +137,8 @@ class _Backward:
     def _reach(self, inputs: Sequence[Tensor], given: set[int]) -> tuple[set[int], set[int]]:
         """Which inputs of a turn some outputs depend on, and which outputs these are, in any turn."""
         carry, xs, same, _ = self._recorded.split(inputs)
-        with higher_order.unrecorded():
+        # The derivative of what was recorded outermost may be mapped, as a jacobian does.
+        with functorch.outside(), higher_order.unrecorded():
             values = [*carry, *(x[0] for x in xs)]
             depends = self._recorded.derivative.dependence(examples(values), examples(same))
             active = set(given)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike._private import higher_order
+from fluxlike._private import functorch, higher_order
 from fluxlike.scope import assigned, key
 from fluxlike.transforms.captured import Replacing
-from fluxlike.transforms.motors import Nested
+from fluxlike.transforms.motors import Motor, Nested, open_motor
 from fluxlike.trees.leaves import can_train
 
 __all__ = [
@@ -125,7 +125,21 @@ class Derivative:
         places: Sequence[int],
     ) -> list[Tensor]:
         """The cotangents of some places, of those of some outputs; zeros where nothing arrives."""
-        values, outputs = self.open(inputs, closed_over)
+        if functorch.active():  # it is mapped, as by a jacobian around what was recorded
+            with open_motor() as motor:
+                found = self._pulled(motor, inputs, closed_over, cotangents, places)
+                return [motor.close(g) for g in found]
+        return self._pulled(Nested(torch.is_grad_enabled()), inputs, closed_over, cotangents, places)
+
+    def _pulled(
+        self,
+        motor: Motor,
+        inputs: Sequence[Tensor],
+        closed_over: Sequence[Tensor],
+        cotangents: Mapping[int, Tensor],
+        places: Sequence[int],
+    ) -> list[Tensor]:
+        values, outputs = self.open(inputs, closed_over, motor)
         found = self.gradients(values, outputs, cotangents, places)
         return [torch.zeros_like(values[i]) if g is None else g for i, g in zip(places, found, strict=True)]
 
@@ -159,10 +173,10 @@ class Derivative:
                     raise Unrecordable
 
     def open(
-        self, inputs: Sequence[Tensor], closed_over: Sequence[Tensor]
+        self, inputs: Sequence[Tensor], closed_over: Sequence[Tensor], motor: Motor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Handles for what is differentiated, and the outputs of the function of them."""
-        motor = Nested(torch.is_grad_enabled())
+        motor = motor or Nested(torch.is_grad_enabled())
         count = len(inputs)
         with torch.enable_grad():
             values = [

@@ -79,8 +79,13 @@ def jit(
     run the same graph. Inside, a float is a 0-d tensor; one that is handed on comes back as a float, a
     computed one as a 0-d float64 tensor. Other floats, ints, bools, strings and functions are static:
     another value is another trace, as are other shapes, strides, dtypes, devices, ties, structures, and
-    another mode, autocast or default dtype. The key in scope is an input. Where no C++ compiler is found,
+    another mode, autocast, default dtype or device. The key in scope is an input; without one, what is
+    random is drawn anew at each call, and ``torch.manual_seed`` repeats it. Where no C++ compiler is found,
     a warning says so, and the recorded graph runs operation by operation.
+
+    A tensor that `f` closes over is captured, and listed by ``lower``: what is written to it between calls
+    is seen, another tensor under its name is not, so a model that is trained is an argument. Results share
+    no memory with arguments or with each other; what is handed on is the same object.
 
     Args:
         f: a pure function of trees, or a layer, whose parameters are inputs then. None gives a decorator.
@@ -97,10 +102,13 @@ def jit(
         ``cache_info()``, the number of calls and traces.
 
     Raises:
-        RuntimeError: from a call: a line of `f` asks for the value of a tensor, by ``if`` or ``.item()``.
-        ValueError: from a call: `f` changes an argument or a tensor that it closes over; or a donated tensor
-            shares memory with another, or lies in memory that torch does not own.
-        TypeError: `f` is no function, or a static argument holds a tensor.
+        RuntimeError: from a call: a line of `f` asks for the value of a tensor, by ``if`` or ``.item()``, or
+            makes a tensor whose shape depends on values, by ``x[x > 0]``; it names the line.
+        ValueError: `donate` or `static` names no argument; or from a call: `f` changes an argument or a
+            tensor that it closes over; or a donated tensor shares memory with another, or lies in memory
+            that torch does not own.
+        TypeError: `f` is no function; or from a call: a static argument holds a tensor, or `f` returns a
+            function that closes over what it computed.
 
     Warns:
         UserWarning: eight traces were made because one value changed; it names its path.
