@@ -390,3 +390,9 @@ def test_where_the_largest_entry_of_all_stands_in_other_strides(find):
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), ()])
 def test_empty_tensors_and_numbers(shape):
     require_same(lambda x: (x * 2).tanh() + x.sum(), torch.full(shape, 0.5, dtype=D))
+
+
+@pytest.mark.parametrize("window", [5, 6, 8])
+def test_pools_with_windows_that_the_compiler_has_no_kernel_for(window):
+    x = randn(2, 3, 16, 2 * window)[:, :, : 16 // window * window]
+    require_same(lambda x: F.max_pool2d(x, window), x)

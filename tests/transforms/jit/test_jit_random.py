@@ -198,3 +198,14 @@ def test_checkpoint_draws_the_same_in_its_second_run():
         return fl.gradient(lambda m: m(X).square().mean(), m, key=key)
 
     assert fl.tree.allclose(fl.jit(f)(model, fl.Key(1)), g(model, fl.Key(1)), rtol=1e-5)
+
+
+def test_a_key_may_lie_in_memory_in_any_way():
+    key = fl.Key(5)
+    strided = fl.fmap(lambda t: torch.stack([t, t * 0 + 77], 1)[:, 0], key)
+    draw = fl.jit(lambda: fl.random.uniform((3,)))
+    for k in (key, strided):
+        with fl.seeded(k):
+            compiled = draw()
+        with fl.seeded(k):
+            assert torch.equal(compiled, fl.random.uniform((3,)))
