@@ -44,7 +44,7 @@ def pins(leaves: Sequence[Any], treedef: optree.PyTreeSpec, /) -> tuple[Any, ...
 
 
 class _Kind(NamedTuple):
-    """What an input was when the trace was made; `plain` if neither an array nor a parameter of torch's."""
+    """What an input was when the trace was made; `plain` if neither an array nor a leaf of autograd."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -125,7 +125,8 @@ class Signature:
         assert opened is not None
         examples = self._take(opened)
         plain = [
-            type(x) is Tensor and i not in self._arrays for i, x in zip(self.tensors, examples, strict=True)
+            type(x) is Tensor and not x.requires_grad and i not in self._arrays
+            for i, x in zip(self.tensors, examples, strict=True)
         ]
         self.kinds = [_Kind(x.dtype, tuple(x.shape), p) for x, p in zip(examples, plain, strict=True)]
         self._guard = guard(examples, self.dynamic)

@@ -37,6 +37,7 @@ def explain(error: BaseException) -> None:
                 f"while, float(), int(), .item(), .tolist() or .numpy()):\n  {_line(cause)}use torch.where "
                 "or fluxlike.cond for a branch, fluxlike.scan for a loop, keep numbers as tensors (float "
                 "arguments are 0-d tensors here), or name an argument that never changes in jit(…, static=…)"
+                f"{_checks_of_distributions(cause)}"
             ) from error
 
 
@@ -62,8 +63,14 @@ def _line(error: BaseException) -> str:
         path = Path(frame.filename)
         if own not in path.parents and torchs not in path.parents and "/optree/" not in frame.filename:
             code = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
-            line = f"{frame.filename}:{frame.lineno}, in {frame.name}:\n    {code}\n"
-    return line
+            if code or frame.filename != "<string>":  # a function that torch writes
+                line = f"{frame.filename}:{frame.lineno}, in {frame.name}:\n    {code}\n"
+    return line or "the compiled function itself\n"
+
+
+def _checks_of_distributions(error: BaseException) -> str:
+    asks = any("/distributions/" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    return "; torch.distributions check values unless given validate_args=False" if asks else ""
 
 
 def require_no_writes(graph: Any, signature: Signature) -> None:

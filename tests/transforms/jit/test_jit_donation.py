@@ -149,6 +149,14 @@ def test_donated_parameters_of_torch_are_left_alone():
     assert torch.equal(module.weight, before["weight"])
 
 
+def test_a_leaf_of_autograd_is_left_alone():
+    x = torch.ones(2, requires_grad=True)
+    out = fl.jit(lambda x: x + 1, donate=0)(x)
+    assert out.tolist() == [2, 2]
+    assert x.tolist() == [1, 1]
+    assert x.requires_grad
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 def test_other_dtypes(dtype):

@@ -126,6 +126,22 @@ def test_the_line_is_named_however_deep_it_lies(within):
         assert "(self.w * x).sum() > 0 else -x" in str(error.value)
 
 
+def test_the_checks_of_torch_s_distributions_are_named():
+    normal = torch.distributions.Normal
+    with pytest.raises(RuntimeError, match=r"torch\.distributions .* validate_args=False"):
+        fl.jit(lambda x: normal(x, 1.0).log_prob(x))(torch.ones(3))
+
+    def unchecked(x):
+        return normal(x, 1.0, validate_args=False).log_prob(x + 1)
+
+    assert torch.allclose(fl.jit(unchecked)(torch.ones(3)), unchecked(torch.ones(3)))
+
+
+def test_a_function_of_torch_s_own_is_named_as_the_function_itself():
+    with pytest.raises(RuntimeError, match="the compiled function itself"):
+        fl.jit(torch.nonzero)(torch.ones(3))
+
+
 def test_sizes_and_dtypes_may_be_asked_for():
     def f(x):
         return x * 2 if x.shape[0] > 2 and x.dtype == torch.float32 and x.ndim == 1 and len(x) else x
