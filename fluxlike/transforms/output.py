@@ -12,6 +12,7 @@ from torch import Tensor
 from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.leaves import can_train
 from fluxlike.trees.structure import flatten, leaves_like, structure_of
+from fluxlike.trees.values import stands_for_float
 
 __all__ = ["Output", "leaves_or_none"]
 
@@ -70,6 +71,8 @@ class Output:
         where = f"the cotangent{structure_of(self._treedef).paths[i]}"
         if isinstance(c, (int, float)) and y.ndim == 0:
             return torch.full((), c, dtype=y.dtype, device=y.device)
+        if isinstance(c, Tensor) and stands_for_float(c):
+            c = c.to(y)
         if not isinstance(c, Tensor):
             raise TypeError(
                 f"{where} is {c!r}, and the output is a tensor of shape {tuple(y.shape)} there; give a "

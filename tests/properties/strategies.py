@@ -164,7 +164,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
-    flat = [x.detach().reshape(-1).contiguous() for x in (a, b)]
+    flat = [x.detach().reshape(-1).clone(memory_format=torch.contiguous_format) for x in (a, b)]
     return not flat[0].numel() or torch.equal(flat[0].view(torch.uint8), flat[1].view(torch.uint8))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +38,7 @@ _OPTIONS: dict[str, Any] = {
     "keep_output_stride": False,  # results may stay in the layout in which they were computed
 }
 
+_caching: Any = torch.compiler.config
 _said = False
 
 
@@ -58,6 +62,7 @@ def build(recorded: Recorded, targets: dict[int, int]) -> Run:
         V.set_fake_mode(recorded.mode),
         torch.no_grad(),
         config.patch(_OPTIONS),
+        _caching.patch(cache_key_tag=_tag()),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # parts of the compiler warn of each other
@@ -65,6 +70,14 @@ def build(recorded: Recorded, targets: dict[int, int]) -> Run:
         choose_kernels(module)
         compiled: Any = compile_fx_inner(module, recorded.inputs)
     return compiled
+
+
+@cache
+def _tag() -> str:
+    """What names the kernels that Inductor keeps on disk, beside their graph: how we have it compute ours."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return f"{_caching.cache_key_tag}fluxlike-{digest[:16]}"
 
 
 def _allow_loops(recorded: Recorded, module: GraphModule) -> None:

@@ -13,7 +13,6 @@ from fluxlike.trees.values import standing_for_floats
 
 __all__ = ["Numbers"]
 
-_DERIVATIVES = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)  # by the tensors themselves
 _MAKERS = (torch.tensor, torch.as_tensor, torch.asarray)
 
 
@@ -42,8 +41,6 @@ class Numbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _DERIVATIVES:
-            return func(*args, **kwargs)
         tensors = list(_tensors((*args, *kwargs.values())))
         if not any(id(x) in self._known for x in tensors):
             return func(*args, **kwargs)

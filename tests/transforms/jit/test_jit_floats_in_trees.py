@@ -87,6 +87,21 @@ def test_a_float_argument_is_differentiated_by_itself(f):
     assert jitted.cache_info().traces == 1
 
 
+def test_a_float_is_a_cotangent_and_a_tangent_of_any_dtype():
+    for dtype in (torch.float32, D):
+        x = torch.ones(3, dtype=dtype)
+
+        def pulled(x, c):
+            return fl.pullback(lambda x: (x**2).sum(), x)[1](c)
+
+        def pushed(s, v):
+            return fl.pushforward(lambda s: (s * x).sum(), s, v=v)
+
+        for f, first in ((pulled, x), (pushed, 3.0)):
+            for found, wanted in zip(fl.jit(f)(first, 2.0), f(first, 2.0), strict=True):
+                torch.testing.assert_close(found, wanted)
+
+
 def test_derivatives_of_a_float_of_other_kinds():
     w = torch.arange(3.0, dtype=D)
 
