@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch._inductor.lowering  # the decompositions ask for it
 from torch import Tensor
+from torch._decomp import get_decompositions
 from torch._functorch.compile_utils import fx_graph_cse, rand_ops
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule, Interpreter, Node
@@ -35,6 +36,7 @@ def functional(recorded: Recorded) -> GraphModule:
     table[aten.argmax.default], table[aten.argmin.default] = _of_all(aten.argmax), _of_all(aten.argmin)
     runner = Interpreter if keeps_strides(recorded.module) else _Layouts
     run = torch.func.functionalize(runner(recorded.module).run, remove="mutations")
+    table.update(get_decompositions(_unknown(recorded.module, table)))
     with recorded.mode:
         module = make_fx(run, decomposition_table=table, tracing_mode="real")(*recorded.inputs)
     module.graph.eliminate_dead_code()
@@ -42,6 +44,13 @@ def functional(recorded: Recorded) -> GraphModule:
         module.graph = fx_graph_cse(module.graph)
     module.recompile()
     return module
+
+
+def _unknown(module: GraphModule, table: dict[Any, Any]) -> list[Any]:
+    """Operations that Inductor can't write, and would complain of if torch can take them apart."""
+    operations = {n.target for n in module.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
+    known = {*table, *torch._inductor.lowering.lowerings, *torch._inductor.lowering.fallbacks}
+    return [o for o in operations if o.namespace == "aten" and o not in known]
 
 
 def _of_all(find: Any) -> Callable[..., Any]:
