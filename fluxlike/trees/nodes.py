@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import optree
 from torch import Tensor
 
+from fluxlike.trees.constants import same_constant
+
 __all__ = [
     "PIN",
     "TENSORS_RIDE",
@@ -111,7 +113,7 @@ class Riding:
             return NotImplemented
         mine = {k: v for k, v in self._compared.items() if k != PIN}
         theirs = {k: v for k, v in other._compared.items() if k != PIN}
-        return mine.keys() == theirs.keys() and all(_same(v, theirs[k]) for k, v in mine.items())
+        return mine.keys() == theirs.keys() and all(same_constant(v, theirs[k]) for k, v in mine.items())
 
     def __hash__(self) -> int:
         return hash(tuple(k for k in self.values if k != PIN))
@@ -134,17 +136,6 @@ _NOTHING = Riding({})
 
 #: Classes of which an object had a tensor that rides along: no cache may keep their treedefs.
 TENSORS_RIDE: set[type] = set()
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    try:
-        return bool(a == b)
-    except (ValueError, RuntimeError, TypeError):  # arrays: equal only if the same
-        return False
 
 
 # What optree keeps for a node: the names of its children, and the attributes that ride along.

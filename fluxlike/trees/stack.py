@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import numpy as np
 import optree
 import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
+from fluxlike.trees.constants import same_constant
 from fluxlike.trees.functor import NAMESPACE, spec_of
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.nodes import PIN, riding
@@ -128,7 +128,7 @@ def _stacked(column: tuple[Any, ...], structure: Structure, i: int) -> Any:
     if structure.scalar[i] and all(type(x) is float for x in column):
         return torch.tensor(column, dtype=torch.float64)
     for k, x in enumerate(column[1:], 1):
-        if not _same(first, x):
+        if not same_constant(first, x):
             _report_constant(structure, i, k, first, x)
     return first
 
@@ -164,22 +164,6 @@ def _report_constant(structure: Structure, i: int, k: int, first: Any, x: Any) -
     raise ValueError(
         f"stack: at {_place(structure, i)}, tree 0 has {_say(first)} and tree {k} has {_say(x)}; {hint}"
     )
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two constants agree by value; an object without one is the same as itself alone."""
-    if a is b:
-        return True
-    if type(a) is not type(b) or isinstance(a, (Tensor, Assigned)):
-        return False
-    if isinstance(a, (float, complex)):
-        return repr(a) == repr(b)  # NaN is NaN, and 0.0 is not -0.0
-    if isinstance(a, (np.ndarray, np.generic)):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    try:
-        return bool(a == b)
-    except (ValueError, RuntimeError, TypeError):
-        return False
 
 
 def _require_same_ties(columns: list[tuple[Any, ...]], structure: Structure) -> None:
@@ -225,7 +209,7 @@ def _require_same_attributes(trees: Sequence[Any]) -> None:
 def _same_riding(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
-    return _same(a, b)
+    return same_constant(a, b)
 
 
 def _functors(tree: Any) -> list[Any]:
