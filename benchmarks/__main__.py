@@ -14,6 +14,7 @@ from benchmarks.harness import HEADER
 
 NAMES = (
     "gradient",
+    "layers",
     "checkpoint",
     "per_example",
     "population",

@@ -10,34 +10,69 @@ from fluxlike.data.loader import DataLoader
 from fluxlike.data.observations import splitobs
 from fluxlike.data.onehot import onecold, onehot, onehotbatch
 from fluxlike.files.tensors import load, save
+from fluxlike.init.by_type import reinit
+from fluxlike.inspect.autosize import autosize
+from fluxlike.inspect.outputsize import outputsize
+from fluxlike.inspect.summary import summary
 from fluxlike.layers.activations import (
+    celu,
     elu,
     flatten,
     gelu,
+    gelu_tanh,
+    glu,
+    hardshrink,
+    hardsigmoid,
+    hardswish,
+    hardtanh,
     identity,
     leaky_relu,
     log_softmax,
+    logsigmoid,
+    mish,
     relu,
+    relu6,
     selu,
     sigmoid,
     silu,
     softmax,
     softplus,
+    softshrink,
+    softsign,
+    swish,
     tanh,
+    tanhshrink,
 )
-from fluxlike.layers.basic import Dense, Embedding
+from fluxlike.layers.attention.cache import KVCache
+from fluxlike.layers.attention.multihead import MultiHeadAttention
+from fluxlike.layers.attention.positions import RotaryEmbedding, SinusoidalEmbedding
+from fluxlike.layers.attention.transformer import TransformerBlock, TransformerDecoderBlock
+from fluxlike.layers.auto import auto, autosized
+from fluxlike.layers.basic import Bilinear, Dense, PReLU, Scale
+from fluxlike.layers.batchnorm import BatchNorm
 from fluxlike.layers.compose import Chain, SkipConnection
-from fluxlike.layers.conv import Conv
+from fluxlike.layers.conv import Conv, CrossCor, DepthwiseConv
+from fluxlike.layers.conv_transpose import ConvTranspose
+from fluxlike.layers.dropout import AlphaDropout, Dropout, DropPath
+from fluxlike.layers.embedding import Embedding, EmbeddingBag
 from fluxlike.layers.errors import LayerError
-from fluxlike.layers.normalise import BatchNorm, Dropout, LayerNorm
-from fluxlike.layers.pool import (
+from fluxlike.layers.groupnorm import GroupNorm, InstanceNorm
+from fluxlike.layers.layernorm import LayerNorm, RMSNorm
+from fluxlike.layers.layouts import convert_layout, foreign_state, load_foreign_state
+from fluxlike.layers.padding import SamePad
+from fluxlike.layers.parallel import Maxout, PairwiseFusion, Parallel
+from fluxlike.layers.pool import LPPool, MaxPool, MeanPool
+from fluxlike.layers.pool_whole import (
     AdaptiveMaxPool,
     AdaptiveMeanPool,
     GlobalMaxPool,
     GlobalMeanPool,
-    MaxPool,
-    MeanPool,
 )
+from fluxlike.layers.recurrent.cells import GRUCell, LSTMCell, RNNCell
+from fluxlike.layers.recurrent.layers import GRU, LSTM, RNN
+from fluxlike.layers.recurrent.recurrence import Recurrence
+from fluxlike.layers.reparametrise import SpectralNorm, WeightNorm
+from fluxlike.layers.resize import PixelShuffle, PixelUnshuffle, Upsample
 from fluxlike.optimisers.adjust import adjust, freeze, thaw
 from fluxlike.optimisers.averages import EMA, Lookahead, averaged
 from fluxlike.optimisers.links import (
@@ -68,8 +103,13 @@ from fluxlike.optimisers.rules.sign import Lion, Rprop
 from fluxlike.optimisers.state import ParamState, setup
 from fluxlike.optimisers.update import steps, update
 from fluxlike.optimisers.wrappers import ApplyIfFinite, MixedPrecision, OptimiserChain, Scheduled
+from fluxlike.placement.batches import batch_first, batch_last
 from fluxlike.placement.device import cpu, get_device, gpu, to_device
 from fluxlike.placement.dtype import bf16, f16, f32, f64, stays_float32
+from fluxlike.placement.foreign.parameters import parameter_rule
+from fluxlike.placement.layout import Layout, permute
+from fluxlike.placement.layout_rules import LayoutRule, layout_rule, layout_rules
+from fluxlike.placement.memory_format import channels_last, contiguous
 from fluxlike.scope.assigned import assign, current
 from fluxlike.scope.key import Key, seeded
 from fluxlike.scope.mode import automode, mode, testmode, training, trainmode
@@ -95,7 +135,6 @@ from fluxlike.trees.fmap import children, fleaves, fmap, fmap_with_path
 from fluxlike.trees.functor import functor, leaf
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.nonfinite import find_nonfinite
-from fluxlike.trees.show import summary
 from fluxlike.trees.stack import stack, unstack
 from fluxlike.trees.state_dict import load_state_dict, state_dict
 from fluxlike.trees.trainables import combine, partition, trainables
@@ -103,6 +142,13 @@ from fluxlike.trees.trainables import combine, partition, trainables
 __version__ = "0.1.0"
 
 __all__ = [
+    "GRU",
+    "GRUCell",
+    "LSTM",
+    "LSTMCell",
+    "RNN",
+    "RNNCell",
+    "Recurrence",
     "AMSGrad",
     "AccumGrad",
     "AdaBelief",
@@ -114,60 +160,99 @@ __all__ = [
     "AdamW",
     "AdaptiveMaxPool",
     "AdaptiveMeanPool",
+    "AlphaDropout",
     "ApplyIfFinite",
     "Assigned",
     "BatchNorm",
+    "Bilinear",
     "Chain",
     "ClipGlobalNorm",
     "ClipGrad",
     "ClipNorm",
     "Conv",
+    "ConvTranspose",
+    "CrossCor",
     "DataLoader",
     "Dense",
+    "DepthwiseConv",
     "Descent",
+    "DropPath",
     "Dropout",
     "EMA",
     "Embedding",
+    "EmbeddingBag",
     "GlobalMaxPool",
     "GlobalMeanPool",
+    "GroupNorm",
+    "InstanceNorm",
+    "KVCache",
     "Key",
+    "LPPool",
     "Lamb",
     "LayerError",
     "LayerNorm",
+    "Layout",
+    "LayoutRule",
     "Lion",
     "Lookahead",
     "MaxPool",
+    "Maxout",
     "MeanPool",
     "MixedPrecision",
     "Momentum",
+    "MultiHeadAttention",
     "Muon",
     "NAdam",
     "Nesterov",
     "OAdam",
     "OptimiserChain",
+    "PReLU",
+    "PairwiseFusion",
+    "Parallel",
     "ParamState",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "RAdam",
+    "RMSNorm",
     "RMSProp",
+    "RotaryEmbedding",
     "Rprop",
     "Rule",
+    "SamePad",
+    "Scale",
     "ScheduleFree",
     "Scheduled",
     "SignDecay",
+    "SinusoidalEmbedding",
     "SkipConnection",
+    "SpectralNorm",
+    "TransformerBlock",
+    "TransformerDecoderBlock",
+    "Upsample",
     "WeightDecay",
+    "WeightNorm",
     "activations",
     "adjust",
     "apply_updates",
     "assign",
     "at",
+    "auto",
     "automode",
+    "autosize",
+    "autosized",
     "averaged",
+    "batch_first",
+    "batch_last",
     "bf16",
+    "celu",
+    "channels_last",
     "check_pure",
     "checkpoint",
     "children",
     "combine",
     "cond",
+    "contiguous",
+    "convert_layout",
     "cpu",
     "current",
     "custom_gradient",
@@ -182,35 +267,52 @@ __all__ = [
     "fleaves",
     "fmap",
     "fmap_with_path",
+    "foreign_state",
     "freeze",
     "from_torch_optimiser",
     "functor",
     "gelu",
+    "gelu_tanh",
     "get_device",
+    "glu",
     "gpu",
     "gradient",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
     "hessian",
     "hvp",
     "identity",
     "init",
     "jacobian",
     "jit",
+    "layout_rule",
+    "layout_rules",
     "leaf",
     "leaky_relu",
     "load",
+    "load_foreign_state",
     "load_state_dict",
     "log_softmax",
+    "logsigmoid",
     "losses",
+    "mish",
     "mode",
     "onecold",
     "onehot",
     "onehotbatch",
+    "parameter_rule",
+    "outputsize",
     "partition",
     "per_example_gradient",
+    "permute",
     "pullback",
     "pushforward",
     "random",
+    "reinit",
     "relu",
+    "relu6",
     "save",
     "scan",
     "schedules",
@@ -221,6 +323,8 @@ __all__ = [
     "silu",
     "softmax",
     "softplus",
+    "softshrink",
+    "softsign",
     "splitobs",
     "stack",
     "state_dict",
@@ -228,7 +332,9 @@ __all__ = [
     "steps",
     "stop_gradient",
     "summary",
+    "swish",
     "tanh",
+    "tanhshrink",
     "testmode",
     "thaw",
     "to_device",

@@ -7,14 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "elu", "flatten", "gelu", "identity", "leaky_relu", "log_softmax", "relu", "selu", "sigmoid",
-    "silu", "softmax", "softplus", "tanh",
+    "celu", "elu", "flatten", "gelu", "gelu_tanh", "glu", "hardshrink", "hardsigmoid", "hardswish",
+    "hardtanh", "identity", "leaky_relu", "log_softmax", "logsigmoid", "mish", "relu", "relu6", "selu",
+    "sigmoid", "silu", "softmax", "softplus", "softshrink", "softsign", "swish", "tanh", "tanhshrink",
 ]  # fmt: skip
 
 relu = torch.relu
 sigmoid = torch.sigmoid
 tanh = torch.tanh
-elu, gelu, leaky_relu, selu, silu, softplus = F.elu, F.gelu, F.leaky_relu, F.selu, F.silu, F.softplus
+elu, selu, celu, leaky_relu, relu6 = F.elu, F.selu, F.celu, F.leaky_relu, F.relu6
+gelu, silu, mish, softplus, softsign = F.gelu, F.silu, F.mish, F.softplus, F.softsign
+hardsigmoid, hardswish, hardtanh = F.hardsigmoid, F.hardswish, F.hardtanh
+hardshrink, softshrink, tanhshrink = F.hardshrink, F.softshrink, F.tanhshrink
+glu = F.glu
+swish = silu
 
 
 def identity(x: Tensor, /) -> Tensor:
@@ -29,6 +35,40 @@ def identity(x: Tensor, /) -> Tensor:
         3
     """
     return x
+
+
+def gelu_tanh(x: Tensor, /) -> Tensor:
+    """`gelu` by its approximation with tanh (Hendrycks & Gimpel 2016, arXiv 1606.08415), as in GPT-2.
+
+    Args:
+        x: a tensor of any shape.
+
+    Returns:
+        ``x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``, of the same shape.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.gelu_tanh(torch.tensor([-1.0, 1.0]))
+        tensor([-0.1588,  0.8412])
+    """
+    return F.gelu(x, approximate="tanh")
+
+
+def logsigmoid(x: Tensor, /) -> Tensor:
+    """The logarithm of the sigmoid, computed stably.
+
+    Args:
+        x: a tensor of any shape.
+
+    Returns:
+        ``-log(1 + exp(-x))``, of the same shape.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.logsigmoid(torch.tensor([0.0, -1000.0]))
+        tensor([-6.9315e-01, -1.0000e+03])
+    """
+    return F.logsigmoid(x)
 
 
 def softmax(x: Tensor, /, dim: int = 1) -> Tensor:

@@ -1,34 +1,39 @@
-"""Dense and Embedding."""
+"""Dense, Scale, Bilinear and PReLU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fluxlike._private import functorch
 from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
+from fluxlike.layers.auto import autosized
 from fluxlike.layers.errors import explain_mixture, require_activation, require_features
-from fluxlike.random import normal
 from fluxlike.trees.functor import functor
+from fluxlike.trees.paths import is_node
 from fluxlike.trees.show import value_text
 
-__all__ = ["Dense", "Embedding", "activation_text"]
+__all__ = ["Activation", "Bilinear", "Dense", "Init", "PReLU", "Scale", "activation_text"]
 
 Activation = Callable[[Tensor], Tensor]
 Init = Callable[[Sequence[int]], Tensor]
 
 
-_INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
 def activation_text(activation: Activation | None) -> str:
-    """The activation as one more argument in print, nothing for the identity."""
-    return "" if activation is identity or activation is None else f", {value_text(activation)}"
+    """The activation as one more argument in print.
+
+    Nothing for the identity, nor for a layer, which has a line of its own.
+    """
+    shown = activation is not identity and activation is not None and not is_node(activation)
+    return f", {value_text(activation)}" if shown else ""
 
 
+@autosized(in_features=-1)
 @functor
 class Dense:
     """A fully connected layer: ``activation(x·weightᵀ + bias)``.
@@ -85,45 +90,220 @@ class Dense:
         return f"{in_}, {out}{activation_text(self.activation)}{', bias=False' if self.bias is None else ''}"
 
 
-@functor
-class Embedding:
-    """A table of vectors, looked up by index.
+@autosized(size=-1)
+@functor(children=("weight", "bias", "activation"))
+class Scale:
+    """A scale and a shift of each entry: ``activation(weight · x + bias)``.
 
     Args:
-        num_embeddings: how many vectors there are.
-        embedding_dim: their length.
-        init: makes the table from its shape. (default: standard normal, as in torch)
+        size: the sizes of the last axes; an axis of size 1 is shared by all entries of the input's. After
+            them, as in Flux, an activation.
+        activation: any callable. (default: the identity)
+        bias: whether to add a bias, which starts at zero. (default: True)
+        init: makes the weight from its shape. (default: ones)
 
     Attributes:
-        weight: (num_embeddings, embedding_dim).
+        weight: of the shape `size`.
+        bias: of the shape `size`, or None.
+        activation: the activation.
 
-    Input: integers of any shape. Output: the vectors, one axis more.
+    Input and output: (…, \\*size).
 
     Raises:
-        IndexError: from a call on the CPU: an index outside the table.
+        ValueError: no size; from a call, other last axes.
 
     Example:
         >>> import torch, fluxlike as fl
-        >>> fl.Embedding(10, 3)(torch.tensor([[1, 2], [3, 9]])).shape
-        torch.Size([2, 2, 3])
+        >>> fl.Scale(2, fl.relu)(torch.tensor([[1.0, -2.0]]))
+        tensor([[1., 0.]])
+        >>> fl.Scale(3, 1, 1, bias=False)  # a factor a channel of (N, 3, H, W)
+        Scale(3, 1, 1, bias=False)  # 3 parameters
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, init: Init = normal) -> None:
-        self.weight = init((num_embeddings, embedding_dim))
+    def __init__(
+        self,
+        *size: int | Activation,
+        activation: Activation = identity,
+        bias: bool = True,
+        init: Init = torch.ones,
+    ) -> None:
+        sizes = tuple(n for n in size if isinstance(n, int))
+        others = [n for n in size if not isinstance(n, int)]
+        if not sizes or size[: len(sizes)] != sizes or len(others) > 1:
+            raise ValueError(f"Scale{size}: write the sizes of the last axes, then perhaps an activation")
+        self.activation = others[0] if others else activation
+        require_activation("Scale", self.activation)
+        self.weight = init(sizes)
+        self.bias = torch.zeros(sizes) if bias else None
 
-    def __call__(self, indices: Tensor) -> Tensor:
-        if not isinstance(indices, Tensor) or indices.dtype not in _INDICES:
-            found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-            raise TypeError(f"Embedding takes a tensor of integers, found {found}; write x.long()")
-        try:
-            wide = indices if indices.dtype in (torch.int32, torch.int64) else indices.long()
-            return F.embedding(wide, self.weight)
-        except IndexError:
-            raise IndexError(
-                f"Embedding has {self.weight.shape[0]} vectors, found indices from "
-                f"{int(indices.min())} to {int(indices.max())}"
-            ) from None
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        n = weight.ndim
+        if not isinstance(x, Tensor) or x.ndim < n or x.shape[x.ndim - n :] != weight.shape:
+            self._check(x)
+        y = x * weight if bias is None else torch.addcmul(bias, x, weight)
+        return self.activation(y)
+
+    def _check(self, x: Any) -> None:
+        size = tuple(self.weight.shape)
+        wanted = f"(…, {', '.join('any' if n == 1 else str(n) for n in size)})"
+        if not isinstance(x, Tensor):
+            raise TypeError(f"Scale takes a tensor of shape {wanted}, found {type(x).__name__}")
+        last = x.shape[x.ndim - len(size) :]
+        if x.ndim < len(size) or any(n not in (1, m) for n, m in zip(size, last, strict=True)):
+            raise ValueError(f"Scale takes the shape {wanted}, found {tuple(x.shape)}")
 
     def extra_repr(self) -> str:
-        rows, columns = self.weight.shape
-        return f"{rows}, {columns}"
+        size = ", ".join(map(str, self.weight.shape))
+        return f"{size}{activation_text(self.activation)}{', bias=False' if self.bias is None else ''}"
+
+
+@autosized(in_features=lambda x1, x2=None: tuple(x.shape[-1] for x in _both(x1, x2)))
+@functor
+class Bilinear:
+    """A layer bilinear in two inputs: ``activation(x1ᵀ · weight[k] · x2 + bias[k])`` for each output k.
+
+    Args:
+        in_features: the lengths of the last axes of the two inputs, or one number for both.
+        out_features: length of the last axis of the output.
+        activation: any callable. (default: the identity)
+        bias: whether to add a bias, which starts at zero. (default: True)
+        init: makes the weight from its shape. (default: `init.glorot_uniform`)
+
+    Attributes:
+        weight: (out_features, in1, in2).
+        bias: (out_features,) or None.
+        activation: the activation.
+
+    Called with two inputs of shapes (…, in1) and (…, in2), with a tuple of the two, or with one input that
+    is both. Output: (…, out_features).
+
+    Raises:
+        ValueError: a wrong number of lengths; from a call, an input of another shape.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> layer = fl.Bilinear((3, 4), 2)
+        >>> layer
+        Bilinear((3, 4), 2)  # 26 parameters
+        >>> layer(torch.ones(5, 3), torch.ones(5, 4)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int | tuple[int, int],
+        out_features: int,
+        activation: Activation = identity,
+        *,
+        bias: bool = True,
+        init: Init = glorot_uniform,
+    ) -> None:
+        if isinstance(activation, int):  # torch's order
+            raise TypeError(
+                f"Bilinear({in_features}, {out_features}, {activation}): write "
+                f"Bilinear(({in_features}, {out_features}), {activation})"
+            )
+        require_activation("Bilinear", activation)
+        inputs = (in_features, in_features) if isinstance(in_features, int) else tuple(in_features)
+        if len(inputs) != 2:
+            raise ValueError(f"in_features={in_features!r}: write the lengths of two inputs, or one for both")
+        self.weight = init((out_features, *inputs))
+        self.bias = torch.zeros(out_features) if bias else None
+        self.activation = activation
+
+    def __call__(self, x1: Any, x2: Tensor | None = None) -> Tensor:
+        x, y = _both(x1, x2)
+        self._check(x, y)
+        try:
+            z = torch.einsum("...i, oij, ...j -> ...o", x, self.weight, y)
+        except RuntimeError as error:
+            explain_mixture("Bilinear", self.weight, x, error)
+            explain_mixture("Bilinear", self.weight, y, error)
+            raise
+        return self.activation(z if self.bias is None else z + self.bias)
+
+    def _check(self, x: Any, y: Any) -> None:
+        for one, n in zip((x, y), self.weight.shape[1:], strict=True):
+            require_features("Bilinear", one, -1, n, f"(…, {n})")
+        if x.shape[:-1] != y.shape[:-1]:
+            raise ValueError(
+                "Bilinear takes two inputs that are alike but for their last axes, found "
+                f"{tuple(x.shape)} and {tuple(y.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        out, *inputs = self.weight.shape
+        in1, in2 = inputs
+        return (
+            f"({in1}, {in2}), {out}{activation_text(self.activation)}"
+            f"{', bias=False' if self.bias is None else ''}"
+        )
+
+
+def _both(x1: Any, x2: Any) -> tuple[Any, Any]:
+    """The two inputs, of two, a tuple of two, or one that is both."""
+    if x2 is not None:
+        return x1, x2
+    if not isinstance(x1, tuple):
+        return x1, x1
+    if len(x1) != 2:
+        raise ValueError(f"Bilinear takes two inputs, or a tuple of two, found a tuple of {len(x1)}")
+    return x1
+
+
+def _quarter(shape: Sequence[int]) -> Tensor:
+    return torch.full(tuple(shape), 0.25)
+
+
+@autosized(num_parameters=1)
+@functor
+class PReLU:
+    """A rectifier with a learned slope below zero: ``max(0, x) + weight·min(0, x)``.
+
+    (He et al. 2015, arXiv 1502.01852.) A layer; as the activation of another one it is trained with it.
+
+    Args:
+        num_parameters: how many slopes: one for all, or one a channel. (default: 1)
+        init: makes the slopes from their shape. (default: 0.25 each)
+
+    Attributes:
+        weight: (num_parameters,).
+
+    Input and output: any shape; with several slopes (N, num_parameters, …).
+
+    Raises:
+        ValueError: from a call: another number of channels.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.PReLU()(torch.tensor([-4.0, 4.0]))
+        tensor([-1.,  4.])
+        >>> fl.Dense(4, 8, fl.PReLU(8))
+        Dense(
+          4, 8,
+          weight=float32[8, 4],
+          bias=float32[8],
+          activation=PReLU(8),  # 8 parameters
+        )                       # Total: 3 tensors, 48 parameters, 192 bytes
+    """
+
+    def __init__(self, num_parameters: int = 1, *, init: Init = _quarter) -> None:
+        self.weight = init((num_parameters,))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (n,) = self.weight.shape
+        if not isinstance(x, Tensor) or (n > 1 and (x.ndim < 2 or x.shape[1] != n)):
+            require_features("PReLU", x, 1, n, f"(N, {n}, …)")
+        if functorch.active():  # torch's kernel warns of its own resizing there
+            slopes = self.weight.reshape(1, n, *(1,) * (x.ndim - 2)) if n > 1 else self.weight
+            return torch.where(x > 0, x, x * slopes)
+        try:
+            return F.prelu(x, self.weight)
+        except RuntimeError as error:
+            explain_mixture("PReLU", self.weight, x, error)
+            raise
+
+    def extra_repr(self) -> str:
+        (n,) = self.weight.shape
+        return "" if n == 1 else f"{n}"

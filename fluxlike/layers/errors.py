@@ -44,6 +44,8 @@ class LayerError(RuntimeError):
 def _say(x: Any) -> str:
     if isinstance(x, Tensor):
         return f"a tensor of shape {tuple(x.shape)} and {x.dtype}"
+    if isinstance(x, (tuple, list)) and any(isinstance(item, Tensor) for item in x):
+        return f"({', '.join(map(_say, x))})"
     return f"a {type(x).__name__}"
 
 

@@ -1,56 +1,81 @@
-"""Pooling: windows, adaptive and global."""
+"""Pooling over windows: MaxPool, MeanPool, LPPool."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike.layers.conv import as_sizes, axes_text, sizes_text
+from fluxlike.layers.padding import Pad, as_pads, explain_window, pad_text, pads_by_axis, split_pads
+from fluxlike.layers.sizes import as_sizes, as_window, covered, option_text, refuse_shape, sizes_text
 from fluxlike.trees.functor import functor
 
-__all__ = [
-    "AdaptiveMaxPool", "AdaptiveMeanPool", "GlobalMaxPool", "GlobalMeanPool", "MaxPool", "MeanPool",
-]  # fmt: skip
+__all__ = ["LPPool", "MaxPool", "MeanPool"]
 
-
-def _check(layer: Any, x: Any, n: int) -> None:
-    if not isinstance(x, Tensor) or x.ndim != n + 2:
-        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{type(layer).__name__} takes the shape (N, C, {axes_text(n)}), found {found}")
+_Pools = dict[int, Callable[..., Tensor]]
 
 
 class _WindowPool:
-    """What the two pools over windows share."""
+    """What the pools over windows share: where the windows lie."""
 
-    _kernels: ClassVar[dict[int, Callable[..., Tensor]]]
+    dilation: tuple[int, ...]
 
-    def __init__(
+    def _place(
         self,
         window: Sequence[int],
-        *,
-        stride: int | Sequence[int] | None = None,
-        pad: int | Sequence[int] = 0,
+        stride: int | Sequence[int] | None,
+        pad: Pad,
+        dilation: int | Sequence[int],
+        ceil_mode: bool,
     ) -> None:
-        if isinstance(window, int) or len(window) not in (1, 2, 3):
-            raise ValueError(f"window={window!r}: write one number an axis, such as (2, 2)")
-        n = len(window)
-        self.window = tuple(window)
+        self.window = as_window("window", window, "(2, 2)")
+        n = len(self.window)
         self.stride = self.window if stride is None else as_sizes("stride", stride, n)
-        self.pad = as_sizes("pad", pad, n)
+        self.dilation = as_sizes("dilation", dilation, n)
+        self.ceil_mode = ceil_mode
+        reach = covered(self.window, self.dilation)
+        self.pad = as_pads(pad, [size - 1 for size in reach])
+        if self._pads_beyond(reach):
+            raise ValueError(f"pad={pad!r}: a pool takes pads of at most half the window, {reach}")
+        # torch's kernels count the window without its dilation
+        self._pad_inside, self._pad_before = split_pads(self.pad, before=self._pads_beyond(self.window))
+        if self._pad_before and ceil_mode:
+            raise ValueError(
+                f"pad={pad!r}: ceil_mode goes with pads that are alike at both ends, and at most half of "
+                f"{self.window}"
+            )
+
+    def _pads_beyond(self, sizes: Sequence[int]) -> bool:
+        """Whether a pad is more than half the size."""
+        return any(max(ends) > n // 2 for ends, n in zip(pads_by_axis(self.pad), sizes, strict=True))
 
     def __call__(self, x: Tensor) -> Tensor:
         n = len(self.window)
-        _check(self, x, n)
-        return self._kernels[n](x, self.window, self.stride, self.pad)
+        if not isinstance(x, Tensor) or x.ndim != n + 2:
+            refuse_shape(type(self).__name__, x, n)
+        try:
+            return self._pool(n, x)
+        except RuntimeError:
+            reach = covered(self.window, self.dilation)
+            explain_window(type(self).__name__, "window", x, reach, self.pad)
+            raise
+
+    def _pool(self, n: int, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
+        return f"{self.window}{self._place_text()}"
+
+    def _place_text(self) -> str:
         return (
-            f"{self.window}"
-            + sizes_text("stride", self.stride, self.window)
-            + sizes_text("pad", self.pad, (0,) * len(self.window))
+            sizes_text("stride", self.stride, self.window)
+            + pad_text(self.pad)
+            + sizes_text("dilation", self.dilation, (1,) * len(self.window))
+            + option_text("ceil_mode", self.ceil_mode, False)
         )
 
 
@@ -61,12 +86,16 @@ class MaxPool(_WindowPool):
     Args:
         window: its size, one number an axis.
         stride: its step. (default: the window)
-        pad: how far it reaches beyond each end, at most half the window. (default: 0)
+        pad: how far it reaches beyond the ends, at most half the window: one number, one an axis, a pair
+            (before, after) an axis, or `SamePad()`; padding is never the largest. (default: 0)
+        dilation: distance of the window's entries. (default: 1)
+        ceil_mode: whether a last window that reaches over the end counts. (default: False)
 
     Input and output: (N, C, L), (N, C, H, W) or (N, C, D, H, W).
 
     Raises:
-        ValueError: a wrong number of axes.
+        ValueError: a wrong number of axes, a stride below 1, too large a pad; from a call, an input of
+            another shape, or smaller than the window.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -75,7 +104,25 @@ class MaxPool(_WindowPool):
                   [13., 15.]]]])
     """
 
-    _kernels: ClassVar = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+    _kernels: ClassVar[_Pools] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+    def __init__(
+        self,
+        window: Sequence[int],
+        *,
+        stride: int | Sequence[int] | None = None,
+        pad: Pad = 0,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        self._place(window, stride, pad, dilation, ceil_mode)
+
+    def _pool(self, n: int, x: Tensor) -> Tensor:
+        if self._pad_before:
+            least = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+            x = F.pad(x, self._pad_before, value=least)
+        pool = self._kernels[n]
+        return pool(x, self.window, self.stride, self._pad_inside, self.dilation, self.ceil_mode)
 
 
 @functor(children=())
@@ -85,12 +132,16 @@ class MeanPool(_WindowPool):
     Args:
         window: its size, one number an axis.
         stride: its step. (default: the window)
-        pad: how far it reaches beyond each end, at most half the window. (default: 0)
+        pad: how far it reaches beyond the ends, at most half the window: one number, one an axis, a pair
+            (before, after) an axis, or `SamePad()`. (default: 0)
+        ceil_mode: whether a last window that reaches over the end counts. (default: False)
+        count_include_pad: whether padding counts; without, it is the mean of what is there. (default: True)
 
     Input and output: (N, C, L), (N, C, H, W) or (N, C, D, H, W).
 
     Raises:
-        ValueError: a wrong number of axes.
+        ValueError: a wrong number of axes, a stride below 1, too large a pad; from a call, an input of
+            another shape, or smaller than the window.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -98,108 +149,106 @@ class MeanPool(_WindowPool):
         tensor([[[2., 6.]]])
     """
 
-    _kernels: ClassVar = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+    def __init__(
+        self,
+        window: Sequence[int],
+        *,
+        stride: int | Sequence[int] | None = None,
+        pad: Pad = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        self._place(window, stride, pad, 1, ceil_mode)
+        self.count_include_pad = count_include_pad
 
+    def _pool(self, n: int, x: Tensor) -> Tensor:
+        before, inside = self._pad_before, self._pad_inside
+        if (
+            n == 3
+            and not self.ceil_mode
+            and any(m < k for m, k in zip(x.shape[2:], self.window, strict=True))
+        ):
+            inside, before = split_pads(self.pad, before=True)  # torch's kernel asks for a whole window
+        if before:
+            y = self._mean(n, F.pad(x, before), inside, True)
+            return y if self.count_include_pad else y / self._share(n, x, before)
+        if self.ceil_mode and self.count_include_pad:  # Inductor's gradient of the two together is wrong
+            y = self._mean(n, x, inside, False)
+            return y * self._mean(n, _ones(x), inside, True) if any(inside) else y
+        return self._mean(n, x, inside, self.count_include_pad)
 
-class _AdaptivePool:
-    """What the two adaptive pools share."""
+    def _share(self, n: int, x: Tensor, before: tuple[int, ...]) -> Tensor:
+        """How much of each window is not padding."""
+        return self._mean(n, F.pad(_ones(x), before), (0,) * n, True)
 
-    _kernels: ClassVar[dict[int, Callable[..., Tensor]]]
-
-    def __init__(self, out_size: Sequence[int]) -> None:
-        if isinstance(out_size, int) or len(out_size) not in (1, 2, 3):
-            raise ValueError(f"out_size={out_size!r}: write one number an axis, such as (1, 1)")
-        self.out_size = tuple(out_size)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        n = len(self.out_size)
-        _check(self, x, n)
-        return self._kernels[n](x, self.out_size)
+    def _mean(self, n: int, x: Tensor, inside: tuple[int, ...], include: bool) -> Tensor:
+        return _MEANS[n](x, self.window, self.stride, inside, self.ceil_mode, include)
 
     def extra_repr(self) -> str:
-        return f"{self.out_size}"
+        return super().extra_repr() + option_text("count_include_pad", self.count_include_pad, True)
 
 
 @functor(children=())
-class AdaptiveMaxPool(_AdaptivePool):
-    """Max pooling to a given size, whatever the size of the input.
+class LPPool(_WindowPool):
+    """The power sum of every window: ``(Σ xᵖ)^(1/p)``, without the absolute value, as torch computes it.
+
+    For p = 1 it is the sum; for a large p it approaches the maximum of what is positive.
 
     Args:
-        out_size: the size of the output, one number an axis.
+        window: its size, one number an axis.
+        p: the power. (default: 2)
+        stride: its step. (default: the window)
+        pad: zeros beyond the ends, at most half the window: one number, one an axis, a pair (before, after)
+            an axis, or `SamePad()`. (default: 0)
+        ceil_mode: whether a last window that reaches over the end counts, scaled up to a whole one.
+            (default: False)
 
-    Input: (N, C, …). Output: (N, C, \\*out_size).
+    Input and output: (N, C, L), (N, C, H, W) or (N, C, D, H, W).
 
     Raises:
-        ValueError: a wrong number of axes.
+        ValueError: a wrong number of axes, a stride below 1, too large a pad, a power that is not positive;
+            from a call, an input of another shape, or smaller than the window.
 
     Example:
         >>> import torch, fluxlike as fl
-        >>> fl.AdaptiveMaxPool((2, 3))(torch.zeros(1, 5, 9, 7)).shape
-        torch.Size([1, 5, 2, 3])
+        >>> fl.LPPool((2,))(torch.tensor([[[3.0, 4.0, 6.0, 8.0]]]))
+        tensor([[[ 5., 10.]]])
     """
 
-    _kernels: ClassVar = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+    def __init__(
+        self,
+        window: Sequence[int],
+        p: float = 2,
+        *,
+        stride: int | Sequence[int] | None = None,
+        pad: Pad = 0,
+        ceil_mode: bool = False,
+    ) -> None:
+        if p <= 0:
+            raise ValueError(f"LPPool(p={p!r}): write a positive power")
+        self._place(window, stride, pad, 1, ceil_mode)
+        self.p = p
+        _, self._pad_before = split_pads(self.pad, before=True)
+
+    def _pool(self, n: int, x: Tensor) -> Tensor:
+        powers = (F.pad(x, self._pad_before) if self._pad_before else x).pow(self.p)
+        means = _MEANS[n](powers, self.window, self.stride, (0,) * n, self.ceil_mode, not self.ceil_mode)
+        sums = means * math.prod(self.window)
+        return (sums.sign() * F.relu(sums.abs())).pow(1 / self.p)  # whose gradient at 0 is 0
+
+    def extra_repr(self) -> str:
+        return f"{self.window}{option_text('p', self.p, 2)}{self._place_text()}"
 
 
-@functor(children=())
-class AdaptiveMeanPool(_AdaptivePool):
-    """Mean pooling to a given size, whatever the size of the input.
-
-    Args:
-        out_size: the size of the output, one number an axis.
-
-    Input: (N, C, …). Output: (N, C, \\*out_size).
-
-    Raises:
-        ValueError: a wrong number of axes.
-
-    Example:
-        >>> import torch, fluxlike as fl
-        >>> fl.AdaptiveMeanPool((1, 1))(torch.ones(1, 5, 9, 7)).shape
-        torch.Size([1, 5, 1, 1])
-    """
-
-    _kernels: ClassVar = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+def _ones(x: Tensor) -> Tensor:
+    return x.new_ones((1, 1, *x.shape[2:]))
 
 
-def _spatial(name: str, x: Any) -> tuple[int, ...]:
-    if not isinstance(x, Tensor) or x.ndim < 3:
-        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} takes the shape (N, C, …) with at least one spatial axis, found {found}")
-    return tuple(range(2, x.ndim))
+def _mean_pool3d(x: Tensor, *settings: Any) -> Tensor:
+    """torch's, which on the CPU has no 16 bits."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float16, torch.bfloat16):
+        return F.avg_pool3d(x, *settings)
+    return F.avg_pool3d(x.float(), *settings).to(x.dtype)
 
 
-@functor
-class GlobalMaxPool:
-    """The largest value of each channel: (N, C, …) → (N, C).
-
-    Raises:
-        ValueError: from a call: no spatial axis.
-
-    Example:
-        >>> import torch, fluxlike as fl
-        >>> fl.GlobalMaxPool()(torch.arange(6.0).reshape(1, 2, 3))
-        tensor([[2., 5.]])
-    """
-
-    def __call__(self, x: Tensor) -> Tensor:
-        axes = _spatial("GlobalMaxPool", x)
-        return x.amax(axes)
-
-
-@functor
-class GlobalMeanPool:
-    """The mean of each channel: (N, C, …) → (N, C).
-
-    Raises:
-        ValueError: from a call: no spatial axis.
-
-    Example:
-        >>> import torch, fluxlike as fl
-        >>> fl.GlobalMeanPool()(torch.arange(6.0).reshape(1, 2, 3))
-        tensor([[1., 4.]])
-    """
-
-    def __call__(self, x: Tensor) -> Tensor:
-        axes = _spatial("GlobalMeanPool", x)
-        return x.mean(axes)
+_MEANS: _Pools = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: _mean_pool3d}

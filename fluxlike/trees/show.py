@@ -1,12 +1,12 @@
-"""Trees in print: the `repr` of layers and models, and `summary`."""
+"""Trees in print: the `repr` of layers and models."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import types
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -14,23 +14,29 @@ from fluxlike.trees import functor as registry
 from fluxlike.trees import paths
 from fluxlike.trees.fmap import fleaves
 from fluxlike.trees.leaves import Assigned
-from fluxlike.trees.structure import flatten, structure_of
-from fluxlike.trees.trainables import parameters, trainables
+from fluxlike.trees.structure import flatten
+from fluxlike.trees.trainables import trainables
 
-__all__ = ["summary"]
+__all__ = [
+    "Printed", "counts", "no_tree", "number", "plural", "printed", "prints_arguments", "size_text", "totals",
+    "tree_repr", "value_text",
+]  # fmt: skip
 
 _WIDTH = 92
 
 
-def _count(n: int) -> str:
+def number(n: int, /) -> str:
+    """A number with its thousands grouped."""
     return f"{n:_}"
 
 
-def _plural(n: int, noun: str) -> str:
-    return f"{_count(n)} {noun}" + ("" if n == 1 else "s")
+def plural(n: int, noun: str, /) -> str:
+    """So many of something."""
+    return f"{number(n)} {noun}" + ("" if n == 1 else "s")
 
 
-def _bytes(n: int) -> str:
+def size_text(n: int, /) -> str:
+    """A number of bytes in a unit of its size."""
     if n < 1024:
         return f"{n} bytes"
     exponent = min(int(math.log2(n) // 10), 4)
@@ -60,15 +66,80 @@ def _arguments(node: Any) -> str | None:
         return None
 
 
-def _comment(node: Any) -> str:
+class Printed(NamedTuple):
+    """One node or leaf in print; `inner` where its children have lines of their own.
+
+    Attributes:
+        node: what is printed.
+        path: where it stands.
+        label: what is in front of it: ``scale=``, ``'head': `` or nothing.
+        head: all of it, ``Dense(4, 2)``; of a node with lines inside, the start ``Chain(``.
+        arguments: the first line inside, of a node that has both.
+        inner: the lines inside.
+        foot: the end of a node with lines inside.
+    """
+
+    node: Any
+    path: str
+    label: str
+    head: str
+    arguments: str = ""
+    inner: tuple[Printed, ...] = ()
+    foot: str = ""
+
+    @property
+    def comment(self) -> str:
+        """Its counts: none of a leaf, and of what prints itself."""
+        return counts(self.node) if paths.is_node(self.node) and _own_repr(self.node) is None else ""
+
+
+def printed(node: Any, path: str = "", label: str = "", depth: int = 0) -> Printed:
+    """A tree as it is printed."""
+    own = _own_repr(node)
+    if own is not None or not paths.is_node(node):
+        return Printed(node, path, label, value_text(node) if own is None else own)
+    start, end = _brackets(node)
+    arguments = _arguments(node)
+    inner = list(paths.children(node))
+    nested = any(_deserves_lines(c) for _, c in inner)
+    if arguments is not None and not nested:
+        return Printed(node, path, label, f"{start}{arguments}{end}")
+    labelled = _labelled(node, inner, nested and len(inner) == 1)
+    if not nested:
+        text = ", ".join(label_ + _short(child) for _, label_, child in labelled)
+        if 2 * depth + len(label) + len(text) <= _WIDTH:
+            return Printed(node, path, label, f"{start}{text}{end}")
+    lines = tuple(printed(child, path + step, label_, depth + 1) for step, label_, child in labelled)
+    return Printed(node, path, label, start, arguments or "", lines, end)
+
+
+def _labelled(node: Any, inner: list[tuple[paths.Step, Any]], only: bool) -> list[tuple[str, str, Any]]:
+    """The children, each with the step to it and its label.
+
+    A Chain shows its layers, not the tuple that holds them, by name if it has names; a Parallel shows
+    its connection before them. So does any class whose `only` child is a tuple.
+    """
+    layers: Any
+    last, layers = inner[-1] if inner else (paths.Step("", None), None)
+    opened = type(layers) is tuple and (only or last.text == ".layers")
+    if not opened or registry.spec_of(type(node)) is None or _arguments(node) is not None:
+        return [(step.text, _named(node, step), child) for step, child in inner]
+    names = getattr(node, "names", None)
+    labels = [f"{n}=" for n in names] if names and len(names) == len(layers) else [""] * len(layers)
+    steps = [f"{last.text}[{i}]" for i in range(len(layers))]
+    return [*((step.text, "", child) for step, child in inner[:-1]), *zip(steps, labels, layers, strict=True)]
+
+
+def counts(node: Any, /) -> str:
+    """What a node holds: parameters, non-trainable numbers, assigned buffers, a pinned mode."""
     trained = trainables(node)
     ids = set(map(id, trained))
     others = [x for x in fleaves(node) if id(x) not in ids]
     parts = []
     if trained:
-        parts.append(_plural(sum(p.numel() for p in trained), "parameter"))
+        parts.append(plural(sum(p.numel() for p in trained), "parameter"))
     if others:
-        parts.append(f"{_count(sum(x.numel() for x in others))} non-trainable")
+        parts.append(f"{number(sum(x.numel() for x in others))} non-trainable")
     assigned = sum(isinstance(x, Assigned) for x in fleaves(node, leaves="all"))
     if assigned:
         parts.append(f"{assigned} assigned")
@@ -76,44 +147,6 @@ def _comment(node: Any) -> str:
     if pin is not None:
         parts.append(f"{pin} mode")
     return ", ".join(parts)
-
-
-def _describe(node: Any, label: str, indent: int, lines: list[tuple[str, str]], tail: str) -> None:
-    """Append the lines of one node, each with its comment."""
-    margin = "  " * indent
-    own = _own_repr(node)
-    if own is not None:
-        lines.append((f"{margin}{label}{own}{tail}", ""))
-        return
-    start, end = _brackets(node)
-    arguments = _arguments(node)
-    inner = [(step, child) for step, child in paths.children(node)]
-    nested = [c for _, c in inner if _deserves_lines(c)]
-    if not paths.is_node(node):
-        lines.append((f"{margin}{label}{value_text(node)}{tail}", ""))
-        return
-    if arguments is not None and not nested:
-        lines.append((f"{margin}{label}{start}{arguments}{end}{tail}", _comment(node)))
-        return
-    if not nested:
-        text = ", ".join(_named(node, step) + _short(child) for step, child in inner)
-        if len(margin) + len(label) + len(text) <= _WIDTH:
-            lines.append((f"{margin}{label}{start}{text}{end}{tail}", _comment(node)))
-            return
-    only = inner[0][1] if len(inner) == 1 else None
-    if registry.spec_of(type(node)) is not None and type(only) is tuple and arguments is None:
-        # A Chain shows its layers, not the tuple that holds them; by name if it has names.
-        inner = list(paths.children(only))
-        names = getattr(node, "names", None)
-        labels = [f"{n}=" for n in names] if names and len(names) == len(inner) else [""] * len(inner)
-    else:
-        labels = [_named(node, step) for step, _ in inner]
-    lines.append((f"{margin}{label}{start}", ""))
-    if arguments:
-        lines.append((f"{margin}  {arguments},", ""))
-    for label_, (_, child) in zip(labels, inner, strict=True):
-        _describe(child, label_, indent + 1, lines, ",")
-    lines.append((f"{margin}{end}{tail}", _comment(node) if indent else ""))
 
 
 def _own_repr(node: Any) -> str | None:
@@ -130,6 +163,11 @@ def _deserves_lines(x: Any) -> bool:
     if not paths.is_node(x):
         return False
     return registry.spec_of(type(x)) is not None or any(_deserves_lines(c) for _, c in paths.children(x))
+
+
+def prints_arguments(node: Any, /) -> bool:
+    """Whether a node says itself what to print of it."""
+    return _own_repr(node) is not None or _arguments(node) is not None
 
 
 def _short(x: Any) -> str:
@@ -151,8 +189,21 @@ def _named(node: Any, step: paths.Step) -> str:
     return f"{step.entry!r}: " if isinstance(node, dict) else f"{step.text.removeprefix('.')}="
 
 
-def _align(lines: Iterable[tuple[str, str]]) -> str:
-    lines = list(lines)
+def _lines(item: Printed, indent: int = 0, tail: str = "") -> Iterator[tuple[str, str]]:
+    """The lines of one node, each with its comment."""
+    margin = "  " * indent
+    if not item.foot:
+        yield f"{margin}{item.label}{item.head}{tail}", item.comment
+        return
+    yield f"{margin}{item.label}{item.head}", ""
+    if item.arguments:
+        yield f"{margin}  {item.arguments},", ""
+    for inner in item.inner:
+        yield from _lines(inner, indent + 1, ",")
+    yield f"{margin}{item.foot}{tail}", item.comment if indent else f"Total: {totals(item.node)}"
+
+
+def _align(lines: list[tuple[str, str]]) -> str:
     if len(lines) == 1:
         text, comment = lines[0]
         return f"{text}  # {comment}" if comment else text
@@ -162,66 +213,28 @@ def _align(lines: Iterable[tuple[str, str]]) -> str:
 
 def tree_repr(node: Any) -> str:
     """The printed form of a functor: a line a layer, with parameter counts, and totals."""
-    lines: list[tuple[str, str]] = []
     try:
-        _describe(node, "", 0, lines, "")
-        if len(lines) > 1:
-            lines[-1] = (lines[-1][0], f"Total: {_totals(node)}")
+        flatten(node)  # reports what is no tree, a cycle too
+        return _align(list(_lines(printed(node))))
     except (TypeError, ValueError) as error:  # no tree, but a repr must not raise
-        return f"<{type(node).__qualname__}, which is no tree: {error}>"
-    return _align(lines)
+        return no_tree(node, error)
 
 
-def _totals(tree: Any) -> str:
+def no_tree(node: Any, error: Exception) -> str:
+    """What is printed of an object that is no tree."""
+    return f"<{type(node).__qualname__}, which is no tree: {error}>"
+
+
+def totals(tree: Any, /) -> str:
+    """What a whole tree holds: tensors, parameters, non-trainable numbers, bytes; each tied tensor once."""
     tensors = fleaves(tree)
     trained = trainables(tree)
     other = sum(x.numel() for x in tensors) - sum(p.numel() for p in trained)
     size = sum(x.numel() * x.element_size() for x in tensors)
-    parts = [_plural(len(tensors), "tensor"), _plural(sum(p.numel() for p in trained), "parameter")]
+    parts = [plural(len(tensors), "tensor"), plural(sum(p.numel() for p in trained), "parameter")]
     if other:
-        parts.append(f"{_count(other)} non-trainable")
-    return ", ".join([*parts, _bytes(size)])
-
-
-def summary(model: Any, /) -> str:
-    """A table of the tensors of a model: path, shape, dtype, how many numbers, and which are tied.
-
-    Args:
-        model: any tree.
-
-    Returns:
-        The table as text, with the totals below: tensors, parameters, non-trainable numbers and
-        bytes. A tied tensor is counted once.
-
-    Example:
-        >>> import fluxlike as fl
-        >>> print(fl.summary(fl.Chain(fl.Dense(3, 2, fl.relu), fl.BatchNorm(2))))
-        path                     shape   dtype    count  kind
-        .layers[0].weight        (2, 3)  float32  6      parameter
-        .layers[0].bias          (2,)    float32  2      parameter
-        .layers[1].weight        (2,)    float32  2      parameter
-        .layers[1].bias          (2,)    float32  2      parameter
-        .layers[1].running_mean  (2,)    float32  2      buffer
-        .layers[1].running_var   (2,)    float32  2      buffer
-        Total: 6 tensors, 12 parameters, 4 non-trainable, 64 bytes
-    """
-    leaves, treedef = flatten(model)
-    structure = structure_of(treedef)
-    trained = parameters(leaves, structure.trainable).number
-    first: dict[int, str] = {}
-    rows = [("path", "shape", "dtype", "count", "kind")]
-    for path, x in zip(structure.paths, leaves, strict=True):
-        if not isinstance(x, Tensor):
-            continue
-        kind = "parameter" if id(x) in trained else "buffer"
-        if id(x) in first:
-            kind = f"tied to {first[id(x)]}"
-        first.setdefault(id(x), path)
-        dtype = str(x.dtype).removeprefix("torch.")
-        rows.append((path or "(root)", str(tuple(x.shape)), dtype, _count(x.numel()), kind))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    table = ["  ".join([*(c.ljust(w) for c, w in zip(row[:4], widths, strict=True)), row[4]]) for row in rows]
-    return "\n".join([*table, f"Total: {_totals(model)}"])
+        parts.append(f"{number(other)} non-trainable")
+    return ", ".join([*parts, size_text(size)])
 
 
 def _give_repr(cls: type) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -7,9 +8,25 @@ import torch
 
 import fluxlike as fl
 from fluxlike import init
+from fluxlike._private.compiler import build
 
 SHAPES = [(200, 300), (300, 200), (64, 32, 3, 3), (128, 64, 5), (16, 8, 3, 3, 5)]
-every_init = pytest.mark.parametrize("name", init.__all__)
+SCALED = [
+    "glorot_uniform",
+    "glorot_normal",
+    "kaiming_uniform",
+    "kaiming_normal",
+    "lecun_uniform",
+    "lecun_normal",
+]
+every_scaled = pytest.mark.parametrize("name", SCALED)
+every_init = pytest.mark.parametrize("name", [n for n in init.__all__ if n != "declare_weights"])
+every_draw = pytest.mark.parametrize("name", [*SCALED, "orthogonal", "sparse", "truncated_normal"])
+
+
+def call(name, shape, **settings):
+    """The init of a shape, with what it needs besides."""
+    return getattr(init, name)(shape, *((0.5,) if name == "sparse" else ()), **settings)
 
 
 def fans(shape):
@@ -25,7 +42,7 @@ def deviation(name, shape, gain):
     return gain / fan_in**0.5
 
 
-GAINS = {"glorot_uniform": 1.0, "glorot_normal": 1.0, "kaiming_uniform": 2**0.5, "kaiming_normal": 2**0.5}
+GAINS = {name: 2**0.5 if name.startswith("kaiming") else 1.0 for name in SCALED}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +57,7 @@ def float64_default():
     torch.set_default_dtype(torch.float32)
 
 
-@every_init
+@every_scaled
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("gain", [None, 0.5, 5 / 3])
 def test_mean_is_zero_and_variance_is_the_papers(name, shape, gain):
@@ -55,7 +72,7 @@ def test_mean_is_zero_and_variance_is_the_papers(name, shape, gain):
     assert abs(drawn.var().item() / wanted**2 - 1) < 5 * (excess / n) ** 0.5
 
 
-@pytest.mark.parametrize("name", ["glorot_uniform", "kaiming_uniform"])
+@pytest.mark.parametrize("name", ["glorot_uniform", "kaiming_uniform", "lecun_uniform"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_uniform_draws_fill_their_bounds_and_no_more(name, shape):
     bound = 3**0.5 * deviation(name, shape, GAINS[name])
@@ -63,7 +80,7 @@ def test_uniform_draws_fill_their_bounds_and_no_more(name, shape):
     assert 0.99 * bound < largest <= bound * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("name", ["glorot_normal", "kaiming_normal"])
+@pytest.mark.parametrize("name", ["glorot_normal", "kaiming_normal", "lecun_normal"])
 def test_normal_draws_have_tails(name):
     shape = (300, 300)
     x = getattr(init, name)(shape) / deviation(name, shape, GAINS[name])
@@ -78,30 +95,65 @@ def test_normal_draws_have_tails(name):
         ("glorot_normal", torch.nn.init.xavier_normal_),
         ("kaiming_uniform", lambda w: torch.nn.init.kaiming_uniform_(w, nonlinearity="relu")),
         ("kaiming_normal", lambda w: torch.nn.init.kaiming_normal_(w, nonlinearity="relu")),
+        ("lecun_uniform", lambda w: torch.nn.init.kaiming_uniform_(w, nonlinearity="linear")),
+        ("lecun_normal", lambda w: torch.nn.init.kaiming_normal_(w, nonlinearity="linear")),
+        ("orthogonal", torch.nn.init.orthogonal_),
     ],
 )
 def test_draws_after_manual_seed_are_torchs(name, twin):
     torch.manual_seed(3)
     ours = getattr(init, name)((5, 4, 3))
     torch.manual_seed(3)
-    torch.testing.assert_close(ours, twin(torch.empty(5, 4, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours, twin(torch.empty(5, 4, 3)), rtol=1e-6, atol=1e-7)
 
 
-@every_init
+@every_draw
 def test_manual_seed_reproduces_and_draws_differ(name):
-    f = getattr(init, name)
     torch.manual_seed(1)
-    first, second = f((4, 3)), f((4, 3))
+    first, second = call(name, (4, 3)), call(name, (4, 3))
     torch.manual_seed(1)
-    assert torch.equal(f((4, 3)), first)
+    assert torch.equal(call(name, (4, 3)), first)
     assert not torch.equal(first, second)
+
+
+@every_draw
+def test_a_key_decides_the_draws_and_leaves_torchs_generator_alone(name):
+    def draw(key):
+        with fl.seeded(key):
+            return call(name, (6, 4))
+
+    before = torch.get_rng_state()
+    one = draw(fl.Key(1))
+    assert torch.equal(draw(fl.Key(1)), one)
+    assert not torch.equal(draw(fl.Key(2)), one)
+    assert torch.equal(torch.get_rng_state(), before)
+    keys = fl.Key(3).split(3)
+    together = fl.vmap(draw)(keys)
+    for i in range(3):
+        alone = draw(fl.Key(3).split(3)[i])
+        torch.testing.assert_close(together[i], alone, rtol=1e-5, atol=1e-6)
+
+
+@every_draw
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_under_jit_it_draws_the_same(name, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(build, "_can_compile", lambda: False)
+
+    def draw(key):
+        with fl.seeded(key):
+            return call(name, (6, 4))
+
+    torch.testing.assert_close(fl.jit(draw)(fl.Key(4)), draw(fl.Key(4)), rtol=1e-5, atol=1e-6)
 
 
 @every_init
 def test_a_plain_tensor_of_the_shape_in_the_default_dtype(name):
-    w = getattr(init, name)([4, 3, 2])
+    shape = [4, 3] if name == "sparse" else [4, 3, 2]
+    w = call(name, shape)
     assert type(w) is torch.Tensor
-    assert w.shape == (4, 3, 2)
+    assert list(w.shape) == shape
+    assert w.is_contiguous()
     assert w.dtype == torch.float32
     assert not w.requires_grad
 
@@ -109,13 +161,23 @@ def test_a_plain_tensor_of_the_shape_in_the_default_dtype(name):
 @every_init
 @pytest.mark.usefixtures("float64_default")
 def test_another_default_dtype_is_followed(name):
-    assert getattr(init, name)((4, 3)).dtype == torch.float64
+    assert call(name, (4, 3)).dtype == torch.float64
+
+
+@every_init
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_default_dtype_of_16_bits_is_followed(name, dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        assert call(name, (4, 3)).dtype == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @every_init
 def test_a_default_device_is_followed(name):
     with torch.device("meta"):
-        assert getattr(init, name)((4, 3)).is_meta
+        assert call(name, (4, 3)).is_meta
 
 
 def test_layers_on_the_meta_device_take_no_memory():
@@ -132,7 +194,7 @@ def test_layers_follow_the_default_dtype():
     assert {t.dtype for t in fl.fleaves(model)} == {torch.float64}
 
 
-@every_init
+@pytest.mark.parametrize("name", [*SCALED, "orthogonal", "identity"])
 @pytest.mark.parametrize("shape", [(3,), ()], ids=str)
 def test_a_shape_of_fewer_than_two_axes_is_an_error(name, shape):
     text = (
@@ -145,7 +207,8 @@ def test_a_shape_of_fewer_than_two_axes_is_an_error(name, shape):
 @every_init
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 3)], ids=str)
 def test_an_empty_weight_is_no_error(name, shape):
-    assert getattr(init, name)(shape).shape == shape
+    shape = shape[:2] if name == "sparse" else shape
+    assert call(name, shape).shape == shape
 
 
 @pytest.mark.parametrize(
@@ -178,3 +241,154 @@ def test_weights_start_glorot_uniform_and_biases_at_zero(make):
     torch.manual_seed(2)
     assert torch.equal(layer.weight, init.glorot_uniform(layer.weight.shape))
     assert not layer.bias.any()
+
+
+# Orthogonal
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 5), (3, 8), (8, 3), (4, 2, 3), (6, 2, 2, 2), (2, 6, 3, 3), (1, 4)], ids=str
+)
+@pytest.mark.parametrize("gain", [1.0, 0.5, -2.0])
+@pytest.mark.usefixtures("float64_default")
+def test_the_fewer_of_rows_and_columns_are_orthonormal_times_the_gain(shape, gain):
+    w = init.orthogonal(shape, gain=gain)
+    assert w.shape == shape
+    matrix = w.reshape(shape[0], -1)
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    torch.testing.assert_close(gram, gain**2 * torch.eye(len(gram)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64_default")
+def test_orthogonal_matrices_are_uniform():
+    with fl.seeded(fl.Key(0)):
+        drawn = torch.stack([init.orthogonal((3, 3)) for _ in range(4000)])
+    # Of a uniform one, entries have mean 0 and variance 1/3, and the determinant is 1 or -1 alike.
+    assert drawn.mean(0).abs().max() < 5 / (3 * 4000) ** 0.5
+    assert (drawn.square().mean(0) - 1 / 3).abs().max() < 5 * (4 / 45 / 4000) ** 0.5
+    assert abs(torch.linalg.det(drawn).mean()) < 5 / 4000**0.5
+
+
+# Truncated normal
+
+NORMAL = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "low", "high"),
+    [(0, 1, -2, 2), (0, 0.02, -0.04, 0.04), (1, 2, -2, 2), (0, 1, -100, 100), (3, 1, -2, 2), (0, 1, 2, 4),
+     (0, 1, -9, -5), (0, 1, -math.inf, math.inf), (0, 1, 0, math.inf), (-50, 10, 0, 1)],
+)  # fmt: skip
+def test_truncated_draws_have_the_moments_of_the_cut_normal(mean, std, low, high):
+    n = 200_000
+    x = init.truncated_normal((n,), mean=mean, std=std, low=low, high=high).double()
+    assert x.isfinite().all()
+    assert low <= x.min().item()
+    assert x.max().item() <= high
+    a, b = (torch.tensor((v - mean) / std, dtype=torch.float64) for v in (low, high))
+    if a > 0:
+        a, b, sign = -b, -a, -1
+    else:
+        sign = 1
+
+    def density(v):
+        return NORMAL.log_prob(v).exp()
+
+    def moment(v):
+        return torch.where(v.isinf(), 0, v * density(v))
+
+    mass = torch.special.ndtr(b) - torch.special.ndtr(a)
+    expected = (density(a) - density(b)) / mass
+    variance = 1 + (moment(a) - moment(b)) / mass - expected**2
+    z = sign * (x - mean) / std
+    assert abs(z.mean() - expected) < 6 * (variance / n) ** 0.5 + 1e-5
+    assert abs(z.var() / variance - 1) < 0.03
+
+
+def test_truncated_draws_are_those_of_torch_in_distribution():
+    ours = init.truncated_normal((50_000,), std=0.7, low=-0.5, high=1.5)
+    theirs = torch.nn.init.trunc_normal_(torch.empty(50_000), std=0.7, a=-0.5, b=1.5)
+    at = torch.linspace(-0.5, 1.5, 50)
+    shares = [(x[:, None] <= at).double().mean(0) for x in (ours, theirs)]
+    assert (shares[0] - shares[1]).abs().max() < 1.95 * (2 / 50_000) ** 0.5  # Kolmogorov and Smirnov
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"std": 0}, "std=0; write a number above 0"),
+        ({"low": 2, "high": 1}, "low=2 is not below high=1"),
+        ({"low": 50, "high": 60}, "from 50 to 60 there is nothing left of a normal distribution of mean"),
+        ({"low": -60, "high": -50}, "from -60 to -50 there is nothing left"),
+    ],
+)
+def test_bounds_that_leave_nothing_are_an_error(settings, text):
+    with pytest.raises(ValueError, match=f"truncated_normal: {text}"):
+        init.truncated_normal((2, 2), **settings)
+
+
+# Sparse
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.1, 0.34, 0.5, 0.99, 1])
+@pytest.mark.parametrize("shape", [(10, 7), (3, 20), (1, 4)], ids=str)
+def test_the_part_of_every_column_that_is_zero_is_torchs(sparsity, shape):
+    ours = init.sparse(shape, sparsity)
+    theirs = torch.nn.init.sparse_(torch.empty(shape), sparsity)
+    assert torch.equal((ours == 0).sum(0), (theirs == 0).sum(0))
+
+
+def test_zeros_are_anywhere_and_the_others_normal():
+    w = init.sparse((20, 20_000), 0.25, std=0.5)
+    share = (w == 0).double().mean(1)
+    assert (share - 0.25).abs().max() < 5 * (0.25 * 0.75 / 20_000) ** 0.5
+    values = w[w != 0].double()
+    assert abs(values.std() / 0.5 - 1) < 0.01
+    assert abs(values.mean()) < 0.01
+    assert not torch.equal((w == 0)[:, 0], (w == 0)[:, 1]) or not torch.equal((w == 0)[:, 0], (w == 0)[:, 2])
+
+
+def test_sparse_refuses_what_it_can_not_make():
+    with pytest.raises(ValueError, match=r"sparse got the shape \(2, 3, 4\): it makes matrices, \(out, in\)"):
+        init.sparse((2, 3, 4), 0.5)
+    with pytest.raises(ValueError, match=r"sparsity=1\.5; write the part that is zero, from 0 to 1"):
+        init.sparse((2, 3), 1.5)
+
+
+# Identity
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 5), (5, 2)], ids=str)
+def test_the_identity_of_matrices_is_torchs(shape):
+    assert torch.equal(init.identity(shape), torch.nn.init.eye_(torch.empty(shape)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((4, 4, 3), 1), ((6, 2, 3, 5), 3), ((2, 4, 4, 4), 1), ((4, 1, 3, 3, 3), 4)], ids=str
+)
+def test_the_identity_of_convolutions_is_torchs(shape, groups):
+    ours = init.identity(shape, groups=groups)
+    assert torch.equal(ours, torch.nn.init.dirac_(torch.empty(shape), groups))
+
+
+@pytest.mark.parametrize("kernel", [(3,), (4,), (3, 5), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_of_the_same_size_passes_its_input_on(kernel, groups):
+    make = functools.partial(init.identity, gain=2.0, groups=groups)
+    x = torch.randn(2, 4, *(6,) * len(kernel))
+    y = fl.Conv(kernel, 4, 4, pad=fl.SamePad(), groups=groups, init=make)(x)
+    torch.testing.assert_close(y, 2 * x)
+
+
+def test_shifts_roll_the_axes():
+    eye = torch.eye(3, 4)
+    assert torch.equal(init.identity((3, 4), shift=1), eye.roll(1, 0))
+    assert torch.equal(init.identity((3, 4), shift=(0, 2), gain=3), 3 * eye.roll(2, 1))
+    assert torch.equal(init.identity((3, 3, 3), shift=(0, 0, -1))[:, :, 0], torch.eye(3))
+
+
+def test_identity_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="groups=3 does not divide the 4 outputs"):
+        init.identity((4, 1, 3), groups=3)
+    with pytest.raises(ValueError, match=r"3 shifts were given for the 2 axes of \(4, 4\)"):
+        init.identity((4, 4), shift=(1, 1, 1))

@@ -203,8 +203,9 @@ def test_an_error_inside_gradient_keeps_its_path():
         fl.gradient(lambda m: m(torch.zeros(4, 2)).sum(), deep(fl.Dense(5, 3)))
 
 
-def test_the_connection_of_a_skip_failing_is_named_at_the_skip():
-    with pytest.raises(fl.LayerError, match=r"^\.layers\[0\]: SkipConnection got a tensor of shape \(4, 2\)"):
+def test_the_connection_of_a_skip_failing_is_named_with_both_shapes():
+    both = r"\(a tensor of shape \(4, 3\) and torch.float32, a tensor of shape \(4, 2\) and torch.float32\)"
+    with pytest.raises(fl.LayerError, match=rf"^\.layers\[0\]\.connection: add got {both} and failed"):
         fl.Chain(fl.SkipConnection(fl.Dense(2, 3), torch.add))(torch.zeros(4, 2))
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fluxlike as fl
 
@@ -67,3 +69,110 @@ def test_a_table_tied_to_an_output_layer_is_one_parameter_with_the_total_gradien
     grads = fl.gradient(lambda m: m(words).square().sum(), model)
     torch.testing.assert_close(grads.layers[0].weight, weight.grad)
     assert grads.layers[1].weight is None
+
+
+def bag_of(mode, rows):
+    """A bag's vector in plain Python's order: of no rows zeros."""
+    if not len(rows):
+        return rows.new_zeros(rows.shape[1])
+    return {"sum": rows.sum(0), "mean": rows.mean(0), "max": rows.max(0).values}[mode]
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@given(st.data(), st.sampled_from(["sum", "mean", "max"]))
+@settings(max_examples=50, deadline=None)
+def test_bags_of_any_lengths_are_reduced_each_by_itself_eager_and_under_vmap(data, mode):
+    bags = data.draw(st.lists(st.lists(st.integers(0, 4), max_size=4), min_size=1, max_size=4))
+    layer = fl.f64(fl.EmbeddingBag(5, 2, mode=mode))
+    indices = torch.tensor([i for bag in bags for i in bag], dtype=torch.long)
+    starts = torch.tensor([sum(map(len, bags[:k])) for k in range(len(bags))])
+    wanted = torch.stack([bag_of(mode, layer.weight[torch.tensor(bag, dtype=torch.long)]) for bag in bags])
+    close(layer(indices, starts), wanted)
+    close(fl.vmap(lambda m: m(indices, starts))(fl.stack([layer, layer])), torch.stack([wanted, wanted]))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("shape", [(3, 4), (0, 4), (3, 0)], ids=str)
+def test_bags_of_one_length_are_the_rows_of_a_matrix(mode, shape):
+    layer, indices = fl.f64(fl.EmbeddingBag(5, 2, mode=mode)), torch.randint(5, shape)
+    wanted = [bag_of(mode, layer.weight[bag]) for bag in indices]
+    close(layer(indices), torch.stack(wanted) if wanted else torch.zeros(0, 2, dtype=torch.float64))
+    if shape[0]:
+        close(fl.vmap(lambda bag: layer(bag.unsqueeze(0))[0])(indices), torch.stack(wanted))
+
+
+def test_weights_multiply_the_vectors_of_a_sum_eager_and_under_vmap():
+    layer = fl.f64(fl.EmbeddingBag(5, 2, mode="sum"))
+    indices, weights = torch.tensor([3, 1, 3]), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    starts, w = torch.tensor([0, 2]), layer.weight
+    wanted = torch.stack([w[3] - 2 * w[1], 0.5 * w[3]])
+    close(layer(indices, starts, weights), wanted)
+    close(fl.vmap(lambda c: layer(indices, starts, c))(weights.expand(2, 3)), wanted.expand(2, 2, 2))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_bag_has_second_derivatives_by_a_gradient_in_a_gradient_and_by_hvp(mode):
+    layer, indices = fl.f64(fl.EmbeddingBag(5, 2, mode=mode)), torch.tensor([[1, 4], [2, 2]])
+
+    def looked_up(m):
+        rows = m.weight[indices]
+        return {"sum": rows.sum(1), "mean": rows.mean(1), "max": rows.amax(1)}[mode].pow(3).sum()
+
+    def total(f, m):
+        return fl.tree.norm(fl.gradient(f, m)) ** 2
+
+    def own(m):
+        return m(indices).pow(3).sum()
+
+    close(
+        fl.gradient(lambda m: total(own, m), layer).weight,
+        fl.gradient(lambda m: total(looked_up, m), layer).weight,
+    )
+    v = fl.tree.scale(layer, 0.3)
+    close(fl.hvp(own, layer, v=v).weight, fl.hvp(looked_up, layer, v=v).weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8], ids=str)
+def test_indices_and_offsets_of_a_bag_may_be_of_different_widths(dtype):
+    layer = fl.EmbeddingBag(5, 2)
+    wanted = layer(torch.tensor([3, 1]), torch.tensor([0, 1]))
+    assert torch.equal(layer(torch.tensor([3, 1], dtype=dtype), torch.tensor([0, 1])), wanted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        (([1],), TypeError, r"EmbeddingBag takes a tensor of integers, found list"),
+        ((torch.ones(1, 2),), TypeError, r"EmbeddingBag takes a tensor of integers, found torch.float32"),
+        ((torch.tensor([1]),), ValueError, r"found \(1,\) without offsets; write indices.unsqueeze\(0\)"),
+        (
+            (torch.tensor(1),),
+            ValueError,
+            r"shape \(N, L\), or \(L,\) with offsets, found \(\) without offsets$",
+        ),
+        ((torch.tensor([[1]]), torch.tensor([0])), ValueError, r"found \(1, 1\) with offsets$"),
+        (
+            (torch.tensor([1]), [0]),
+            TypeError,
+            r"EmbeddingBag's offsets takes a tensor of integers, found list",
+        ),
+        ((torch.tensor([[1, 5]]),), IndexError, r"EmbeddingBag has 5 vectors, found indices from 1 to 5"),
+        ((torch.tensor([[-1, 2]]),), IndexError, r"EmbeddingBag has 5 vectors, found indices from -1 to 2"),
+        (
+            (torch.tensor([[1, 2]]), None, torch.ones(1, 2)),
+            ValueError,
+            r"per_sample_weights of the shape of the indices and mode='sum', found .* mode='mean'",
+        ),
+    ],
+)
+def test_what_is_no_bag_is_an_error_that_shows_it(arguments, kind, text):
+    with pytest.raises(kind, match=text):
+        fl.EmbeddingBag(5, 2)(*arguments)
+
+
+def test_an_unknown_mode_is_an_error_that_lists_them():
+    with pytest.raises(ValueError, match=r"mode='min': write one of sum, mean, max"):
+        fl.EmbeddingBag(5, 2, mode="min")

@@ -122,7 +122,7 @@ class TestStructure:
     @law
     @given(trees())
     def test_a_tree_can_be_printed(self, tree):
-        assert fl.summary(tree).count("parameter") >= 1
+        assert str(fl.summary(tree)).count("parameter") >= 1
         for node in tree:
             repr(node)
 

@@ -1,12 +1,17 @@
-"""Trees in print: a line a layer with its parameters, and the table of all tensors."""
+"""Trees in print: a line a layer with its parameters, in text and in notebooks."""
 
+import html
+import re
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from typing import Any
 
 import attrs
 import torch
+from hypothesis import given, settings
 
 import fluxlike as fl
+from tests.properties.strategies import trees
 
 
 @fl.functor
@@ -117,32 +122,112 @@ class TestRepr:
         assert repr(fl.Chain()).startswith("Chain(")
 
 
-class TestSummary:
-    def test_ties_are_named_and_counted_once(self):
-        w = torch.ones(2)
-        assert fl.summary({"a": w, "b": w, "n": torch.arange(3)}) == (
-            "path   shape  dtype    count  kind\n"
-            "['a']  (2,)   float32  2      parameter\n"
-            "['b']  (2,)   float32  2      tied to ['a']\n"
-            "['n']  (3,)   int64    3      buffer\n"
-            "Total: 2 tensors, 2 parameters, 3 non-trainable, 32 bytes"
-        )
+class Reader(HTMLParser):
+    """The lines of a folding tree: (depth, text), and whether each tag is closed."""
 
-    def test_a_buffer_that_is_tied_to_a_parameter_is_one(self):
-        @fl.functor(buffers=("mean",))
-        class Tied:
-            def __init__(self, w):
-                self.mean, self.w = w, w
+    def __init__(self, html):
+        super().__init__()
+        self.lines, self.open, self.tags = [], [], set()
+        self.feed(html)
+        assert self.open == []
 
-        assert fl.summary(Tied(torch.ones(1))).splitlines()[1:3] == [
-            ".mean  (1,)   float32  1      parameter",
-            ".w     (1,)   float32  1      tied to .mean",
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        self.tags.add(tag)
+        if tag in ("summary", "div"):
+            self.lines.append([self.open.count("details"), ""])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.lines[-1][1] += data
+
+    def texts(self):
+        return [" ".join(text.split()) for _, text in self.lines if text.strip()]
+
+
+class TestNotebooks:
+    def test_a_model_is_a_folding_tree_with_the_counts_of_its_repr(self):
+        read = Reader(fl.Chain(fl.Dense(4, 2), fl.BatchNorm(2), fl.softmax)._repr_html_())
+        assert read.texts() == [
+            "Chain 6 tensors, 14 parameters, 4 non-trainable, 72 bytes",
+            "Dense(4, 2) 10 parameters",
+            "weight = float32[2, 4]",
+            "bias = float32[2]",
+            "activation = identity",
+            "BatchNorm(2) 4 parameters, 4 non-trainable",
+            "weight = float32[2]",
+            "bias = float32[2]",
+            "running_mean = float32[2]",
+            "running_var = float32[2]",
+            "num_batches_tracked = None",
+            "activation = identity",
+            "softmax",
         ]
 
-    def test_large_models_are_counted_without_memory(self):
-        with torch.device("meta"):
-            model = fl.Dense(100_000, 100_000)
-        assert fl.summary(model).endswith("Total: 2 tensors, 10_000_100_000 parameters, 37.253 GiB")
+    @given(trees())
+    @settings(deadline=None, max_examples=50)
+    def test_every_line_of_the_repr_is_in_it(self, tree):
+        model = Affine(tree, fl.Dense(2, 1))
+        shown = html.unescape(re.sub(r"<[^>]*>", " ", model._repr_html_()))
+        for comment in re.findall(r"  # (.*)", repr(model)):
+            assert comment.removeprefix("Total: ") in shown
 
-    def test_a_tree_without_tensors(self):
-        assert fl.summary([1]).endswith("Total: 0 tensors, 0 parameters, 0 bytes")
+    def test_nothing_in_it_runs_or_is_fetched_or_colours(self):
+        shown = fl.Chain(fl.Dense(4, 2), fl.Chain(fl.Dense(2, 2)))._repr_html_()
+        assert Reader(shown).tags == {"div", "span", "details", "summary"}
+        for word in ("script", "http", "src=", "href", "onclick", ";color", "background"):
+            assert word not in shown
+
+    def test_text_is_escaped(self):
+        shown = Affine("<b>&</b>", fl.Chain(**{"<i>": fl.Dense(1, 1)}))._repr_html_()
+        assert "<b>" not in shown
+        assert "<i>" not in shown
+        assert "&lt;b&gt;&amp;" in shown
+        assert "&lt;i&gt;=Dense(1, 1)" in shown
+
+    def test_a_small_model_is_open_and_a_large_one_shows_its_first_level(self):
+        small = fl.Chain(fl.Chain(fl.Dense(1, 1)))._repr_html_()
+        large = fl.Chain(*[fl.Chain(*[fl.Dense(1, 1)] * 10)] * 10)._repr_html_()
+        assert small.count("<details open>") == 2
+        assert large.count("<details open>") == 1
+
+    def test_a_class_of_ones_own_has_it_and_its_subclass(self):
+        class Child(Affine):
+            pass
+
+        assert "Affine(scale=float32[1], shift=None)" in Affine(torch.ones(1), None)._repr_html_()
+        assert "Child(scale=float32[1], shift=None)" in Child(torch.ones(1), None)._repr_html_()
+
+    def test_who_writes_a_repr_is_shown_by_it(self):
+        @fl.functor
+        class Mine:
+            def __repr__(self):
+                return "mine"
+
+        class Child(Affine):
+            def __repr__(self):
+                return "child"
+
+        assert not hasattr(Mine(), "_repr_html_")
+        assert Child(torch.ones(1), None)._repr_html_() is None
+
+    def test_who_writes_html_is_shown_by_it(self):
+        @fl.functor
+        class Mine:
+            def _repr_html_(self):
+                return "<b>mine</b>"
+
+        assert Mine()._repr_html_() == "<b>mine</b>"
+
+    def test_what_is_no_tree_says_so(self):
+        loop = Affine(None, None)
+        loop.scale = [fl.Dense(1, 1), loop]
+        assert "no tree: .scale[1] is the tree itself again" in loop._repr_html_()
+        assert "no tree: .scale[1] is the tree itself again" in repr(loop)
+
+    def test_gradients_and_states_show(self):
+        model = fl.Chain(fl.Dense(2, 1), fl.BatchNorm(1))
+        grads = fl.gradient(lambda m, x: m(x).sum(), model, torch.ones(2, 2))
+        assert "2 assigned" in grads._repr_html_()

@@ -1,8 +1,4 @@
-"""Initial values of weights: functions of a shape. The formulas are those of ``torch.nn.init``.
-
-They take the default dtype and device (``with torch.device("meta"):`` too), and draw from the key in
-scope; where there is none, from torch's generator.
-"""
+"""Draws whose variance is scaled by the number of inputs and outputs, so that signals keep their size."""
 
 from __future__ import annotations
 
@@ -13,7 +9,14 @@ from torch import Tensor
 
 from fluxlike import random
 
-__all__ = ["glorot_normal", "glorot_uniform", "kaiming_normal", "kaiming_uniform"]
+__all__ = [
+    "glorot_normal",
+    "glorot_uniform",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+]
 
 
 def glorot_uniform(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
@@ -102,6 +105,56 @@ def kaiming_normal(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tensor
         torch.Size([16, 3, 3, 3])
     """
     fan_in, _ = _fans("kaiming_normal", shape)
+    return random.normal(shape, std=gain / fan_in**0.5)
+
+
+def lecun_uniform(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
+    """Uniform in ±gain·√(3 / fan_in) (LeCun et al. 1998, doi 10.1007/3-540-49430-8_2).
+
+    It is `kaiming_uniform` with a gain of 1, as `fluxlike.selu` wants it (arXiv 1706.02515).
+
+    Args:
+        shape: (out, in, …), as weights are laid out.
+        gain: a factor. (default: 1)
+
+    Returns:
+        A new tensor.
+
+    Raises:
+        ValueError: a shape of fewer than two axes, which has no fans.
+
+    Example:
+        >>> import fluxlike as fl
+        >>> bool(fl.init.lecun_uniform((3, 12)).abs().max() <= 0.5)
+        True
+    """
+    fan_in, _ = _fans("lecun_uniform", shape)
+    bound = gain * (3.0 / fan_in) ** 0.5
+    return random.uniform(shape, -bound, bound)
+
+
+def lecun_normal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
+    """Normal with standard deviation gain/√fan_in (LeCun et al. 1998, doi 10.1007/3-540-49430-8_2).
+
+    It is `kaiming_normal` with a gain of 1, as `fluxlike.selu` wants it (arXiv 1706.02515), and not
+    truncated, as JAX's of this name is.
+
+    Args:
+        shape: (out, in, …), as weights are laid out.
+        gain: a factor. (default: 1)
+
+    Returns:
+        A new tensor.
+
+    Raises:
+        ValueError: a shape of fewer than two axes, which has no fans.
+
+    Example:
+        >>> import fluxlike as fl
+        >>> fl.init.lecun_normal((16, 3, 3, 3)).shape
+        torch.Size([16, 3, 3, 3])
+    """
+    fan_in, _ = _fans("lecun_normal", shape)
     return random.normal(shape, std=gain / fan_in**0.5)
 
 

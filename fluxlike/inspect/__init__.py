@@ -1,0 +1,1 @@
+"""Floor 7, inspect: models seen whole, by their shapes."""

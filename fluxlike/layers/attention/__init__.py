@@ -1,0 +1,1 @@
+"""Attention: the layer, its masks, caches and positions, and blocks of transformers."""

@@ -1,0 +1,185 @@
+"""GroupNorm and InstanceNorm: normalisation over the channels of one example."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fluxlike._private import functorch
+from fluxlike.layers.activations import identity
+from fluxlike.layers.auto import autosized
+from fluxlike.layers.basic import Activation, activation_text
+from fluxlike.layers.errors import require_activation, require_features
+from fluxlike.layers.statistics import EPS, settings_text, widened
+from fluxlike.placement.dtype import stays_float32
+from fluxlike.scope.assigned import assign, current
+from fluxlike.scope.mode import training
+from fluxlike.trees.functor import functor
+
+__all__ = ["GroupNorm", "InstanceNorm"]
+
+
+@autosized(num_channels=1)
+@stays_float32
+@functor(children=("weight", "bias", "activation"))
+class GroupNorm:
+    """Group normalisation: over groups of the channels of each example (Wu & He 2018, arXiv 1803.08494).
+
+    Args:
+        num_channels: the number of channels. It comes first, as in Flux.
+        num_groups: in how many groups of neighbours they are normalised together.
+        activation: any callable. (default: the identity)
+        eps: added to the variance. (default: 1e-5)
+        affine: whether to learn a scale and a shift for each channel. (default: True)
+
+    Attributes:
+        weight: (num_channels,) or None.
+        bias: (num_channels,) or None.
+        activation: the activation.
+
+    Input and output: (N, C) or (N, C, …).
+
+    Raises:
+        ValueError: groups that do not divide the channels; from a call: another number of channels.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.GroupNorm(4, 2)(torch.tensor([[1.0, 3.0, 10.0, 30.0]]))
+        tensor([[-1.0000,  1.0000, -1.0000,  1.0000]])
+        >>> fl.GroupNorm(8, 32)
+        Traceback (most recent call last):
+        ValueError: GroupNorm(8, 32): 32 groups do not divide 8 channels; the channels come first: (32, 8)
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_groups: int,
+        activation: Activation = identity,
+        *,
+        eps: float = EPS,
+        affine: bool = True,
+    ) -> None:
+        require_activation("GroupNorm", activation)
+        if num_groups < 1 or num_channels % num_groups:
+            swapped = num_channels > 0 and num_groups > 0 and num_groups % num_channels == 0
+            raise ValueError(
+                f"GroupNorm({num_channels}, {num_groups}): {num_groups} groups do not divide {num_channels} "
+                "channels"
+                + (f"; the channels come first: ({num_groups}, {num_channels})" if swapped else "")
+            )
+        self.weight = torch.ones(num_channels) if affine else None
+        self.bias = torch.zeros(num_channels) if affine else None
+        self.activation = activation
+        self.num_channels, self.num_groups, self.eps = num_channels, num_groups, eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n = self.num_channels
+        if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[1] != n:
+            require_features("GroupNorm", x, 1, n, f"(N, {n}, …)")
+        wide = widened(x, self.weight)
+        y = F.group_norm(wide, self.num_groups, self.weight, self.bias, self.eps)
+        return self.activation(y if wide is x else y.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, {self.num_groups}{activation_text(self.activation)}" + settings_text(
+            eps=(self.eps, EPS), affine=(self.weight is not None, True)
+        )
+
+
+@autosized(num_features=1)
+@stays_float32
+@functor(
+    children=("weight", "bias", "running_mean", "running_var", "activation"),
+    buffers=("running_mean", "running_var"),
+)
+class InstanceNorm:
+    """Instance normalisation: each channel of each example (Ulyanov et al. 2016, arXiv 1607.08022).
+
+    As in torch, it learns and keeps nothing unless told to. With running statistics, train mode assigns
+    them as `BatchNorm` does, by the mean over the examples, and test mode normalises by them.
+
+    Args:
+        num_features: the number of channels.
+        activation: any callable. (default: the identity)
+        eps: added to the variance. (default: 1e-5)
+        momentum: how fast the running statistics move. (default: 0.1)
+        affine: whether to learn a scale and a shift. (default: False)
+        track_stats: whether to keep running statistics. (default: False)
+
+    Attributes:
+        weight: (num_features,) or None.
+        bias: (num_features,) or None.
+        running_mean: (num_features,), a buffer, or None.
+        running_var: (num_features,), a buffer, or None.
+        activation: the activation.
+
+    Input and output: (N, C, …) with at least one spatial axis.
+
+    Raises:
+        ValueError: from a call: another number of channels, no spatial axis, or a single value to
+            normalise by.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.InstanceNorm(2)(torch.tensor([[[1.0, 3.0], [10.0, 30.0]]]))
+        tensor([[[-1.0000,  1.0000],
+                 [-1.0000,  1.0000]]])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        activation: Activation = identity,
+        *,
+        eps: float = EPS,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_stats: bool = False,
+    ) -> None:
+        require_activation("InstanceNorm", activation)
+        self.weight = torch.ones(num_features) if affine else None
+        self.bias = torch.zeros(num_features) if affine else None
+        self.running_mean = torch.zeros(num_features) if track_stats else None
+        self.running_var = torch.ones(num_features) if track_stats else None
+        self.activation = activation
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n = self.num_features
+        if not isinstance(x, Tensor) or x.ndim < 3 or x.shape[1] != n:
+            wanted = f"(N, {n}, …) with at least one spatial axis"
+            require_features("InstanceNorm", x, 1, n, wanted)
+            raise ValueError(f"InstanceNorm takes the shape {wanted}, found {tuple(x.shape)}")
+        wide = widened(x, self.weight if self.running_mean is None else self.running_mean)
+        y = self._normalise(wide)
+        return self.activation(y if wide is x else y.to(x.dtype))
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        if not x.numel():  # of which torch's kernel makes NaN
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        if self.running_mean is None or self.running_var is None:
+            return F.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        mean, var = current(self.running_mean), current(self.running_var)
+        if not training(self):
+            return F.instance_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        if functorch.active():  # vmap refuses that torch's kernel writes to these
+            y = F.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+            axes, values = list(range(2, x.ndim)), x.detach()
+            assign(self.running_mean, torch.lerp(mean, values.mean(axes).mean(0), self.momentum))
+            assign(self.running_var, torch.lerp(var, values.var(axes).mean(0), self.momentum))
+            return y
+        mean, var = mean.clone(), var.clone()  # torch's kernel writes to these
+        y = F.instance_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+        assign(self.running_mean, mean)
+        assign(self.running_var, var)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}{activation_text(self.activation)}" + settings_text(
+            eps=(self.eps, EPS),
+            momentum=(self.momentum, 0.1),
+            affine=(self.weight is not None, False),
+            track_stats=(self.running_mean is not None, False),
+        )

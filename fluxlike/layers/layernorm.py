@@ -1,0 +1,143 @@
+"""LayerNorm and RMSNorm: normalisation over the last axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fluxlike.layers.activations import identity
+from fluxlike.layers.auto import autosized
+from fluxlike.layers.basic import Activation, activation_text
+from fluxlike.layers.errors import require_activation
+from fluxlike.layers.statistics import EPS, require_shape, settings_text, widened
+from fluxlike.placement.dtype import stays_float32
+from fluxlike.trees.functor import functor
+
+__all__ = ["LayerNorm", "RMSNorm"]
+
+
+@autosized(normalized_shape=-1)
+@stays_float32
+@functor(children=("weight", "bias", "activation"))
+class LayerNorm:
+    """Layer normalisation over the last axes (Ba et al. 2016, arXiv 1607.06450).
+
+    Args:
+        normalized_shape: the sizes of the last axes, or the size of the last one.
+        activation: any callable. (default: the identity)
+        eps: added to the variance. (default: 1e-5)
+        affine: whether to learn a scale and a shift. (default: True)
+
+    Attributes:
+        weight: of that shape, or None.
+        bias: of that shape, or None.
+        activation: the activation.
+
+    Input and output: (…, \\*normalized_shape).
+
+    Raises:
+        ValueError: from a call: other last axes.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.LayerNorm(3)(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[-1.2247,  0.0000,  1.2247]])
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        activation: Activation = identity,
+        *,
+        eps: float = EPS,
+        affine: bool = True,
+    ) -> None:
+        shape = _shape(normalized_shape)
+        require_activation("LayerNorm", activation)
+        self.weight = torch.ones(shape) if affine else None
+        self.bias = torch.zeros(shape) if affine else None
+        self.activation = activation
+        self.eps, self.normalized_shape = eps, shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shape = self.normalized_shape
+        if not isinstance(x, Tensor) or x.shape[-len(shape) :] != shape:
+            require_shape("LayerNorm", x, shape)
+        wide = widened(x, self.weight)
+        y = F.layer_norm(wide, shape, self.weight, self.bias, self.eps)
+        return self.activation(y if wide is x else y.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{_shape_text(self.normalized_shape)}{activation_text(self.activation)}" + settings_text(
+            eps=(self.eps, EPS), affine=(self.weight is not None, True)
+        )
+
+
+@autosized(normalized_shape=-1)
+@stays_float32
+@functor(children=("weight", "activation"))
+class RMSNorm:
+    """Division by the root of the mean square over the last axes (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+    Args:
+        normalized_shape: the sizes of the last axes, or the size of the last one.
+        activation: any callable. (default: the identity)
+        eps: added to the mean square. (default: None, the spacing at 1 of the dtype it is computed in,
+            which is at least float32)
+        affine: whether to learn a scale. (default: True)
+
+    Attributes:
+        weight: of that shape, or None.
+        activation: the activation.
+
+    Input and output: (…, \\*normalized_shape).
+
+    Raises:
+        ValueError: from a call: other last axes.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.RMSNorm(2)(torch.tensor([[1.0, 7.0]]))
+        tensor([[0.2000, 1.4000]])
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        activation: Activation = identity,
+        *,
+        eps: float | None = None,
+        affine: bool = True,
+    ) -> None:
+        shape = _shape(normalized_shape)
+        require_activation("RMSNorm", activation)
+        self.weight = torch.ones(shape) if affine else None
+        self.activation = activation
+        self.eps, self.normalized_shape = eps, shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shape = self.normalized_shape
+        if not isinstance(x, Tensor) or x.shape[-len(shape) :] != shape:
+            require_shape("RMSNorm", x, shape)
+        wide = widened(x, self.weight)
+        y = F.rms_norm(wide, shape, self.weight, self.eps)
+        return self.activation(y if wide is x else y.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{_shape_text(self.normalized_shape)}{activation_text(self.activation)}" + settings_text(
+            eps=(self.eps, None), affine=(self.weight is not None, True)
+        )
+
+
+def _shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape:
+        raise ValueError(f"normalized_shape={normalized_shape!r}: write the sizes of the last axes")
+    return shape
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return str(shape[0] if len(shape) == 1 else shape)

@@ -1,0 +1,1 @@
+"""Recurrent layers: cells, whole sequences by torch's kernels, and any cell over time."""

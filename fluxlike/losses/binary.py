@@ -1,0 +1,136 @@
+"""Losses of yes or no: a prediction an entry, with targets from 0 to 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fluxlike.losses.entries import Agg, aggregate, paired, rounded_once, spacing
+from fluxlike.losses.focus import check_gamma, focus
+
+__all__ = ["binary_focal", "binarycrossentropy", "logitbinarycrossentropy"]
+
+
+def binarycrossentropy(
+    probs: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg = torch.mean
+) -> Any:
+    """``-target·log(probs + eps) - (1 - target)·log(1 - probs + eps)``.
+
+    The formula is Flux's. `logitbinarycrossentropy` is stabler: prefer it, without a sigmoid at the end
+    of the model.
+
+    Args:
+        probs: probabilities, floating, of any shape.
+        target: labels or numbers from 0 to 1, of the same shape.
+        eps: added inside the logarithms. (default: the spacing of numbers at 1 in the dtype)
+        agg: reduces the losses; None keeps them. (default: mean)
+
+    Returns:
+        What `agg` returns.
+
+    Raises:
+        ValueError: the shapes differ.
+        TypeError: `probs` is no floating tensor, or the target no tensor of real numbers.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.losses.binarycrossentropy(torch.tensor([0.5]), torch.tensor([1.0]))
+        tensor(0.6931)
+    """
+    target = paired("binarycrossentropy", probs, target, labels=True)
+    tiny = spacing(probs, eps)
+
+    def formula(probs: Tensor, target: Tensor) -> Tensor:
+        return -target * torch.log(probs + tiny) - (1 - target) * torch.log(1 - probs + tiny)
+
+    return aggregate(agg, rounded_once(formula, probs, target))
+
+
+def logitbinarycrossentropy(
+    logits: Tensor, target: Tensor, /, *, pos_weight: float | Tensor | None = None, agg: Agg = torch.mean
+) -> Any:
+    """`binarycrossentropy` of ``sigmoid(logits)``, computed stably, as torch does.
+
+    Args:
+        logits: scores, floating, of any shape.
+        target: labels or numbers from 0 to 1, of the same shape.
+        pos_weight: a factor of what a 1 costs, to balance rare ones: a number, or a tensor of shape (C,)
+            for logits of shape (N, C, …). (default: 1)
+        agg: reduces the losses; None keeps them. (default: mean)
+
+    Returns:
+        What `agg` returns.
+
+    Raises:
+        ValueError: the shapes differ, or `pos_weight` has another shape.
+        TypeError: `logits` is no floating tensor, or the target no tensor of real numbers.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.losses.logitbinarycrossentropy(torch.tensor([0.0]), torch.tensor([1.0]))
+        tensor(0.6931)
+    """
+    target = paired("logitbinarycrossentropy", logits, target, labels=True)
+    weight = None if pos_weight is None else _by_class(logits, pos_weight)
+    return aggregate(
+        agg,
+        F.binary_cross_entropy_with_logits(
+            logits, target.to(logits.dtype), reduction="none", pos_weight=weight
+        ),
+    )
+
+
+def _by_class(logits: Tensor, weight: float | Tensor) -> Tensor:
+    """The weight of each class, in a shape that meets the logits on axis 1."""
+    if not isinstance(weight, Tensor):
+        return logits.new_tensor(weight)
+    if weight.ndim == 0:
+        return weight.to(logits.dtype)
+    if logits.ndim < 2 or weight.shape != logits.shape[1:2]:
+        wanted = f"({logits.shape[1]},), one a class, or one number" if logits.ndim > 1 else "one number"
+        raise ValueError(
+            f"logitbinarycrossentropy: pos_weight has the shape {tuple(weight.shape)} beside logits of "
+            f"shape {tuple(logits.shape)}; write {wanted}"
+        )
+    return weight.to(logits.dtype).reshape(-1, *(1,) * (logits.ndim - 2))
+
+
+def binary_focal(
+    probs: Tensor, target: Tensor, /, *, gamma: float = 2.0, eps: float | None = None, agg: Agg = torch.mean
+) -> Any:
+    """Focal loss: ``-(1 - p)^gamma·log(p + eps)`` with p the probability given to the target.
+
+    (Lin et al. 2017, arXiv 1708.02002.) It passes over what is easy: with ``gamma=0`` it is
+    `binarycrossentropy`. ``p = target·probs + (1 - target)·(1 - probs)``, as in Flux.
+
+    Args:
+        probs: probabilities, floating, of any shape.
+        target: labels or numbers from 0 to 1, of the same shape.
+        gamma: how fast a probability near 1 stops to count, at least 0. (default: 2)
+        eps: added inside the logarithm. (default: the spacing of numbers at 1 in the dtype)
+        agg: reduces the losses; None keeps them. (default: mean)
+
+    Returns:
+        What `agg` returns.
+
+    Raises:
+        ValueError: the shapes differ, or `gamma` is negative.
+        TypeError: `probs` is no floating tensor, or the target no tensor of real numbers.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.losses.binary_focal(torch.tensor([0.27, 0.5, 0.27]), torch.tensor([0.0, 1.0, 0.0]))
+        tensor(0.0731)
+    """
+    target = paired("binary_focal", probs, target, labels=True)
+    tiny = spacing(probs, eps)
+    check_gamma("binary_focal", gamma)
+
+    def formula(probs: Tensor, target: Tensor) -> Tensor:
+        p = target * probs + (1 - target) * (1 - probs)
+        return -focus(p, gamma) * torch.log(p + tiny)
+
+    return aggregate(agg, rounded_once(formula, probs, target))

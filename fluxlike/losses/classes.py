@@ -1,0 +1,249 @@
+"""Losses of classes: a score or probability a class, against an index, a one-hot vector or probabilities.
+
+The mean over entries is torch's in all cases (`Labels.reduce`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike._private.tracing import readable
+from fluxlike.losses.entries import Agg, aggregate, paired, rounded_once, spacing
+from fluxlike.losses.focus import check_gamma, focus
+from fluxlike.losses.labels import Labels, class_axis
+
+__all__ = ["crossentropy", "focal", "kldivergence", "label_smoothing", "logitcrossentropy"]
+
+
+def logitcrossentropy(
+    logits: Tensor,
+    target: Tensor,
+    /,
+    *,
+    dim: int = 1,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    agg: Agg = torch.mean,
+) -> Any:
+    """Cross-entropy between classes and unnormalised scores: ``-Σ target·log softmax(logits)``.
+
+    All three reductions are those of ``torch.nn.functional.cross_entropy``: of losses of indices,
+    ``agg=torch.mean`` is the weighted mean over the entries that are not ignored,
+    ``Σ losses / Σ weight[target]``; every other `agg` gets the losses as they are: multiplied by their
+    weights, and 0 where ignored.
+
+    Args:
+        logits: scores of shape (N, C, …).
+        target: class indices of shape (N, …), integers from 0 to C-1; or probabilities (one-hot
+            or soft labels) of shape (N, C, …).
+        dim: the axis of the classes. (default: 1)
+        weight: of each class, (C,). (default: 1)
+        ignore_index: an index whose entries don't count, for indices as targets. (default: none, so
+            every label is checked)
+        label_smoothing: how much of each target is spread evenly over the classes, from 0 to 1.
+            (default: 0)
+        agg: reduces the losses of shape (N, …); None keeps them. (default: mean)
+
+    Returns:
+        What `agg` returns.
+
+    Raises:
+        ValueError: the shapes don't fit, or a label is out of range (on the CPU; a GPU reports it
+            in its own way).
+        TypeError: a prediction or weight that is no floating tensor.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> fl.losses.logitcrossentropy(logits, torch.tensor([0, 1]))
+        tensor(0.1269)
+        >>> fl.losses.logitcrossentropy(logits, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        tensor(0.1269)
+        >>> fl.losses.logitcrossentropy(logits, torch.tensor([0, -100]), ignore_index=-100)
+        tensor(0.1269)
+    """
+    labels = Labels("logitcrossentropy", logits, target, dim, weight, ignore_index, label_smoothing)
+    return labels.reduce(labels.entries(torch.log_softmax(logits, labels.dim)), agg)
+
+
+def crossentropy(
+    probs: Tensor,
+    target: Tensor,
+    /,
+    *,
+    dim: int = 1,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    eps: float | None = None,
+    agg: Agg = torch.mean,
+) -> Any:
+    """Cross-entropy between classes and probabilities: ``-Σ target·log(probs + eps)``.
+
+    `logitcrossentropy` is stabler: prefer it, without a softmax at the end of the model.
+
+    Args:
+        probs: probabilities of shape (N, C, …).
+        target: class indices of shape (N, …), or probabilities of shape (N, C, …).
+        dim: the axis of the classes. (default: 1)
+        weight: of each class, as in `logitcrossentropy`. (default: 1)
+        ignore_index: as in `logitcrossentropy`. (default: none)
+        label_smoothing: as in `logitcrossentropy`. (default: 0)
+        eps: added inside the logarithm. (default: the spacing of numbers at 1 in the dtype)
+        agg: reduces the losses of shape (N, …); None keeps them. (default: mean)
+
+    Returns:
+        What `agg` returns.
+
+    Raises:
+        ValueError: as `logitcrossentropy`.
+        TypeError: as `logitcrossentropy`.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.losses.crossentropy(torch.tensor([[0.5, 0.5]]), torch.tensor([1]))
+        tensor(0.6931)
+    """
+    labels = Labels("crossentropy", probs, target, dim, weight, ignore_index, label_smoothing)
+    tiny = spacing(probs, eps)
+    return labels.reduce(labels.rounded_once(lambda p: torch.log(p + tiny)), agg)
+
+
+def focal(
+    probs: Tensor,
+    target: Tensor,
+    /,
+    *,
+    dim: int = 1,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    eps: float | None = None,
+    agg: Agg = torch.mean,
+) -> Any:
+    """Focal loss: ``-Σ target·(1 - probs)^gamma·log(probs + eps)``.
+
+    (Lin et al. 2017, arXiv 1708.02002, as in Flux.) It passes over what is easy: with ``gamma=0`` it is
+    `crossentropy`. The paper's α is a `weight` of the classes.
+
+    Args:
+        probs: probabilities of shape (N, C, …).
+        target: class indices of shape (N, …), or probabilities of shape (N, C, …).
+        dim: the axis of the classes. (default: 1)
+        gamma: how fast a probability near 1 stops to count, at least 0. (default: 2)
+        weight: of each class, as in `logitcrossentropy`. (default: 1)
+        ignore_index: as in `logitcrossentropy`. (default: none)
+        eps: added inside the logarithm. (default: the spacing of numbers at 1 in the dtype)
+        agg: reduces the losses of shape (N, …); None keeps them. (default: mean)
+
+    Returns:
+        What `agg` returns.
+
+    Raises:
+        ValueError: as `logitcrossentropy`, and where `gamma` is negative.
+        TypeError: as `logitcrossentropy`.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.losses.focal(torch.tensor([[0.5, 0.5]]), torch.tensor([1]))
+        tensor(0.1733)
+    """
+    labels = Labels("focal", probs, target, dim, weight, ignore_index)
+    tiny = spacing(probs, eps)
+    check_gamma("focal", gamma)
+    return labels.reduce(labels.rounded_once(lambda p: focus(p, gamma) * torch.log(p + tiny)), agg)
+
+
+def kldivergence(
+    probs: Tensor, target: Tensor, /, *, dim: int = 1, eps: float | None = None, agg: Agg = torch.mean
+) -> Any:
+    """Kullback-Leibler divergence: ``Σ target·log target - Σ target·log(probs + eps)``.
+
+    (Kullback & Leibler 1951, doi 10.1214/aoms/1177729694, as in Flux.) The mean is over distributions:
+    torch's ``reduction="batchmean"``.
+
+    Args:
+        probs: probabilities of shape (N, C, …).
+        target: probabilities of the same shape.
+        dim: the axis along which they add up to 1. (default: 1)
+        eps: added inside the second logarithm. (default: the spacing of numbers at 1 in the dtype)
+        agg: reduces the divergences of shape (N, …); None keeps them. (default: mean)
+
+    Returns:
+        What `agg` returns.
+
+    Raises:
+        ValueError: the shapes differ, or have no such axis.
+        TypeError: one of them is no floating tensor.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> certain, even = torch.eye(2), torch.full((2, 2), 0.5)
+        >>> fl.losses.kldivergence(even, certain)
+        tensor(0.6931)
+    """
+    target = paired("kldivergence", probs, target)
+    axis = class_axis("kldivergence", probs, dim)
+    tiny = spacing(probs, eps)
+
+    def formula(probs: Tensor, target: Tensor) -> Tensor:
+        # 0·log 0 is 0 and, where the target is differentiated, of a finite derivative.
+        own = torch.log(torch.where(target == 0, 1, target))
+        return (target * (own - torch.log(probs + tiny))).sum(axis)
+
+    return aggregate(agg, rounded_once(formula, probs, target))
+
+
+def label_smoothing(target: Tensor, alpha: float, /, *, dim: int | None = 1) -> Tensor:
+    """Labels that are less certain: ``(1 - alpha)·target + alpha / C``.
+
+    (Szegedy et al. 2016, arXiv 1512.00567.) For class indices, ``logitcrossentropy(…,
+    label_smoothing=alpha)`` computes the same without the one-hot labels.
+
+    Args:
+        target: one-hot or soft labels of shape (N, C, …), or (C,) for one; with ``dim=None`` binary
+            labels of any shape.
+        alpha: how much is spread over the C classes, above 0 and below 1.
+        dim: the axis of the classes; None for binary labels, which move towards a half, as C = 2.
+            (default: 1)
+
+    Returns:
+        Labels of the same shape: floating, in the default dtype for labels that were whole.
+
+    Raises:
+        ValueError: `alpha` is not between 0 and 1, there is no such axis, or a single vector does not add
+            up to 1.
+        TypeError: the target is no tensor of real numbers.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.losses.label_smoothing(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 0.2)
+        tensor([[0.9000, 0.1000],
+                [0.1000, 0.9000]])
+    """
+    if not isinstance(target, Tensor) or target.is_complex():
+        found = target.dtype if isinstance(target, Tensor) else f"a {type(target).__name__}"
+        raise TypeError(f"label_smoothing: the target is {found}; write a tensor of one-hot labels")
+    if not 0 < alpha < 1:
+        raise ValueError(f"label_smoothing: alpha={alpha}; write a number above 0 and below 1")
+    if not target.is_floating_point():
+        target = target.to(torch.get_default_dtype())
+    return target * (1 - alpha) + alpha / _number_of_classes(target, dim)
+
+
+def _number_of_classes(target: Tensor, dim: int | None) -> int:
+    if dim is None:
+        return 2
+    if target.ndim != 1:
+        return target.shape[class_axis("label_smoothing", target, dim)]
+    if readable(target) and abs(float(target.sum()) - 1) > 0.01:
+        raise ValueError(
+            f"label_smoothing: the {target.shape[0]} entries of one vector are one label, and add up to "
+            f"{float(target.sum()):g} instead of 1; for binary labels write dim=None, for class indices "
+            "logitcrossentropy(…, label_smoothing=alpha)"
+        )
+    return target.shape[0]

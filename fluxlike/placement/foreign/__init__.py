@@ -1,0 +1,1 @@
+"""Models and checkpoints of Flux, Flax and Keras in our layout, and back."""

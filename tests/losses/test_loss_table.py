@@ -1,0 +1,227 @@
+"""What every loss promises, as one table: the rows are in `loss_rows.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from loss_rows import ROWS, Row
+from torch import Tensor
+
+import fluxlike as fl
+from fluxlike import losses
+from fluxlike._private.compiler import build
+
+every_loss = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+both_compilers = pytest.mark.parametrize(
+    "compiled", [pytest.param(False, id="traced"), pytest.param(True, id="compiled", marks=pytest.mark.slow)]
+)
+AGGS = {
+    "default": ...,
+    "mean": torch.mean,
+    "sum": torch.sum,
+    "none": None,
+    "identity": fl.identity,
+    "own": lambda x: x.square().amax(),
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def exact(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def is_float(x: Tensor) -> bool:
+    return x.is_floating_point()
+
+
+def test_every_loss_has_a_row():
+    assert {row.loss.__name__ for row in ROWS} == set(losses.__all__) - {"label_smoothing"}
+
+
+@every_loss
+@pytest.mark.parametrize("agg", AGGS.values(), ids=AGGS)
+def test_value_and_gradient_equal_torchs_under_any_agg(row: Row, agg: Callable | None):
+    pred, target = row.pred(), row.target()
+    theirs = pred.clone().requires_grad_()
+    if row.mean is not None and agg in (..., torch.mean):
+        wanted = row.mean(theirs, target)
+    else:
+        entries = row.twin(theirs, target)
+        wanted = entries if agg is None else entries.mean() if agg is ... else agg(entries)
+    weights = torch.randn_like(wanted)
+    (wanted * weights).sum().backward()
+
+    def weighted(pred: Tensor) -> tuple[Tensor, Tensor]:
+        value = row.run(pred, target) if agg is ... else row.run(pred, target, agg=agg)
+        return (value * weights).sum(), value
+
+    (_, value), grad = fl.withgradient(weighted, pred)
+    exact(value, wanted.detach())
+    exact(grad, theirs.grad)
+
+
+@every_loss
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by what torch loads itself
+def test_gradcheck_in_float64_reverse_and_forward(row: Row):
+    target = row.target()
+    pred = row.pred().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda p: row.run(p, target), [pred], check_forward_ad=True, check_batched_grad=True
+    )
+
+
+@every_loss
+def test_second_derivatives(row: Row):
+    target = row.target()
+    assert torch.autograd.gradgradcheck(lambda p: row.run(p, target), [row.pred().requires_grad_()])
+
+
+@every_loss
+def test_the_target_is_differentiable_too_where_it_is_a_float(row: Row):
+    pred, target = row.pred(), row.target()
+    if is_float(target):
+        assert torch.autograd.gradcheck(lambda t: row.run(pred, t), [target.requires_grad_()])
+
+
+@every_loss
+def test_nothing_is_changed(row: Row):
+    pred, target = row.pred(), row.target()
+    before = pred.clone(), target.clone()
+    fl.gradient(lambda p: row.run(p, target), pred)
+    assert torch.equal(pred, before[0])
+    assert torch.equal(target, before[1])
+
+
+@every_loss
+def test_agg_may_return_anything(row: Row):
+    assert row.run(row.pred(), row.target(), agg=lambda x: "anything") == "anything"
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_in_other_dtypes_it_is_that_of_float64_rounded(row: Row, dtype: torch.dtype):
+    pred, target = row.pred().to(dtype), row.target()
+    target = target.to(dtype) if is_float(target) else target
+    eps = {"eps": torch.finfo(dtype).eps} if row.loss in WITH_EPS and "eps" not in row.settings else {}
+    entries = row.run(pred, target, agg=None)
+    wanted = row.run(pred.double(), target.double() if is_float(target) else target, agg=None, **eps)
+    assert entries.dtype == dtype
+    error = (entries.double() - wanted).abs().max() / wanted.abs().max()
+    assert error <= row.half * torch.finfo(dtype).eps
+    mean = row.run(pred, target)
+    assert mean.dtype == dtype
+    assert fl.gradient(lambda p: row.run(p, target), pred).dtype == dtype
+
+
+WITH_EPS = {
+    losses.msle, losses.poisson, losses.binarycrossentropy, losses.binary_focal, losses.crossentropy,
+    losses.focal, losses.kldivergence,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.edge], ids=lambda row: row.name)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_at_the_edge_value_and_derivatives_are_finite(row: Row, dtype: torch.dtype):
+    pred, target = (x.to(dtype) if is_float(x) else x for x in row.edge)
+    value, grad = fl.withgradient(lambda p: row.run(p, target), pred)
+    assert value.isfinite()
+    assert grad.isfinite().all()
+    if is_float(target):
+        assert fl.gradient(lambda t: row.run(pred, t), target).isfinite().all()
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.one_by_one], ids=lambda row: row.name)
+def test_of_an_empty_batch_the_mean_is_nan_and_the_sum_zero(row: Row):
+    pred, target = row.pred()[:0], row.target()[:0]
+    assert row.run(pred, target, agg=None).shape[0] == 0
+    assert row.run(pred, target).isnan()
+    assert row.run(pred, target, agg=torch.sum) == 0
+    assert fl.gradient(lambda p: row.run(p, target), pred).shape == pred.shape
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.one_by_one], ids=lambda row: row.name)
+def test_under_vmap_it_is_what_it_is_in_a_batch(row: Row):
+    pred, target = row.pred(), row.target()
+
+    def alone(pred: Tensor, target: Tensor) -> Tensor:
+        return row.run(pred[None], target[None], agg=None)[0]
+
+    exact(fl.vmap(alone)(pred, target), row.run(pred, target, agg=None))
+    each = fl.vmap(lambda p, t: fl.gradient(lambda p: alone(p, t).sum(), p))(pred, target)
+    exact(each, fl.gradient(lambda p: row.run(p, target, agg=torch.sum), pred))
+
+
+@every_loss
+def test_torch_func_gives_the_same_derivatives(row: Row):
+    pred, target = row.pred(), row.target()
+    exact(torch.func.grad(row.run)(pred, target), fl.gradient(lambda p: row.run(p, target), pred))
+
+    def penalty(pred: Tensor) -> Tensor:
+        return fl.gradient(lambda p: row.run(p, target), pred).square().sum()
+
+    def penalty_of_torch(pred: Tensor) -> Tensor:
+        return torch.func.grad(row.run)(pred, target).square().sum()
+
+    second = fl.gradient(penalty, pred)
+    exact(torch.func.grad(penalty_of_torch)(pred), torch.zeros_like(pred) if second is None else second)
+
+
+@every_loss
+@both_compilers
+def test_jit_gives_what_eager_gives(row: Row, compiled: bool, monkeypatch: pytest.MonkeyPatch):
+    if not compiled:
+        monkeypatch.setattr(build, "_can_compile", lambda: False)
+    pred, target = row.pred(), row.target()
+
+    def both(pred: Tensor, target: Tensor) -> Any:
+        entries = row.run(pred, target, agg=None)
+        return entries, fl.withgradient(lambda p: row.run(p, target), pred)
+
+    for mine, other in zip(
+        fl.fleaves(fl.jit(both)(pred, target)), fl.fleaves(both(pred, target)), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+
+
+@every_loss
+def test_on_the_meta_device_it_gives_shapes(row: Row):
+    pred, target = row.pred(), row.target()
+    meta, settings = fl.to_device(((pred, target), row.settings), "meta")
+    assert row.loss(*meta, **settings, agg=None).shape == row.run(pred, target, agg=None).shape
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_what_is_no_tensor_is_an_error_that_says_which(name: str):
+    if name == "label_smoothing":
+        return
+    loss = getattr(losses, name)
+    with pytest.raises(TypeError, match=f"{name}: the target is a list; write a tensor"):
+        loss(torch.rand(2, 3), [0, 1])
+    with pytest.raises(TypeError, match=f"{name}: the prediction is a ndarray; write a tensor"):
+        loss(torch.rand(2, 3).numpy(), torch.rand(2, 3))
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool], ids=str)
+def test_a_prediction_of_whole_numbers_is_an_error(row: Row, dtype: torch.dtype):
+    text = rf"{row.loss.__name__}: the prediction is {dtype}; .* write prediction\.float\(\)"
+    with pytest.raises(TypeError, match=text):
+        row.run(row.pred().to(dtype), row.target())
+
+
+@every_loss
+def test_complex_numbers_are_an_error(row: Row):
+    pred, target = row.pred(), row.target()
+    with pytest.raises(
+        TypeError, match=rf"{row.loss.__name__}: the prediction is torch.complex128; .*view_as_real"
+    ):
+        row.run(pred.to(torch.complex128), target)
+    with pytest.raises((TypeError, ValueError), match="complex128"):
+        row.run(pred, target.to(torch.complex128))
