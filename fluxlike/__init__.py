@@ -48,7 +48,7 @@ from fluxlike.layers.attention.multihead import MultiHeadAttention
 from fluxlike.layers.attention.positions import RotaryEmbedding, SinusoidalEmbedding
 from fluxlike.layers.attention.transformer import TransformerBlock, TransformerDecoderBlock
 from fluxlike.layers.auto import auto, autosized
-from fluxlike.layers.basic import Bilinear, Dense, PReLU, Scale
+from fluxlike.layers.basic import Bilinear, Dense, Scale
 from fluxlike.layers.batchnorm import BatchNorm
 from fluxlike.layers.compose import Chain, SkipConnection
 from fluxlike.layers.conv import Conv, CrossCor, DepthwiseConv
@@ -68,6 +68,7 @@ from fluxlike.layers.pool_whole import (
     GlobalMaxPool,
     GlobalMeanPool,
 )
+from fluxlike.layers.prelu import PReLU
 from fluxlike.layers.recurrent.cells import GRUCell, LSTMCell, RNNCell
 from fluxlike.layers.recurrent.layers import GRU, LSTM, RNN
 from fluxlike.layers.recurrent.recurrence import Recurrence
@@ -142,13 +143,6 @@ from fluxlike.trees.trainables import combine, partition, trainables
 __version__ = "0.1.0"
 
 __all__ = [
-    "GRU",
-    "GRUCell",
-    "LSTM",
-    "LSTMCell",
-    "RNN",
-    "RNNCell",
-    "Recurrence",
     "AMSGrad",
     "AccumGrad",
     "AdaBelief",
@@ -181,6 +175,8 @@ __all__ = [
     "EMA",
     "Embedding",
     "EmbeddingBag",
+    "GRU",
+    "GRUCell",
     "GlobalMaxPool",
     "GlobalMeanPool",
     "GroupNorm",
@@ -188,6 +184,8 @@ __all__ = [
     "KVCache",
     "Key",
     "LPPool",
+    "LSTM",
+    "LSTMCell",
     "Lamb",
     "LayerError",
     "LayerNorm",
@@ -215,6 +213,9 @@ __all__ = [
     "RAdam",
     "RMSNorm",
     "RMSProp",
+    "RNN",
+    "RNNCell",
+    "Recurrence",
     "RotaryEmbedding",
     "Rprop",
     "Rule",
@@ -302,8 +303,8 @@ __all__ = [
     "onecold",
     "onehot",
     "onehotbatch",
-    "parameter_rule",
     "outputsize",
+    "parameter_rule",
     "partition",
     "per_example_gradient",
     "permute",

@@ -1,4 +1,4 @@
-"""Dense, Scale, Bilinear and PReLU."""
+"""Dense, Scale and Bilinear."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike._private import functorch
 from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
@@ -18,7 +17,7 @@ from fluxlike.trees.functor import functor
 from fluxlike.trees.paths import is_node
 from fluxlike.trees.show import value_text
 
-__all__ = ["Activation", "Bilinear", "Dense", "Init", "PReLU", "Scale", "activation_text"]
+__all__ = ["Activation", "Bilinear", "Dense", "Init", "Scale", "activation_text"]
 
 Activation = Callable[[Tensor], Tensor]
 Init = Callable[[Sequence[int]], Tensor]
@@ -216,7 +215,8 @@ class Bilinear:
         x, y = _both(x1, x2)
         self._check(x, y)
         try:
-            z = torch.einsum("...i, oij, ...j -> ...o", x, self.weight, y)
+            rows = F.linear(y, self.weight.flatten(0, 1)).unflatten(-1, self.weight.shape[:2])
+            z = torch.matmul(rows, x.unsqueeze(-1)).squeeze(-1)
         except RuntimeError as error:
             explain_mixture("Bilinear", self.weight, x, error)
             explain_mixture("Bilinear", self.weight, y, error)
@@ -250,60 +250,3 @@ def _both(x1: Any, x2: Any) -> tuple[Any, Any]:
     if len(x1) != 2:
         raise ValueError(f"Bilinear takes two inputs, or a tuple of two, found a tuple of {len(x1)}")
     return x1
-
-
-def _quarter(shape: Sequence[int]) -> Tensor:
-    return torch.full(tuple(shape), 0.25)
-
-
-@autosized(num_parameters=1)
-@functor
-class PReLU:
-    """A rectifier with a learned slope below zero: ``max(0, x) + weight·min(0, x)``.
-
-    (He et al. 2015, arXiv 1502.01852.) A layer; as the activation of another one it is trained with it.
-
-    Args:
-        num_parameters: how many slopes: one for all, or one a channel. (default: 1)
-        init: makes the slopes from their shape. (default: 0.25 each)
-
-    Attributes:
-        weight: (num_parameters,).
-
-    Input and output: any shape; with several slopes (N, num_parameters, …).
-
-    Raises:
-        ValueError: from a call: another number of channels.
-
-    Example:
-        >>> import torch, fluxlike as fl
-        >>> fl.PReLU()(torch.tensor([-4.0, 4.0]))
-        tensor([-1.,  4.])
-        >>> fl.Dense(4, 8, fl.PReLU(8))
-        Dense(
-          4, 8,
-          weight=float32[8, 4],
-          bias=float32[8],
-          activation=PReLU(8),  # 8 parameters
-        )                       # Total: 3 tensors, 48 parameters, 192 bytes
-    """
-
-    def __init__(self, num_parameters: int = 1, *, init: Init = _quarter) -> None:
-        self.weight = init((num_parameters,))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        (n,) = self.weight.shape
-        if not isinstance(x, Tensor) or (n > 1 and (x.ndim < 2 or x.shape[1] != n)):
-            require_features("PReLU", x, 1, n, f"(N, {n}, …)")
-        if functorch.active():  # torch's kernel warns of its own resizing there
-            slopes = self.weight.reshape(1, n, *(1,) * (x.ndim - 2)) if n > 1 else self.weight
-            return torch.where(x > 0, x, x * slopes)
-        try:
-            return F.prelu(x, self.weight)
-        except RuntimeError as error:
-            explain_mixture("PReLU", self.weight, x, error)
-            raise
-
-    def extra_repr(self) -> str:
-        (n,) = self.weight.shape
-        return "" if n == 1 else f"{n}"

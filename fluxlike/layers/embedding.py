@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike._private import functorch
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Init
 from fluxlike.random import normal
-from fluxlike.transforms import motors
+from fluxlike.transforms.motors import derived_again
 from fluxlike.trees.functor import functor
 
 __all__ = ["Embedding", "EmbeddingBag"]
@@ -113,7 +112,7 @@ class EmbeddingBag:
         wide = _wide("EmbeddingBag", indices)
         self._check(indices, offsets, per_sample_weights)
         starts = None if offsets is None else offsets.to(wide.dtype)
-        if indices.shape[-1] == 0 or _kernel_falls_short():
+        if indices.shape[-1] == 0 or derived_again():
             return self._written_out(wide, starts, per_sample_weights)
         try:
             return F.embedding_bag(
@@ -153,14 +152,6 @@ class EmbeddingBag:
     def extra_repr(self) -> str:
         rows, columns = self.weight.shape
         return f"{rows}, {columns}" + ("" if self.mode == "mean" else f", mode={self.mode!r}")
-
-
-def _kernel_falls_short() -> bool:
-    """Whether torch's kernel may be mapped or differentiated here in a way that it does not know.
-
-    It has a first derivative in reverse mode, but no second one, no forward mode and no rule for vmap.
-    """
-    return functorch.in_forward_mode() or motors._depth.get() > 1
 
 
 def _reduce(rows: Tensor, inside: Tensor, mode: str) -> Tensor:

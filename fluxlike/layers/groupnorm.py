@@ -66,8 +66,7 @@ class GroupNorm:
             swapped = num_channels > 0 and num_groups > 0 and num_groups % num_channels == 0
             raise ValueError(
                 f"GroupNorm({num_channels}, {num_groups}): {num_groups} groups do not divide {num_channels} "
-                "channels"
-                + (f"; the channels come first: ({num_groups}, {num_channels})" if swapped else "")
+                "channels" + (f"; the channels come first: ({num_groups}, {num_channels})" if swapped else "")
             )
         self.weight = torch.ones(num_channels) if affine else None
         self.bias = torch.zeros(num_channels) if affine else None

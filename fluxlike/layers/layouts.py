@@ -22,6 +22,7 @@ from fluxlike.layers.conv_transpose import ConvTranspose
 from fluxlike.layers.embedding import Embedding, EmbeddingBag
 from fluxlike.layers.groupnorm import GroupNorm, InstanceNorm
 from fluxlike.layers.layernorm import LayerNorm, RMSNorm
+from fluxlike.layers.recurrent_layouts import register as register_recurrent
 from fluxlike.layers.steps import Steps
 from fluxlike.placement.foreign.alignment import holds_steps
 from fluxlike.placement.foreign.convert import convert_layout
@@ -33,6 +34,7 @@ __all__ = ["convert_layout", "foreign_state", "load_foreign_state"]
 
 BIAS = same(".bias", "bias")
 
+register_recurrent()
 holds_steps(Steps, "layers", "names")
 may_meet(images=(Conv, ConvTranspose, flatten), features=(Dense,))
 

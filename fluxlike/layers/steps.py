@@ -9,7 +9,7 @@ import torch
 
 from fluxlike.layers.errors import LayerError
 
-__all__ = ["Steps", "fail"]
+__all__ = ["Steps", "fail", "within"]
 
 
 class Steps:
@@ -91,6 +91,18 @@ def fail(step: str, layer: Any, inputs: tuple[Any, ...], error: Exception, hint:
         raise error
     found = LayerError.at(step, layer, inputs[0] if len(inputs) == 1 else inputs, error)
     raise LayerError(found.path, found.message + hint) from error
+
+
+def within(step: str, layer: Callable[..., Any], x: Any, *others: Any, **named: Any) -> Any:
+    """``layer(x, …)``, where an error says that the layer is found at `step`, and what it got.
+
+    Raises:
+        LayerError: the layer failed over what it got.
+    """
+    try:
+        return layer(x, *others, **named)
+    except Exception as error:
+        fail(step, layer, (x, *others), error)
 
 
 def _check(own: str, i: int, layer: Any) -> None:

@@ -64,7 +64,7 @@ def jacobian(
     """
     check_chunk_size(chunk_size)
     rerun = Rerun()
-    pulled = Pulled("jacobian", f, args, argnums)
+    pulled = Pulled("jacobian", f, args, argnums, mapped=True)
     check_real("jacobian", pulled)
     outputs, handles, closer = pulled.output.tensors, pulled.call.handles, Afterwards()
     blocks: Blocks | None = None

@@ -19,7 +19,10 @@ from fluxlike._private import autograd, functorch
 from fluxlike._private.tracing import tracing
 from fluxlike.trees.values import inside_transform
 
-__all__ = ["Afterwards", "Closer", "Motor", "at_depth", "differentiated", "enclosed", "open_motor"]
+__all__ = [
+    "Afterwards", "Closer", "Motor", "at_depth", "derived_again", "differentiated", "enclosed", "one_deeper",
+    "open_motor",
+]  # fmt: skip
 
 _depth: ContextVar[int] = ContextVar("fluxlike_gradient_depth", default=0)
 
@@ -35,6 +38,21 @@ inside_transform.append(enclosed)
 def differentiated() -> bool:
     """Whether a derivative surrounds this call, of fluxlike or of functorch."""
     return _depth.get() > 0 or functorch.differentiating()
+
+
+def derived_again() -> bool:
+    """Whether derivatives of what is computed here may be differentiated or mapped in turn.
+
+    Kernels of torch with no more than a first derivative in reverse mode serve only where they are not.
+    """
+    return _depth.get() > 1 or functorch.in_forward_mode()
+
+
+@contextmanager
+def one_deeper() -> Iterator[None]:
+    """Let what is computed inside know that its derivatives are mapped."""
+    with at_depth(_depth.get() + 1):
+        yield
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fluxlike.scope.key import Draws, Key, enter, leave
 from fluxlike.transforms.called import Called
-from fluxlike.transforms.motors import Afterwards, open_motor
+from fluxlike.transforms.motors import Afterwards, one_deeper, open_motor
 from fluxlike.transforms.output import Output
 
 __all__ = ["Pulled", "pullback"]
@@ -80,6 +81,7 @@ class Pulled:
         argnums: which of them to differentiate.
         train: whether layers of these are in train mode. (default: False, as around the call)
         may_be_constant: whether `f` may return no tensor that has a derivative. (default: False)
+        mapped: whether many cotangents are pulled back at once, by vmap. (default: False)
 
     Attributes:
         call: the call, with its arguments opened.
@@ -96,9 +98,10 @@ class Pulled:
         *,
         train: bool = False,
         may_be_constant: bool = False,
+        mapped: bool = False,
     ) -> None:
         self.call = Called(name, f, args, argnums)
-        with open_motor() as motor:
+        with open_motor() as motor, one_deeper() if mapped else nullcontext():
             self.call.open(motor)
             value = self.call.run_in_train_mode() if train else self.call.run()
             self.call.check()

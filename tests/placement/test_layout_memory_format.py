@@ -68,14 +68,14 @@ def test_buffers_keep_their_origin_when_laid_out_inside_a_gradient():
     @fl.functor(buffers=("seen",))
     class Seen:
         def __init__(self):
-            self.w, self.seen = torch.ones(1), torch.zeros(1, 1, 2, 2)
+            self.w, self.seen = torch.ones(1), torch.zeros(2, 3, 2, 2)
 
         def __call__(self, x):
             fl.assign(self.seen, fl.current(self.seen) + 1)
             return (self.w * x).sum()
 
     grads = fl.gradient(lambda m, x: fl.channels_last(m)(x), Seen(), torch.ones(2))
-    assert torch.equal(grads.seen.value, torch.ones(1, 1, 2, 2))
+    assert torch.equal(grads.seen.value, torch.ones(2, 3, 2, 2))
 
 
 class TestTransforms:

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike._private import functorch
 from fluxlike.scope import draws
 from fluxlike.scope.key import active
-from fluxlike.transforms import motors
+from fluxlike.transforms.motors import derived_again
 
 __all__ = ["attend", "attention_weights"]
 
@@ -29,7 +28,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, p
     Returns:
         (N, H, L, D), zeros where a query may attend nothing.
     """
-    if _kernels_fall_short() or (p and active() is not None):
+    if derived_again() or (p and active() is not None):
         weights = attention_weights(q, k, mask, causal)
         return (_drop(weights, p) if p else weights) @ _for_each_head(v, q)
     return F.scaled_dot_product_attention(q, k, v, mask, p, causal, enable_gqa=q.shape[1] != k.shape[1])
@@ -46,14 +45,6 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -
     nothing = forbidden.all(-1, keepdim=True)  # whose softmax would be 0/0, in the gradient too
     scores = scores if mask.dtype == torch.bool else scores + mask.masked_fill(forbidden, 0)
     return scores.masked_fill(forbidden & ~nothing, -torch.inf).softmax(-1).masked_fill(nothing, 0)
-
-
-def _kernels_fall_short() -> bool:
-    """Whether torch's kernels may be mapped or differentiated here in a way that they do not know.
-
-    They have a first derivative in reverse mode, but no second one, no forward mode and no rule for vmap.
-    """
-    return functorch.in_forward_mode() or motors._depth.get() > 1
 
 
 def _for_each_head(x: Tensor, q: Tensor) -> Tensor:

@@ -286,11 +286,21 @@ def _by_number(below: list[Site], state: Mapping[Any, Any]) -> list[tuple[Any, A
 def _by_place(below: list[Site], state: Sequence[Any]) -> list[tuple[Any, Any]] | None:
     """The entries of a list for layers in order: a dict or list a layer, or all arrays in a row."""
     full = [(i, x) for i, x in enumerate(state) if _holds_arrays(x)]
-    if not any(is_array(x) for _, x in full):
-        return full if len(full) == len(below) else None
-    arrays, chosen = [x for _, x in full], []
+    if not any(is_array(x) for _, x in full) and len(full) == len(below):
+        return full
+    arrays, chosen = _in_a_row(state), []
+    if len(arrays) != sum(len(part.theirs) for site in below for part in site.parts()):
+        return None
+    start = 0
     for site in below:
         n = sum(len(part.theirs) for part in site.parts())
-        chosen.append((len(state) - len(arrays), arrays[:n]))
-        arrays = arrays[n:]
-    return chosen if not arrays else None
+        chosen.append((start, arrays[start : start + n]))
+        start += n
+    return chosen
+
+
+def _in_a_row(state: Any) -> list[Any]:
+    """The arrays of lists in lists."""
+    if not isinstance(state, (list, tuple)):
+        return [state] if _holds_arrays(state) else []
+    return [x for inner in state for x in _in_a_row(inner)]

@@ -67,17 +67,24 @@ class ParameterRule:
     Attributes:
         parts: the parts of a layer.
         names: what such a layer is called there; the first name is the one to write.
+        rename: what an array is called in the parts, by its name in a checkpoint.
     """
 
     parts: Parts
     names: Names
+    rename: Callable[[str], str] = str
 
 
 _rules: dict[tuple[type, str], ParameterRule] = {}
 
 
 def parameter_rule(
-    cls: type, framework: str, /, *parts: Part | Parts, names: Sequence[str] | Names | None = None
+    cls: type,
+    framework: str,
+    /,
+    *parts: Part | Parts,
+    names: Sequence[str] | Names | None = None,
+    rename: Callable[[str], str] = str,
 ) -> ParameterRule:
     """Say how a class of layers keeps its parameters in a framework; subclasses follow.
 
@@ -88,6 +95,8 @@ def parameter_rule(
             layer, whose tensors may be in either layout.
         names: what such layers are called there, as in the names ``Dense_0`` or ``dense_1``; or a
             function of the layer. (default: the name of the class)
+        rename: what an array is called in the parts, by its name in a checkpoint, where that has more
+            to it. (default: the same)
 
     Returns:
         The rule.
@@ -112,7 +121,7 @@ def parameter_rule(
         return [p for part in parts for p in ([part] if isinstance(part, Part) else part(layer))]
 
     called = tuple(names or (cls.__name__,)) if not callable(names) else ()
-    rule = ParameterRule(of, names if callable(names) else lambda _: called)
+    rule = ParameterRule(of, names if callable(names) else lambda _: called, rename)
     _rules[cls, framework] = rule
     return rule
 

@@ -28,7 +28,7 @@ class Reading:
             return
         self.owned = [match.path + path for part in parts for path in part.ours]
         try:
-            arrays = named_arrays(match.found, parts)
+            arrays = {match.site.rule.rename(n): x for n, x in named_arrays(match.found, parts).items()}
         except (TypeError, ValueError) as error:
             self.faults[match.path] = f"{self._who()} finds {error}"
             return
@@ -72,6 +72,9 @@ class Reading:
         for path, (_, old), x in zip(part.ours, slots(site, part), values, strict=True):
             if old is not None and x is not None:
                 self.found[self._match.path + path] = x.clone(memory_format=torch.contiguous_format)
+            elif x is not None and bool(x.any()):
+                told = f"{self._who()} finds {', '.join(part.theirs)}, and there is no {path} here"
+                self.faults[self._match.path + path] = told
 
 
 def _tensor(x: Any) -> Tensor:
