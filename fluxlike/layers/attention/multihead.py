@@ -13,9 +13,9 @@ from fluxlike.layers.attention import checks, masks
 from fluxlike.layers.attention.cache import KVCache
 from fluxlike.layers.attention.kernel import attend, attention_weights
 from fluxlike.layers.attention.positions import RotaryEmbedding
-from fluxlike.layers.steps import within
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Dense, Init
+from fluxlike.layers.steps import within
 from fluxlike.scope.mode import training
 from fluxlike.trees.functor import functor
 

@@ -13,12 +13,12 @@ from fluxlike.layers.activations import gelu
 from fluxlike.layers.attention.cache import KVCache
 from fluxlike.layers.attention.multihead import MultiHeadAttention
 from fluxlike.layers.attention.positions import RotaryEmbedding
-from fluxlike.layers.steps import within
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation, Dense, Init, activation_text
 from fluxlike.layers.dropout import Dropout, DropPath
 from fluxlike.layers.errors import require_features
 from fluxlike.layers.layernorm import LayerNorm
+from fluxlike.layers.steps import within
 from fluxlike.trees.functor import functor
 
 __all__ = ["TransformerBlock", "TransformerDecoderBlock"]
