@@ -112,8 +112,9 @@ from fluxlike.placement.layout import Layout, permute
 from fluxlike.placement.layout_rules import LayoutRule, layout_rule, layout_rules
 from fluxlike.placement.memory_format import channels_last, contiguous
 from fluxlike.scope.assigned import assign, current
-from fluxlike.scope.key import Key, seeded
+from fluxlike.scope.key import Key
 from fluxlike.scope.mode import automode, mode, testmode, training, trainmode
+from fluxlike.scope.seeded import seeded
 from fluxlike.transforms.activations import activations
 from fluxlike.transforms.checkpoint import checkpoint
 from fluxlike.transforms.control.cond import cond

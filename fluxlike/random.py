@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fluxlike._private import functorch
 from fluxlike.scope import draws
-from fluxlike.scope.key import active
+from fluxlike.scope.seeded import active
 
 __all__ = ["bernoulli", "integers", "normal", "permutation", "uniform"]
 

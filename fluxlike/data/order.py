@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from fluxlike import random
-from fluxlike.scope.key import Draws, Key, seeded
+from fluxlike.scope.key import Key
+from fluxlike.scope.seeded import Draws, seeded
 
 __all__ = ["order_key", "random_order"]
 

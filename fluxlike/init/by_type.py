@@ -10,7 +10,8 @@ import optree
 import torch
 from torch import Tensor
 
-from fluxlike.scope.key import Key, seeded
+from fluxlike.scope.key import Key
+from fluxlike.scope.seeded import seeded
 from fluxlike.trees.functor import spec_of
 from fluxlike.trees.leaves import can_train
 from fluxlike.trees.structure import flatten, structure_of

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fluxlike.layers.errors import LayerError
-from fluxlike.scope.key import active
+from fluxlike.scope.seeded import active
 from fluxlike.transforms.listening import Listener, require_model
 from fluxlike.trees.fmap import fleaves, fmap
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fluxlike.random import bernoulli
 from fluxlike.scope import draws
-from fluxlike.scope.key import active
 from fluxlike.scope.mode import training
+from fluxlike.scope.seeded import active
 from fluxlike.trees.functor import functor
 
 __all__ = ["AlphaDropout", "DropPath", "Dropout"]

@@ -11,7 +11,8 @@ import optree
 from torch import Tensor
 
 from fluxlike.scope import assigned, mode
-from fluxlike.scope.key import Draws, Key, enter, leave
+from fluxlike.scope.key import Key
+from fluxlike.scope.seeded import Draws, enter, leave
 from fluxlike.transforms.called import Called
 from fluxlike.transforms.loss import scalar_loss
 from fluxlike.transforms.motors import Motor, open_motor

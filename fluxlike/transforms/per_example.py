@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fluxlike._private import functorch
 from fluxlike.scope import example
-from fluxlike.scope.key import Key, seeded
+from fluxlike.scope.key import Key
+from fluxlike.scope.seeded import seeded
 from fluxlike.transforms.argument import argument_numbers
 from fluxlike.transforms.gradient import gradient
 from fluxlike.transforms.vmap import vmap

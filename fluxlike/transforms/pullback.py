@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.scope.key import Draws, Key, enter, leave
+from fluxlike.scope.key import Key
+from fluxlike.scope.seeded import Draws, enter, leave
 from fluxlike.transforms.called import Called
 from fluxlike.transforms.motors import Afterwards, one_deeper, open_motor
 from fluxlike.transforms.output import Output

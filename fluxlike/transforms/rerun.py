@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fluxlike._private import tracing
 from fluxlike._private.dispatch import TorchDispatchMode, may_draw
-from fluxlike.scope import assigned, key
+from fluxlike.scope import assigned, seeded
 
 __all__ = ["Rerun"]
 
@@ -32,7 +32,7 @@ class Rerun:
         self._context = contextvars.copy_context()
         self._frames = assigned.frames_now()
         self._buffers = [(i, x) for i, x in enumerate(inputs) if assigned.is_held(x)] if self._frames else []
-        self._draws = key.active()
+        self._draws = seeded.active()
         self._mark = 0 if self._draws is None else self._draws.mark()
         # In a trace there is no generator to set back: what was drawn is kept instead.
         traced = self._draws is None and tracing.tracing()
@@ -47,7 +47,7 @@ class Rerun:
         else:
             with within or nullcontext(), ExitStack() as stack:
                 if self._draws is not None and within is not None:  # so that what is drawn is seen there
-                    stack.callback(key.leave, key.enter(self._draws))
+                    stack.callback(seeded.leave, seeded.enter(self._draws))
                 if self._drawn is not None:
                     stack.enter_context(self._drawn)
                 value = f()
@@ -72,7 +72,7 @@ class Rerun:
             for i, buffer in self._buffers:
                 assigned.derive(inputs[i], buffer)
             if self._draws is not None:
-                stack.callback(key.leave, key.enter(self._draws))
+                stack.callback(seeded.leave, seeded.enter(self._draws))
                 stack.callback(self._draws.rewind, self._draws.mark())
                 self._draws.rewind(self._mark)
             if self._generators is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch
-from fluxlike.scope import key
+from fluxlike.scope import seeded
 from fluxlike.transforms.axes import Inputs, spread, tensor_in
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import Structure, flatten, structure_of
@@ -106,7 +106,7 @@ class _Keyed:
     """
 
     def __init__(self, randomness: Randomness, size: int) -> None:
-        self._draws, self._randomness = key.active(), randomness
+        self._draws, self._randomness = seeded.active(), randomness
         self._mark = 0 if self._draws is None else self._draws.mark()
         device = None if self._draws is None else self._draws.key.data.device
         self.numbers = torch.arange(size, device=device)
@@ -123,11 +123,11 @@ class _Keyed:
             draws = draws.folded(number)
         elif self._randomness == "error":
             draws = draws.blocked(_BLOCKED)
-        token = key.enter(draws)
+        token = seeded.enter(draws)
         try:
             yield
         finally:
-            key.leave(token)
+            seeded.leave(token)
 
 
 _UNSAID = (

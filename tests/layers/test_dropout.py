@@ -110,7 +110,7 @@ def test_droppath_is_dropout_along_the_batch():
         results = []
         for drop in (fl.DropPath(0.3), fl.Dropout(0.3, dims=0)):
             with fl.mode("train"), scope():
-                if fl.scope.key.active() is None:
+                if fl.scope.seeded.active() is None:
                     torch.manual_seed(1)
                 results.append(drop(x))
         assert torch.equal(*results)

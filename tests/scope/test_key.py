@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fluxlike as fl
-from fluxlike.scope.key import Draws, active, enter, leave
+from fluxlike.scope.seeded import Draws, active, enter, leave
 
 seeds = st.integers(0, 2**64 - 1)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fluxlike as fl
-from fluxlike.scope.key import Draws, enter, leave
+from fluxlike.scope.seeded import Draws, enter, leave
 
 
 def under(key, f):

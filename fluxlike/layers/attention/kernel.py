@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxlike.scope import draws
-from fluxlike.scope.key import active
+from fluxlike.scope.seeded import active
 from fluxlike.transforms.motors import derived_again
 
 __all__ = ["attend", "attention_weights"]

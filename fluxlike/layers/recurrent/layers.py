@@ -17,8 +17,8 @@ from fluxlike.layers.recurrent.lengths import require_lengths
 from fluxlike.layers.recurrent.recurrence import require_steps
 from fluxlike.layers.recurrent.sequence import run
 from fluxlike.scope import draws
-from fluxlike.scope.key import active
 from fluxlike.scope.mode import training
+from fluxlike.scope.seeded import active
 from fluxlike.trees.functor import functor
 
 __all__ = ["GRU", "LSTM", "RNN"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import higher_order
-from fluxlike.scope import key
+from fluxlike.scope import seeded
 from fluxlike.scope.assigned import assign, current, is_held
 from fluxlike.scope.branch import Apart
 from fluxlike.transforms.control.choice import choose
@@ -90,8 +90,8 @@ class _Choice:
 
     def __init__(self, branches: Sequence[Callable[..., Any]], operands: tuple[Any, ...]) -> None:
         self._branches, self._operands = branches, operands
-        self._draws: key.Draws | None = None
-        outer = key.active()
+        self._draws: seeded.Draws | None = None
+        outer = seeded.active()
         if outer is not None:
             # Draws of their own, after which those outside go on alike, whichever branch was taken.
             with suppress(RuntimeError):  # where nothing may be drawn, the branch itself will say so
@@ -101,11 +101,11 @@ class _Choice:
     def _run(self, n: int, operands: Sequence[Any]) -> Any:
         if self._draws is None:
             return self._branches[n](*operands)
-        token = key.enter(self._draws)
+        token = seeded.enter(self._draws)
         try:
             return self._branches[n](*operands)
         finally:
-            key.leave(token)
+            seeded.leave(token)
             self._draws.rewind(self._mark)
 
     def take(self, first: bool) -> Any:

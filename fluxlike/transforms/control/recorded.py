@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch, higher_order
-from fluxlike.scope import assigned, key
+from fluxlike.scope import assigned, seeded
 from fluxlike.transforms.captured import Replacing
 from fluxlike.transforms.motors import Motor, Nested, open_motor
 from fluxlike.trees.leaves import can_train
@@ -215,7 +215,7 @@ class _Scope:
     def __init__(self) -> None:
         self._context = contextvars.copy_context()
         self._frames = assigned.frames_now()
-        self._draws = key.active()
+        self._draws = seeded.active()
         self._mark = 0 if self._draws is None else self._draws.mark()
         self._autocast = [
             (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fluxlike.scope import key
+from fluxlike.scope import seeded
 from fluxlike.transforms.control.form import Form
 
 __all__ = ["Turn"]
@@ -26,7 +26,7 @@ class Turn:
 
     def __init__(self, f: Callable[[Any, Any], Any], carry: Form) -> None:
         self._f, self.carry = f, carry
-        self._draws = key.active()
+        self._draws = seeded.active()
         self._mark = 0 if self._draws is None else self._draws.mark()
         self.drawn = 0
 
@@ -35,12 +35,12 @@ class Turn:
         token = None
         if self._draws is not None:
             self._draws.rewind(self._mark)
-            token = key.enter(self._draws.folded(i))
+            token = seeded.enter(self._draws.folded(i))
         try:
             pair = self._f(carry, x)
         finally:
             if token is not None:
-                key.leave(token)
+                seeded.leave(token)
         if self._draws is not None:
             self.drawn = self._draws.mark() - self._mark
         if not isinstance(pair, tuple) or len(pair) != 2:

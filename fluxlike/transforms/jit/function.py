@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch, tracing
-from fluxlike.scope import assigned, key, mode
+from fluxlike.scope import assigned, mode, seeded
 from fluxlike.transforms.jit.arguments import Arguments
 from fluxlike.transforms.jit.call import Signature, pins
 from fluxlike.transforms.jit.record import record
@@ -213,7 +213,9 @@ class Jitted:
         leaves, treedef = flatten(tree)
         signature = self._signature(leaves, treedef)
         with _compiling:
-            noted = record(self._arguments.call(static), signature, signature.stand_ins(leaves), key.active())
+            noted = record(
+                self._arguments.call(static), signature, signature.stand_ins(leaves), seeded.active()
+            )
         return Lowered(noted.graph.module, noted.graph.captured)
 
     def cache_info(self) -> CacheInfo:
@@ -277,7 +279,7 @@ def _surrounded() -> bool:
 
 def _settings() -> tuple[Any, ...]:
     """What a trace depends on beside its arguments."""
-    draws = key.active()
+    draws = seeded.active()
     return (
         *mode.state(),
         None if draws is None else draws.key.data.device,

@@ -10,8 +10,8 @@ import optree
 import torch
 from torch import Tensor
 
-from fluxlike.scope import key
-from fluxlike.scope.key import Draws
+from fluxlike.scope import seeded
+from fluxlike.scope.seeded import Draws
 from fluxlike.transforms.jit.call import Signature
 from fluxlike.transforms.jit.numbers import Numbers
 from fluxlike.transforms.jit.refusals import (
@@ -90,11 +90,11 @@ def record(
                 out = call(tree)
             else:
                 scope = Draws.from_inputs(*fakes[len(inputs) :])
-                token = key.enter(scope)
+                token = seeded.enter(scope)
                 try:
                     out = call(tree)
                 finally:
-                    key.leave(token)
+                    seeded.leave(token)
                 noted.drawn = scope.mark()
         require_attributes_unchanged(signature, tree, leaves)
         return _note(noted, out, signature, own)

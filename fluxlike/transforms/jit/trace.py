@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private.guards import guard
-from fluxlike.scope import key
+from fluxlike.scope import seeded
 from fluxlike.scope.blocks import teach_inductor
 from fluxlike.transforms.jit.call import Signature, number
 from fluxlike.transforms.jit.donated import Donation
@@ -57,7 +57,7 @@ class Trace:
         assert taken is not None
         # The last scalars, as numbers and as tensors.
         self._numbers = [(v, number(v)) for v in taken[1]]
-        noted = record(call, signature, signature.stand_ins(leaves), key.active())
+        noted = record(call, signature, signature.stand_ins(leaves), seeded.active())
         self._captured = noted.graph.captured
         self._guard = guard(self._captured)
         self.differentiated = torch.is_grad_enabled() and any(x.grad_fn is not None for x in self._captured)
@@ -101,7 +101,7 @@ class Trace:
             if last[0] != value or (not value and math.copysign(1, value) != math.copysign(1, last[0])):
                 self._numbers[n] = last = value, number(value)
             inputs.append(last[1])
-        draws = key.active()
+        draws = seeded.active()
         if draws is not None:
             inputs += draws.as_inputs()
             draws.advance(self._drawn)

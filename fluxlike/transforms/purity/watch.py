@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from fluxlike._private import tracing
-from fluxlike.scope import key
+from fluxlike.scope import seeded
 from fluxlike.transforms.purity.copies import contents, differ, storage_of, view_of
 from fluxlike.transforms.purity.randomness import RandomStates
 from fluxlike.transforms.purity.watched import Watched
@@ -61,7 +61,7 @@ class Watch(TorchFunctionMode):
         for x, form in forms:
             if _form(x) != form:
                 self._note(self._places[id(x)], func)
-        if key.active() is None and self._states.moved(random_before):
+        if seeded.active() is None and self._states.moved(random_before):
             self._states.note(_name(func))
         if own_before is not None and not torch.equal(generator.get_state(), own_before):
             self._note(self._places.get(id(generator), []), func)
