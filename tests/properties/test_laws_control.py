@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,7 @@ def test_cond_is_an_if(tree: Any, pred: bool) -> None:
         assert same_bits(found[0], x) if isinstance(x, Tensor) else found is x or found == x
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(trees(), st.data())
 def test_check_pure_finds_the_one_leaf_that_is_written(tree: Any, data: st.DataObject) -> None:

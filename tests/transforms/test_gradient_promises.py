@@ -105,6 +105,7 @@ def test_a_cast_of_an_outer_model_inside_an_inner_gradient_keeps_its_buffers_ori
     assert grads.running_mean.value.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_many_casts_inside_a_gradient_are_not_mixed_up():
     model, x = fl.BatchNorm(2), torch.randn(4, 2)
 
