@@ -12,6 +12,7 @@ from torch import Tensor
 from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
+from fluxlike.layers.construct import new_weight
 from fluxlike.layers.errors import explain_mixture, require_activation, require_features
 from fluxlike.trees.functor import functor
 from fluxlike.trees.paths import is_node
@@ -69,7 +70,7 @@ class Dense:
         init: Init = glorot_uniform,
     ) -> None:
         require_activation("Dense", activation)
-        self.weight = init((out_features, in_features))
+        self.weight = new_weight("Dense", init, (out_features, in_features))
         self.bias = torch.zeros(out_features) if bias else None
         self.activation = activation
 
@@ -132,7 +133,7 @@ class Scale:
             raise ValueError(f"Scale{size}: write the sizes of the last axes, then perhaps an activation")
         self.activation = others[0] if others else activation
         require_activation("Scale", self.activation)
-        self.weight = init(sizes)
+        self.weight = new_weight("Scale", init, sizes)
         self.bias = torch.zeros(sizes) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ class Bilinear:
         inputs = (in_features, in_features) if isinstance(in_features, int) else tuple(in_features)
         if len(inputs) != 2:
             raise ValueError(f"in_features={in_features!r}: write the lengths of two inputs, or one for both")
-        self.weight = init((out_features, *inputs))
+        self.weight = new_weight("Bilinear", init, (out_features, *inputs))
         self.bias = torch.zeros(out_features) if bias else None
         self.activation = activation
 

@@ -12,6 +12,7 @@ from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation, Init, activation_text
+from fluxlike.layers.construct import new_weight
 from fluxlike.layers.errors import explain_mixture, require_activation
 from fluxlike.layers.padding import Pad, as_pads, explain_pads, explain_window, pad_text, split_pads
 from fluxlike.layers.sizes import as_sizes, as_window, covered, option_text, refuse_shape, sizes_text
@@ -90,7 +91,7 @@ class Conv:
         require_channels(in_channels, out_channels, groups)
         if padding_mode not in _PADDING_MODES:
             raise ValueError(f"padding_mode={padding_mode!r}: write one of {', '.join(_PADDING_MODES)}")
-        self.weight = init((out_channels, in_channels // groups, *kernel))
+        self.weight = new_weight("Conv", init, (out_channels, in_channels // groups, *kernel))
         self.bias = torch.zeros(out_channels) if bias else None
         self.activation = activation
         self.stride = as_sizes("stride", stride, n)

@@ -12,6 +12,7 @@ from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation, Init, activation_text
+from fluxlike.layers.construct import new_weight
 from fluxlike.layers.conv import explain_stack, require_channels
 from fluxlike.layers.errors import explain_mixture, require_activation
 from fluxlike.layers.padding import Pad, SamePad, as_pads, pad_text, pads_by_axis
@@ -87,7 +88,7 @@ class ConvTranspose:
         n = len(kernel)
         require_activation("ConvTranspose", activation)
         require_channels(in_channels, out_channels, groups)
-        self.weight = init((in_channels, out_channels // groups, *kernel))
+        self.weight = new_weight("ConvTranspose", init, (in_channels, out_channels // groups, *kernel))
         self.bias = torch.zeros(out_channels) if bias else None
         self.activation = activation
         self.stride = as_sizes("stride", stride, n)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Init
+from fluxlike.layers.construct import new_weight
 from fluxlike.random import normal
 from fluxlike.transforms.motors import derived_again
 from fluxlike.trees.functor import functor
@@ -45,7 +46,7 @@ class Embedding:
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, *, init: Init = normal) -> None:
-        self.weight = init((num_embeddings, embedding_dim))
+        self.weight = new_weight("Embedding", init, (num_embeddings, embedding_dim))
 
     def __call__(self, indices: Tensor) -> Tensor:
         wide = _wide("Embedding", indices)
@@ -103,7 +104,7 @@ class EmbeddingBag:
     ) -> None:
         if mode not in _MODES:
             raise ValueError(f"mode={mode!r}: write one of {', '.join(_MODES)}")
-        self.weight = init((num_embeddings, embedding_dim))
+        self.weight = new_weight("EmbeddingBag", init, (num_embeddings, embedding_dim))
         self.mode = mode
 
     def __call__(

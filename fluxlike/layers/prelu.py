@@ -11,6 +11,7 @@ from torch import Tensor
 from fluxlike._private import functorch
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Init
+from fluxlike.layers.construct import new_weight
 from fluxlike.layers.errors import explain_mixture, require_features
 from fluxlike.trees.functor import functor
 
@@ -54,7 +55,7 @@ class PReLU:
     """
 
     def __init__(self, num_parameters: int = 1, *, init: Init = _quarter) -> None:
-        self.weight = init((num_parameters,))
+        self.weight = new_weight("PReLU", init, (num_parameters,))
 
     def __call__(self, x: Tensor) -> Tensor:
         (n,) = self.weight.shape

@@ -1,0 +1,50 @@
+"""Making a layer's weight: what its size and its init may be."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fluxlike.trees.show import value_text
+
+__all__ = ["new_weight"]
+
+
+def new_weight(name: str, init: Callable[[Sequence[int]], Tensor], shape: tuple[Any, ...]) -> Tensor:
+    """The weight of a layer, made by its init.
+
+    Raises:
+        TypeError: sizes that are no whole numbers, or an init that makes no floating tensor of a shape.
+        ValueError: a negative size, or an init that makes another shape.
+    """
+    sizes = tuple(_size(name, shape, n) for n in shape)
+    if getattr(init, "__module__", None) == "torch.nn.init":
+        raise TypeError(
+            f"{name}: {init.__name__} fills a tensor in place, and init= takes a function of a shape; write "
+            f"init=lambda shape: torch.nn.init.{init.__name__}(torch.empty(shape)), or one of fluxlike.init"
+        )
+    weight = init(sizes)
+    if not isinstance(weight, Tensor) or not (weight.is_floating_point() or weight.is_complex()):
+        found = value_text(weight) if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(
+            f"{name}: init={value_text(init)} made {found} of the shape {sizes}, which can't be trained; it "
+            "takes a shape and returns a floating tensor, as those of fluxlike.init do"
+        )
+    if tuple(weight.shape) != sizes:
+        raise ValueError(
+            f"{name}: init={value_text(init)} made a tensor of shape {tuple(weight.shape)}, asked for {sizes}"
+        )
+    return weight
+
+
+def _size(name: str, shape: tuple[Any, ...], n: Any) -> int:
+    try:
+        size = operator.index(n)
+    except TypeError:
+        raise TypeError(f"{name}: sizes are whole numbers, found {n!r} among {shape}") from None
+    if size < 0:
+        raise ValueError(f"{name}: sizes are not negative, found {n!r} among {shape}")
+    return size
