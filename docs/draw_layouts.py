@@ -58,35 +58,46 @@ def image(width: int = 4, height: int = 3, channels: int = 2) -> np.ndarray:
 
 
 def draw_memory() -> None:
-    """One image as Julia's (W, H, C), as ours (C, H, W), and the memory below both."""
+    """One image as Julia's (W, H, C), as ours (C, H, W), and the memory below both; one entry is marked."""
     julia = image()
     ours = fl.permute(julia, "WHC", "CHW")
-    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
-    bare(figure, axis, 27, 11.5)
-    channels, height, width = ours.shape
-    for c in range(channels):
-        grid = [
-            [(str(julia[w, h, c]), shade(COLOURS[c], julia[w, h, c] % 12 / 11)) for w in range(width)]
-            for h in range(height)
-        ]
-        cells(axis, (1 + 6 * c, 9), grid)
-        note(axis, 1 + 6 * c, 9.5, f"julia[w, h, {c + 1}]")
-        grid = [
-            [(str(ours[c, h, w]), shade(COLOURS[c], ours[c, h, w] % 12 / 11)) for w in range(width)]
-            for h in range(height)
-        ]
-        cells(axis, (15 + 6 * c, 9), grid)
-        note(axis, 15 + 6 * c, 9.5, f"ours[{c}, h, w]")
-        arrow(axis, (1 + 6 * c, 5.6), (5 + 6 * c, 5.6))
-        note(axis, 1 + 6 * c, 5.2, "w")
-        arrow(axis, (15 + 6 * c, 5.6), (19 + 6 * c, 5.6))
-        note(axis, 15 + 6 * c, 5.2, "w")
-    note(axis, 1, 11, "Flux: size (W, H, C), the first axis next to each other", weight="bold")
-    note(axis, 15, 11, "here: shape (C, H, W), the last axis next", weight="bold")
+    figure, axis = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    bare(figure, axis, 29, 13)
+    w, h, c = 1, 2, 0  # the entry that is followed; Julia counts it from 1
+    for left, names in ((1.5, "julia[w, h, {0}]"), (16.5, "ours[{1}, h, w]")):
+        for channel in range(len(ours)):
+            x = left + 6.5 * channel
+            grid = [[entry(v) for v in line] for line in ours[channel]]
+            cells(axis, (x, 10), grid)
+            note(axis, x, 10.5, names.format(channel + 1, channel))
+            arrow(axis, (x, 6.6), (x + 4, 6.6))
+            note(axis, x + 4.2, 6.6, "w")
+            arrow(axis, (x - 0.4, 10), (x - 0.4, 7))
+            note(axis, x - 0.4, 6.6, "h", ha="center")
+        frame(axis, left + 6.5 * c + w, 10 - h - 1)
+    note(axis, 1.5, 12.3, "Flux: size (W, H, C), the first axis next to each other", weight="bold")
+    note(axis, 16.5, 12.3, "here: shape (C, H, W), the last axis next", weight="bold")
+    names = f"julia[{w + 1}, {h + 1}, {c + 1}]", f"ours[{c}, {h}, {w}]"
+    assert julia[w, h, c] == ours[c, h, w]
     memory = ours.reshape(-1)
-    cells(axis, (1.5, 2.5), [[(str(m), shade(COLOURS[m // 12], m % 12 / 11)) for m in memory]])
-    note(axis, 1.5, 3, 'one memory, read by both: permute(x, "WHC", "CHW") copies nothing')
+    place = int(np.flatnonzero(memory == ours[c, h, w])[0])
+    cells(axis, (2.5, 3), [[entry(m) for m in memory]])
+    frame(axis, 2.5 + place, 2)
+    for left, name in zip((1.5, 16.5), names, strict=True):
+        start = left + 6.5 * c + w + 0.5
+        arrow(axis, (start, 6.9), (3 + place, 3.1))
+        note(axis, left, 4.6, f"{name} = {ours[c, h, w]}", weight="bold")
+    note(axis, 2.5, 1.2, 'one memory, read by both: permute(x, "WHC", "CHW") copies nothing')
     save(figure, "layouts_memory.svg")
+
+
+def entry(number: int) -> tuple[str, tuple[float, ...]]:
+    """A square for an entry of `image`, in the colour of its channel."""
+    return str(number), shade(COLOURS[number // 12], number % 12 / 11)
+
+
+def frame(axis: Axes, x: float, y: float) -> None:
+    axis.add_patch(plt.Rectangle((x, y), 1, 1, fill=False, edgecolor="black", linewidth=2))
 
 
 def draw_conventions() -> None:
@@ -102,6 +113,10 @@ def draw_conventions() -> None:
             here = fl.batch_first(array, convention)
             right = np.array_equal(here[0, 0], letter)
             axis.imshow(here[0, 0], cmap="Blues" if right else "Reds", vmin=-0.6, vmax=1.3)
+            rows, columns = here.shape[2:]  # squares of one size, whichever way the letter lies
+            axis.set_xlim(columns / 2 - 3.2, columns / 2 + 2.2)
+            axis.set_ylim(rows / 2 + 2.2, rows / 2 - 3.2)
+            axis.set_frame_on(False)
             axis.set_title(f'batch_first(x, "{convention}")\nshape {here.shape}', fontsize=9)
             axis.set_xlabel("as it is" if right else "transposed", fontsize=9)
             axis.set_xticks([])
@@ -119,17 +134,17 @@ def draw_kernels() -> None:
         ]
         for name, where in {"Conv": None, "CrossCor": ""}.items()
     }
-    figure, axis = plt.subplots(figsize=(8, 2.6), layout="constrained")
-    bare(figure, axis, 24, 6.5)
+    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    bare(figure, axis, 22, 10.5)
     colour = {v: shade(COLOURS[0], (v - 1) / 5) for v in kernel.flatten()}
-    cells(axis, (1, 4), [[(f"{v:.0f}", colour[v]) for v in line] for line in kernel.T])
-    note(axis, 1, 5.5, "Flux\nweight[w, h, 1, 1]", weight="bold")
-    for x, (name, w) in zip((9, 17), here.items(), strict=True):
-        cells(axis, (x, 4), [[(f"{v:.0f}", colour[float(v)]) for v in line] for line in w])
-        arrow(axis, (x - 4.4, 3), (x - 0.4, 3)) if x == 9 else None
-        note(axis, x, 5.5, f"here, from {name}\nweight[0, 0, h, w]", weight="bold")
-    note(axis, 9, 1.2, "turned around: Flux slides\nthe kernel from its far end")
-    note(axis, 17, 1.2, "as it is")
+    cells(axis, (1, 5.5), [[(f"{v:.0f}", colour[v]) for v in line] for line in kernel.T])
+    note(axis, 1, 6.6, "Flux\nweight[w, h, 1, 1]", weight="bold")
+    told = {"Conv": "turned around: Flux slides\nthe kernel from its far end", "CrossCor": "as it is"}
+    for y, (name, w) in zip((8, 3), here.items(), strict=True):
+        arrow(axis, (4.3, 4.5), (8.7, y - 1))
+        cells(axis, (9, y), [[(f"{v:.0f}", colour[float(v)]) for v in line] for line in w])
+        note(axis, 9, y + 1.1, f"here, from {name}\nweight[0, 0, h, w]", weight="bold")
+        note(axis, 12.6, y - 1, told[name])
     save(figure, "layouts_kernels.svg")
 
 

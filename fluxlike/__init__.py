@@ -43,6 +43,7 @@ from fluxlike.layers.activations import (
     tanh,
     tanhshrink,
 )
+from fluxlike.layers.adaptive_pool import AdaptiveMaxPool, AdaptiveMeanPool
 from fluxlike.layers.attention.cache import KVCache
 from fluxlike.layers.attention.multihead import MultiHeadAttention
 from fluxlike.layers.attention.positions import RotaryEmbedding, SinusoidalEmbedding
@@ -56,18 +57,13 @@ from fluxlike.layers.conv_transpose import ConvTranspose
 from fluxlike.layers.dropout import AlphaDropout, Dropout, DropPath
 from fluxlike.layers.embedding import Embedding, EmbeddingBag
 from fluxlike.layers.errors import LayerError
+from fluxlike.layers.global_pool import GlobalMaxPool, GlobalMeanPool
 from fluxlike.layers.groupnorm import GroupNorm, InstanceNorm
 from fluxlike.layers.layernorm import LayerNorm, RMSNorm
 from fluxlike.layers.layouts import convert_layout, foreign_state, load_foreign_state
 from fluxlike.layers.padding import SamePad
 from fluxlike.layers.parallel import Maxout, PairwiseFusion, Parallel
 from fluxlike.layers.pool import LPPool, MaxPool, MeanPool
-from fluxlike.layers.pool_whole import (
-    AdaptiveMaxPool,
-    AdaptiveMeanPool,
-    GlobalMaxPool,
-    GlobalMeanPool,
-)
 from fluxlike.layers.prelu import PReLU
 from fluxlike.layers.recurrent.cells import GRUCell, LSTMCell, RNNCell
 from fluxlike.layers.recurrent.layers import GRU, LSTM, RNN
@@ -109,7 +105,7 @@ from fluxlike.placement.device import cpu, get_device, gpu, to_device
 from fluxlike.placement.dtype import bf16, f16, f32, f64, stays_float32
 from fluxlike.placement.foreign.parameters import parameter_rule
 from fluxlike.placement.layout import Layout, permute
-from fluxlike.placement.layout_rules import LayoutRule, layout_rule, layout_rules
+from fluxlike.placement.layout_rules import layout_rule
 from fluxlike.placement.memory_format import channels_last, contiguous
 from fluxlike.scope.assigned import assign, current
 from fluxlike.scope.key import Key
@@ -191,7 +187,6 @@ __all__ = [
     "LayerError",
     "LayerNorm",
     "Layout",
-    "LayoutRule",
     "Lion",
     "Lookahead",
     "MaxPool",
@@ -290,7 +285,6 @@ __all__ = [
     "jacobian",
     "jit",
     "layout_rule",
-    "layout_rules",
     "leaf",
     "leaky_relu",
     "load",

@@ -39,6 +39,7 @@ __all__ = [
     "outside",
     "unwrap",
     "unwrap_dead",
+    "values",
     "vmaps",
     "without_graph",
     "wrap",
@@ -143,6 +144,14 @@ def without_graph(x: Tensor, /) -> Tensor:
 def batch_like(x: Tensor, batch: Tensor, /) -> Tensor:
     """`x` made a batch as another one is, of the same level and axis."""
     return _functorch._add_batch_dim(x, _functorch.maybe_get_bdim(batch), _functorch.maybe_get_level(batch))
+
+
+def values(x: Tensor, /) -> Tensor:
+    """The numbers of a tensor that no transform sees, with the axes that ``vmap`` maps in front."""
+    while level_of(x) > 0:
+        axis = _functorch.maybe_get_bdim(x) if is_batch(x) else 0
+        x = inner(x).movedim(axis, 0)
+    return x
 
 
 def unwrap_dead(x: Tensor, /) -> Tensor:

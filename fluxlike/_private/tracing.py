@@ -8,12 +8,17 @@ from torch.utils._device import DeviceContext
 
 from fluxlike._private import functorch
 
-__all__ = ["concrete", "default_device", "readable", "tracing", "watched"]
+__all__ = ["concrete", "default_device", "depth", "readable", "tracing", "watched"]
 
 
 def tracing() -> bool:
     """Whether operations are recorded or compiled (`make_fx`, fake tensors, torch.compile) here."""
     return torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
+
+
+def depth() -> int:
+    """How many modes see the operations here; a trace of `make_fx` or with fake tensors is deeper."""
+    return torch._C._len_torch_dispatch_stack()
 
 
 def concrete() -> bool:

@@ -177,13 +177,23 @@ def _check_inits(inits: Any) -> None:
         )
     for cls, init in inits.items():
         if not isinstance(cls, type):
-            hint = f"; write {type(cls).__name__}" if spec_of(type(cls)) else ""
-            raise TypeError(f"reinit takes classes as keys, found {cls!r}{hint}")
+            raise TypeError(f"reinit takes classes as keys, found {cls!r}{_class_meant(cls)}")
         if not callable(init) or isinstance(init, type):
             raise TypeError(
                 f"reinit: for {cls.__name__} found {init!r}; write a function of a shape, such as "
                 "fluxlike.init.glorot_uniform or torch.zeros"
             )
+
+
+def _class_meant(key: Any) -> str:
+    """Of a layer, its class; of a function that says what it makes, the class of that."""
+    if spec_of(type(key)):
+        return f"; write {type(key).__name__}"
+    made = getattr(key, "__annotations__", {}).get("return")
+    if made is None:
+        return ""
+    name = made if isinstance(made, str) else getattr(made, "__name__", str(made))
+    return f"; {key.__name__} is a function that makes a {name}; write {name}"
 
 
 def _check_all_used(

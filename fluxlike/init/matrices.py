@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from fluxlike import random
+from fluxlike.init.shapes import matrix
+from fluxlike.placement.numbers import at_least_float32
 
 __all__ = ["identity", "orthogonal", "sparse"]
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 def orthogonal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
@@ -38,9 +39,9 @@ def orthogonal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-5)
         True
     """
-    rows, columns = _matrix("orthogonal", shape)
+    rows, columns = matrix("orthogonal", shape)
     dtype = torch.get_default_dtype()
-    drawn = random.normal((rows, columns), dtype=torch.float32 if dtype in _HALVES else dtype)
+    drawn = random.normal((rows, columns), dtype=at_least_float32(dtype))
     q, r = torch.linalg.qr(drawn if rows >= columns else drawn.mT)
     diagonal = r.diagonal()
     q = q * torch.where(diagonal < 0, -gain, gain)
@@ -52,7 +53,8 @@ def sparse(shape: Sequence[int], /, sparsity: float, *, std: float = 0.01) -> Te
 
     Args:
         shape: (out, in).
-        sparsity: the part of each column that is zero, from 0 to 1: ``⌈sparsity·out⌉`` entries.
+        sparsity: the part of each column that is zero, from 0 to 1: ``⌈sparsity·out⌉`` entries, of
+            the decimal number as it is written (torch rounds first: 0.07 of 100 is 8 there).
         std: the standard deviation of the others. (default: 0.01)
 
     Returns:
@@ -71,7 +73,7 @@ def sparse(shape: Sequence[int], /, sparsity: float, *, std: float = 0.01) -> Te
         raise ValueError(f"sparse got the shape {tuple(shape)}: it makes matrices, (out, in)")
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparse: sparsity={sparsity}; write the part that is zero, from 0 to 1")
-    zeros = math.ceil(sparsity * shape[0])
+    zeros = math.ceil(Fraction(str(float(sparsity))) * shape[0])  # 0.07 of 100 is 7, and 7.000…1 in floats
     values = random.normal(shape, std=std)
     # A random permutation for each column.
     order = random.uniform(shape, dtype=torch.float32).argsort(dim=0, stable=True)
@@ -109,7 +111,7 @@ def identity(
         >>> torch.equal(fl.Conv((3,), 4, 4, pad=1, init=fl.init.identity)(x), x)
         True
     """
-    _matrix("identity", shape)
+    matrix("identity", shape)
     shifts = (shift,) if isinstance(shift, int) else tuple(shift)
     if len(shifts) > len(shape):
         raise ValueError(
@@ -123,13 +125,3 @@ def identity(
         hit = hit[..., None] & (torch.arange(size) == size // 2)
     rolled = torch.roll(hit, shifts, tuple(range(len(shifts)))) if any(shifts) else hit
     return rolled.to(torch.get_default_dtype()) * gain
-
-
-def _matrix(name: str, shape: Sequence[int]) -> tuple[int, int]:
-    """The sizes of the matrix (out, in·…) that a shape stands for."""
-    if len(tuple(shape)) < 2:
-        raise ValueError(
-            f"{name} got the shape {tuple(shape)}: weights have at least two axes, (out, in, …); "
-            "biases start at zero"
-        )
-    return shape[0], math.prod(shape[1:])

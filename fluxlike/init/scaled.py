@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from fluxlike import random
+from fluxlike.init.shapes import fans
 
 __all__ = [
     "glorot_normal",
@@ -20,7 +20,9 @@ __all__ = [
 
 
 def glorot_uniform(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
-    """Uniform in ±gain·√(6 / (fan_in + fan_out)) (Glorot & Bengio 2010).
+    """Uniform in ±gain·√(6 / (fan_in + fan_out)).
+
+    (Glorot & Bengio 2010, proceedings.mlr.press/v9/glorot10a.html.)
 
     Args:
         shape: (out, in, …), as weights are laid out.
@@ -38,12 +40,14 @@ def glorot_uniform(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         >>> w.shape, bool(w.abs().max() <= (6 / 50) ** 0.5)
         (torch.Size([30, 20]), True)
     """
-    bound = gain * (6.0 / sum(_fans("glorot_uniform", shape))) ** 0.5
+    bound = gain * (6.0 / sum(fans("glorot_uniform", shape))) ** 0.5
     return random.uniform(shape, -bound, bound)
 
 
 def glorot_normal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
-    """Normal with standard deviation gain·√(2 / (fan_in + fan_out)) (Glorot & Bengio 2010).
+    """Normal with standard deviation gain·√(2 / (fan_in + fan_out)).
+
+    (Glorot & Bengio 2010, proceedings.mlr.press/v9/glorot10a.html.)
 
     Args:
         shape: (out, in, …), as weights are laid out.
@@ -60,7 +64,7 @@ def glorot_normal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         >>> fl.init.glorot_normal((3, 2)).shape
         torch.Size([3, 2])
     """
-    return random.normal(shape, std=gain * (2.0 / sum(_fans("glorot_normal", shape))) ** 0.5)
+    return random.normal(shape, std=gain * (2.0 / sum(fans("glorot_normal", shape))) ** 0.5)
 
 
 def kaiming_uniform(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tensor:
@@ -81,7 +85,7 @@ def kaiming_uniform(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tenso
         >>> bool(fl.init.kaiming_uniform((3, 24)).abs().max() <= 0.5)
         True
     """
-    fan_in, _ = _fans("kaiming_uniform", shape)
+    fan_in, _ = fans("kaiming_uniform", shape)
     bound = gain * (3.0 / fan_in) ** 0.5
     return random.uniform(shape, -bound, bound)
 
@@ -104,7 +108,7 @@ def kaiming_normal(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tensor
         >>> fl.init.kaiming_normal((16, 3, 3, 3)).shape
         torch.Size([16, 3, 3, 3])
     """
-    fan_in, _ = _fans("kaiming_normal", shape)
+    fan_in, _ = fans("kaiming_normal", shape)
     return random.normal(shape, std=gain / fan_in**0.5)
 
 
@@ -128,7 +132,7 @@ def lecun_uniform(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         >>> bool(fl.init.lecun_uniform((3, 12)).abs().max() <= 0.5)
         True
     """
-    fan_in, _ = _fans("lecun_uniform", shape)
+    fan_in, _ = fans("lecun_uniform", shape)
     bound = gain * (3.0 / fan_in) ** 0.5
     return random.uniform(shape, -bound, bound)
 
@@ -154,17 +158,5 @@ def lecun_normal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         >>> fl.init.lecun_normal((16, 3, 3, 3)).shape
         torch.Size([16, 3, 3, 3])
     """
-    fan_in, _ = _fans("lecun_normal", shape)
+    fan_in, _ = fans("lecun_normal", shape)
     return random.normal(shape, std=gain / fan_in**0.5)
-
-
-def _fans(name: str, shape: Sequence[int]) -> tuple[int, int]:
-    """How many inputs an output depends on, and the other way round; at least 1."""
-    if len(tuple(shape)) < 2:
-        raise ValueError(
-            f"{name} got the shape {tuple(shape)}: weights have at least two axes, (out, in, …); "
-            "biases start at zero"
-        )
-    outputs, inputs, *window = shape
-    field = math.prod(window)
-    return max(inputs * field, 1), max(outputs * field, 1)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fluxlike import random
+from fluxlike.placement.numbers import at_least_float32
 
 __all__ = ["truncated_normal"]
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 def truncated_normal(
@@ -50,9 +49,9 @@ def truncated_normal(
         >>> bool(w.abs().max() <= 0.04)
         True
     """
-    if std <= 0:
+    if not std > 0:
         raise ValueError(f"truncated_normal: std={std}; write a number above 0")
-    if low >= high:
+    if not low < high:
         raise ValueError(f"truncated_normal: low={low} is not below high={high}")
     a, b = (low - mean) / std, (high - mean) / std
     flipped = a > 0  # the distribution function is most exact in the lower tail
@@ -60,7 +59,7 @@ def truncated_normal(
         a, b = -b, -a
     below, upto = _distribution(a), _distribution(b)
     dtype = torch.get_default_dtype()
-    wide = torch.float32 if dtype in _HALVES else dtype
+    wide = at_least_float32(dtype)
     if upto - below < torch.finfo(wide).tiny:
         raise ValueError(
             f"truncated_normal: from {low} to {high} there is nothing left of a normal distribution of mean "

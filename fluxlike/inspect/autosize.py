@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import torch
 
-from fluxlike.inspect.dry_run import DryRun, on_meta
-from fluxlike.layers.auto import Deferred, Sizes, Token
-from fluxlike.trees.fmap import fleaves, fmap_with_path
+from fluxlike.inspect.dry_run import DryRun
+from fluxlike.layers.auto import Deferred, Sizes, Token, is_deferred, waiting
+from fluxlike.placement.dry import on_meta
+from fluxlike.transforms.listening import Call
+from fluxlike.trees.fmap import fmap_with_path
 
 __all__ = ["autosize"]
 
 
-def autosize(model: Any, /, *example: Any, dtype: torch.dtype | None = None) -> Any:
+def autosize(model: Any, /, *example: Any, dtype: torch.dtype | None = None, **named: Any) -> Any:
     """A model with real layers in place of those made with `auto`, sized by an example of its input.
 
     The model runs once on the meta device, where each layer sees what it is called with. Then the
-    layers are made in the order of the tree, so their initial values are drawn as if the sizes had been
-    written: from the key in scope, in the default dtype, on the default device.
+    layers are made in the order of the tree, in the default dtype, on the default device.
+
+    Their initial values are drawn then, from the key in scope; those of a layer whose sizes are written
+    were drawn when it was made, before them. So a model has the values that it would have with all sizes
+    written if, from the first layer with `auto` on, every layer that draws has `auto`.
 
     Args:
         model: a model; layers made with `auto` may stand anywhere among its children.
         example: what it is called with: tensors, shapes such as ``(32, 3, 28, 28)`` in their place, or
             trees of these. The size of the batch does not matter.
         dtype: of the examples given by their shape, as in `outputsize`.
+        named: examples of what it is called with by name.
 
     Returns:
         A new model. Other leaves are the same objects; a layer that stands at several places is one
@@ -51,7 +57,7 @@ def autosize(model: Any, /, *example: Any, dtype: torch.dtype | None = None) -> 
         )                             # Total: 8 tensors, 130_089 parameters, 32 non-trainable, 508.285 KiB
     """
     sizing = _Sizing()
-    sizing.run(model, example, dtype)
+    sizing.run(model, example, dtype, named)
     sizing.require_all()
     return _made(model, "", sizing, {})
 
@@ -74,30 +80,17 @@ class _Sizing(DryRun):
         self._by_path: dict[str, _Found] = {}
 
     def rebuild(self, model: Any, path: str = "") -> Any:
-        fmap_with_path(
-            lambda below, x: self._wait(path + below, x), model, is_leaf=_is_deferred, leaves="all"
-        )
+        for below, deferred in waiting(model):
+            self._waiting.setdefault(deferred.token, (path + below, deferred))
         return super().rebuild(model, path)
 
-    def _wait(self, path: str, x: Any) -> None:
-        if _is_deferred(x):
-            self._waiting.setdefault(x.token, (path, x))
+    def heard(self, call: Call) -> Any:
+        if isinstance(call.layer, Deferred):
+            call = call._replace(forward=functools.partial(self._call_sized, call.path, call.layer))
+        return super().heard(call)
 
-    def heard(
-        self,
-        path: str,
-        layer: Any,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if isinstance(layer, Deferred):
-            deferred = layer
-
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                return self._sized(path, deferred, args, kwargs)(*args, **kwargs)
-
-        return super().heard(path, layer, forward, args, kwargs)
+    def _call_sized(self, path: str, deferred: Deferred, /, *args: Any, **kwargs: Any) -> Any:
+        return self._sized(path, deferred, args, kwargs)(*args, **kwargs)
 
     def _sized(self, path: str, deferred: Deferred, args: Any, kwargs: Any) -> Any:
         sizes = deferred.sizes(*args, **kwargs)
@@ -131,20 +124,14 @@ def _made(tree: Any, path: str, sizing: _Sizing, made: dict[Token, Any]) -> Any:
     """A tree with the real layers in place of the deferred ones, made in the order of the tree."""
 
     def make(below: str, x: Any) -> Any:
-        if not _is_deferred(x):
+        if not isinstance(x, Deferred):
             return x
         if x.token not in made:
             found = sizing.found(path + below, x)
             made[x.token] = _made(x.make(found.sizes), found.path, sizing, made)
         return made[x.token]
 
-    if not any(map(_is_deferred, fleaves(tree, is_leaf=_is_deferred, leaves="all"))):
-        return tree
-    return fmap_with_path(make, tree, is_leaf=_is_deferred, leaves="all")
-
-
-def _is_deferred(x: Any) -> bool:
-    return isinstance(x, Deferred)
+    return fmap_with_path(make, tree, is_leaf=is_deferred, leaves="all") if waiting(tree) else tree
 
 
 def _say(sizes: Sizes) -> str:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from fluxlike.layers.errors import LayerError
-from fluxlike.scope.seeded import active
-from fluxlike.transforms.listening import Listener, require_model
+from fluxlike.placement.dry import on_meta, shape_of, without_data
+from fluxlike.transforms.listening import Call, Listener, require_model
 from fluxlike.trees.fmap import fleaves, fmap
 
-__all__ = ["DryRun", "on_meta"]
+__all__ = ["DryRun"]
 
 
 class DryRun(Listener):
@@ -31,43 +28,43 @@ class DryRun(Listener):
     def __init__(self, by: str) -> None:
         super().__init__()
         self._by = by
-        self._failure: tuple[str, Any, Any, Exception] | None = None
+        self._failure: tuple[Call, Exception] | None = None
 
-    def run(self, model: Any, inputs: tuple[Any, ...], dtype: torch.dtype | None) -> Any:
-        """The output on the meta device.
+    def run(
+        self,
+        model: Any,
+        inputs: tuple[Any, ...],
+        dtype: torch.dtype | None,
+        named: dict[str, Any] | None = None,
+    ) -> Any:
+        """The output on the meta device, for inputs and others by name.
 
         Raises:
             LayerError: a layer failed, or needs the value of a tensor.
         """
         require_model(model, self._by)
-        example = _example(model, inputs, dtype, self._by)
-        with torch.device("meta"), _WithOthers(), _draws_rewound():
+        example = _example(model, [*inputs, *(named or {}).values()], dtype, self._by)
+        first, others = example[: len(inputs)], dict(zip(named or {}, example[len(inputs) :], strict=True))
+        with without_data():
             try:
-                return self.call(on_meta(model), *example)
+                return self.call(on_meta(model), *first, **others)
             except Exception as error:
                 self._explain(error)
                 raise
 
-    def heard(
-        self,
-        path: str,
-        layer: Any,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def heard(self, call: Call) -> Any:
         try:
-            return forward(*args, **kwargs)
+            return call.answer()
         except Exception as error:
-            if self._failure is None or self._failure[3] not in _causes(error):
-                self._failure = path, layer, next(iter((*args, *kwargs.values())), None), error
+            if self._failure is None or self._failure[1] not in _causes(error):
+                self._failure = call, error
             raise
 
     def _explain(self, error: Exception) -> None:
         """Raise a better error: one that names the innermost layer that failed."""
         if self._failure is None:
             return
-        path, layer, x, origin = self._failure
+        (path, layer, _, args, kwargs), origin = self._failure
         if _NO_VALUE.search(str(origin)):
             origin = RuntimeError(
                 f"{self._by} runs the model on the meta device, which knows shapes and no values, and this "
@@ -78,8 +75,8 @@ class DryRun(Listener):
             origin.__cause__ = error
             if not path:
                 raise origin from error
-        if path and LayerError.wraps(origin):
-            raise LayerError.at(path, layer, x, origin) from error
+        if path and LayerError.wraps(origin) and not isinstance(origin, LayerError):
+            raise LayerError.of(path, layer, next(iter((*args, *kwargs.values())), None), origin) from origin
         if origin is not error:
             raise origin
 
@@ -97,58 +94,19 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-class _WithOthers(TorchFunctionMode):
-    """Lets tensors that are no children of the model, such as those a function closes over, take part."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        given: Any = (args, kwargs)
-        leaves, treedef = optree.tree_flatten(given)
-        if len({x.is_meta for x in leaves if isinstance(x, Tensor)}) == 2:
-            args, kwargs = treedef.unflatten(map(_moved, leaves))
-        return func(*args, **kwargs)
-
-
-def _moved(x: Any) -> Any:
-    return _shadow(x) if isinstance(x, Tensor) and not x.is_meta else x
-
-
-@contextmanager
-def _draws_rewound() -> Iterator[None]:
-    """What is drawn inside counts for nothing."""
-    draws = active()
-    mark = draws.mark() if draws is not None else 0
-    try:
-        yield
-    finally:
-        if draws is not None:
-            draws.rewind(mark)
-
-
-def on_meta(tree: Any, /) -> Any:
-    """A tree whose tensors are shapes without memory, with the same ties; no buffer of it is held."""
-    return fmap(_shadow, tree)
-
-
-def _shadow(x: Tensor) -> Tensor:
-    if x.layout is torch.strided and not x.is_quantized:
-        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-    return x.detach().to("meta")
-
-
-def _example(model: Any, inputs: tuple[Any, ...], dtype: torch.dtype | None, by: str) -> tuple[Any, ...]:
+def _example(model: Any, inputs: list[Any], dtype: torch.dtype | None, by: str) -> list[Any]:
     """The inputs on the meta device, tensors made of shapes among them."""
-    shapes = [x for x in fleaves(inputs, is_leaf=_is_shape, leaves="all") if _is_shape(x)]
-    if dtype is not None and not shapes:
+    given = any(_is_shape(y) for x in inputs for y in fleaves(x, is_leaf=_is_shape, leaves="all"))
+    if dtype is not None and not given:
         raise ValueError(f"{by}(dtype={dtype}): dtype= is that of inputs given by their shape; found none")
-    kind = dtype if dtype is not None or not shapes else _dtype_of(model)
+    kind = dtype if dtype is not None or not given else _dtype_of(model)
 
     def make(x: Any) -> Any:
         if _is_shape(x):
             return torch.empty(tuple(map(int, x)), dtype=kind, device="meta")
-        return _shadow(x) if isinstance(x, Tensor) else x
+        return shape_of(x) if isinstance(x, Tensor) else x
 
-    return fmap(make, inputs, is_leaf=_is_shape, leaves="all")
+    return [fmap(make, x, is_leaf=_is_shape, leaves="all") for x in inputs]
 
 
 def _is_shape(x: Any) -> bool:

@@ -13,7 +13,9 @@ from fluxlike.trees.fmap import fmap
 __all__ = ["outputsize"]
 
 
-def outputsize(model: Callable[..., Any], /, *inputs: Any, dtype: torch.dtype | None = None) -> Any:
+def outputsize(
+    model: Callable[..., Any], /, *inputs: Any, dtype: torch.dtype | None = None, **named: Any
+) -> Any:
     """The shapes of a model's output, worked out without memory or numbers.
 
     The model runs on the meta device, in the mode of the scope: test mode, unless ``with mode("train")``
@@ -22,9 +24,12 @@ def outputsize(model: Callable[..., Any], /, *inputs: Any, dtype: torch.dtype | 
     Args:
         model: a model that can be called; it may be on any device, the meta device too.
         inputs: what it is called with: tensors, shapes such as ``(32, 3, 28, 28)`` in their place, or
-            trees of these. Anything else is passed on.
-        dtype: of the inputs given by their shape, such as ``torch.int64`` for indices. (default: the
-            floating dtype that most of the model's numbers have, else torch's default)
+            trees of these. Anything else is passed on. Every tuple or list of integers is a shape; a named
+            tuple of them is passed on, or write it in a function, ``lambda x: model(x, (2, 2))``.
+        dtype: of the inputs given by their shape, such as ``torch.int64`` for indices; for inputs of several
+            dtypes, write ``torch.empty(8, 5, dtype=torch.bool, device="meta")``. It is never passed to the
+            model. (default: the floating dtype that most of the model's numbers have, else torch's default)
+        named: inputs by name, in the same way.
 
     Returns:
         The output with a ``torch.Size`` in place of each tensor.
@@ -43,5 +48,5 @@ def outputsize(model: Callable[..., Any], /, *inputs: Any, dtype: torch.dtype | 
         >>> fl.outputsize(fl.Embedding(10, 3), (8, 5), dtype=torch.int64)
         torch.Size([8, 5, 3])
     """
-    y = DryRun("outputsize").run(model, inputs, dtype)
+    y = DryRun("outputsize").run(model, inputs, dtype, named)
     return fmap(lambda t: t.shape, y)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from fluxlike._private import functorch, levels
 from fluxlike.inspect.dry_run import DryRun
+from fluxlike.transforms.listening import Call
 from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.show import value_text
 
@@ -29,16 +29,9 @@ class Shapes(DryRun):
         self.outputs: dict[str, list[str]] = {}
         self._level = functorch.level()
 
-    def heard(
-        self,
-        path: str,
-        layer: Any,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        y = super().heard(path, layer, forward, args, kwargs)
-        self.outputs.setdefault(path, []).append(self._text(y))
+    def heard(self, call: Call) -> Any:
+        y = super().heard(call)
+        self.outputs.setdefault(call.path, []).append(self._text(y))
         return y
 
     def _text(self, y: Any) -> str:

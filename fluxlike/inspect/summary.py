@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.inspect.shapes import Shapes
+from fluxlike.layers.auto import waiting
 from fluxlike.trees.fmap import fleaves
 from fluxlike.trees.functor import leaf, spec_of
 from fluxlike.trees.html import tree_html
@@ -60,7 +61,7 @@ class LayerRow(NamedTuple):
     tied: int
 
 
-def summary(model: Any, /, *inputs: Any, dtype: torch.dtype | None = None) -> Summary:
+def summary(model: Any, /, *inputs: Any, dtype: torch.dtype | None = None, **named: Any) -> Summary:
     """What a model holds, tensor by tensor, and what its layers return for an example of the input.
 
     Args:
@@ -70,6 +71,7 @@ def summary(model: Any, /, *inputs: Any, dtype: torch.dtype | None = None) -> Su
             or trees of these. The model runs on the meta device, without memory or numbers, in the mode
             of the scope: test mode, unless ``with mode("train")`` or a gradient surrounds the call.
         dtype: of the inputs given by their shape, as in `outputsize`.
+        named: inputs by name, in the same way.
 
     Returns:
         An object that prints as tables: with inputs, one of the layers (path, output shape, parameters,
@@ -102,12 +104,12 @@ def summary(model: Any, /, *inputs: Any, dtype: torch.dtype | None = None) -> Su
         .layers[1] BatchNorm(2) (32, 2) 4
     """
     tensors = _tensor_rows(model)
-    if not inputs:
+    if not inputs and not named:
         if dtype is not None:
             raise ValueError(f"summary(dtype={dtype}): dtype= is that of inputs given by their shape")
         return Summary(model, tensors, None)
     shapes = Shapes("summary")
-    shapes.run(model, inputs, dtype)
+    shapes.run(model, inputs, dtype, named)
     return Summary(model, tensors, _Layers(model, shapes).rows)
 
 
@@ -119,18 +121,27 @@ class Summary:
         tensors: a row a tensor.
         layers: a row a layer; None where no inputs were given.
         totals: the counts of the whole model, as text.
+        waiting: the paths of layers made with `auto` that have no sizes yet.
     """
 
     def __init__(self, model: Any, tensors: Sequence[TensorRow], layers: Sequence[LayerRow] | None) -> None:
         self.tensors = tuple(tensors)
         self.layers = None if layers is None else tuple(layers)
         self.totals = totals(model)
+        self.waiting = [path or "(root)" for path, _ in waiting(model)]
         self._html = tree_html(model, _Notes(self.tensors, self.layers or ()))
 
     def __str__(self) -> str:
         tables = [] if self.layers is None else [_table(_LAYER_HEAD, map(_layer_cells, self.layers)), ""]
         tables.append(_table(_TENSOR_HEAD, map(_tensor_cells, self.tensors)))
-        return "\n".join([*tables, f"Total: {self.totals}"])
+        return "\n".join([*tables, f"Total: {self.totals}", *self._hint()])
+
+    def _hint(self) -> list[str]:
+        if not self.waiting:
+            return []
+        return [
+            f"Without sizes yet: {', '.join(self.waiting)}; model = fluxlike.autosize(model, x) finds them"
+        ]
 
     def __repr__(self) -> str:
         return str(self)
@@ -186,6 +197,7 @@ class _Layers:
         self._trained = parameters(leaves, structure_of(treedef).trainable).number
         self._counted: set[int] = set()  # tensors that stand further up
         self._shapes = shapes
+        self._above = {p[:i] for p in shapes.outputs for i, c in enumerate(p) if c in ".["}
         self._visit(model, "")
 
     def _visit(self, node: Any, path: str) -> None:
@@ -199,9 +211,8 @@ class _Layers:
 
     def _is_unheard(self, node: Any, path: str) -> bool:
         """Whether a layer holds tensors, and neither it nor anything below was called."""
-        below = any(p.startswith((f"{path}.", f"{path}[")) for p in self._shapes.outputs)
         is_layer = spec_of(type(node)) is not None and callable(node)
-        return is_layer and not below and bool(fleaves(node))
+        return is_layer and path not in self._above and bool(fleaves(node))
 
     def _row(self, node: Any, path: str, output: str) -> LayerRow:
         tensors = fleaves(node)

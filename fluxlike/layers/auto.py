@@ -14,10 +14,12 @@ from typing import Any, NoReturn, TypeVar
 from torch import Tensor
 
 from fluxlike.scope.mode import testmode, trainmode
+from fluxlike.trees.fmap import fmap_with_path
 from fluxlike.trees.functor import PIN, functor
-from fluxlike.trees.show import value_text
+from fluxlike.trees.paths import is_node
+from fluxlike.trees.show import printed, value_text
 
-__all__ = ["Deferred", "Sizes", "Token", "auto", "autosized"]
+__all__ = ["Deferred", "Sizes", "Token", "auto", "autosized", "is_deferred", "require_sized", "waiting"]
 
 Sizes = dict[str, Any]  # by argument: a number, or for an argument that is a layer, its own sizes
 
@@ -135,22 +137,42 @@ def _maker(plain: Callable[..., Any], around: bool) -> Callable[..., Any]:
 
 def _waits(args: tuple[Any, ...], kwargs: dict[str, Any], around: bool) -> bool:
     """Whether `auto` is among the arguments, or a layer that waits, around which another is put."""
-    return any(
-        x is auto or (type(x) in (tuple, list) and _inside(x)) or (around and _is_deferred(x))
-        for x in (*args, *kwargs.values())
-    )
+    return any(_autos(x) or (around and is_deferred(x)) for x in (*args, *kwargs.values()))
 
 
-def _inside(x: Any) -> bool:
-    return any(map(_is_auto, x))
+def _autos(x: Any) -> int:
+    """How many there are in an argument."""
+    return sum(y is auto for y in x) if type(x) in (tuple, list) else int(x is auto)
 
 
-def _is_auto(x: Any) -> bool:
-    return x is auto
-
-
-def _is_deferred(x: Any) -> bool:
+def is_deferred(x: Any, /) -> bool:
+    """Whether a layer was made with `auto` and waits for its sizes."""
     return isinstance(x, Deferred)
+
+
+def waiting(tree: Any, /) -> list[tuple[str, Deferred]]:
+    """The layers of a tree that wait for their sizes, each with its path."""
+    found: list[tuple[str, Deferred]] = []
+
+    def note(path: str, x: Any) -> None:
+        if is_deferred(x):
+            found.append((path, x))
+
+    fmap_with_path(note, tree, is_leaf=is_deferred, leaves="all")
+    return found
+
+
+def require_sized(tree: Any, by: str, /) -> None:
+    """Refuse a model whose layers wait for their sizes.
+
+    Raises:
+        RuntimeError: it names the first one, and who asks.
+    """
+    for path, layer in waiting(tree):
+        raise RuntimeError(
+            f"{by} takes a model of sized layers, and {path or 'the model'} is {layer!r}; find the sizes "
+            "first, from an example of the input: model = fluxlike.autosize(model, x)"
+        )
 
 
 def _signature(kind: Any) -> inspect.Signature:
@@ -159,10 +181,6 @@ def _signature(kind: Any) -> inspect.Signature:
         return inspect.signature(kind)
     signature = inspect.signature(kind.__init__)  # type: ignore[misc]
     return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
-class Unsized(RuntimeError):
-    """A layer was called before its sizes were found."""
 
 
 class Token:
@@ -188,7 +206,7 @@ class Deferred:
         self.token = Token()
         signature, bound = _signature(kind), self._bound()
         for name, value in bound.arguments.items():
-            held = sum(map(_is_auto, value if type(value) in (tuple, list) else (value,)))
+            held = _autos(value)
             several = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
             if held and name not in self.rules:
                 self._refuse(name)
@@ -232,8 +250,8 @@ class Deferred:
             if rule is None:
                 if isinstance(value, Deferred):
                     found[name] = value.sizes(*inputs, **named)
-            elif value is auto or (type(value) is tuple and _inside(value)):
-                found[name] = self._size(name, rule, inputs, named)
+            elif _autos(value):
+                found[name] = self._size(name, _axis(rule, value), inputs, named)
         return found
 
     def _size(
@@ -255,7 +273,7 @@ class Deferred:
         bound = self._bound()
         for name, size in sizes.items():
             value = bound.arguments[name]
-            if _is_deferred(value):
+            if is_deferred(value):
                 bound.arguments[name] = value.make(size)
             elif value is auto:
                 bound.arguments[name] = size
@@ -266,7 +284,7 @@ class Deferred:
         return layer if pin is None else {"train": trainmode, "test": testmode}[pin](layer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise Unsized(
+        raise RuntimeError(
             f"{self!r} has no sizes yet; find them once, from an example of the input: "
             "model = fluxlike.autosize(model, x)"
         )
@@ -278,11 +296,31 @@ class Deferred:
             f"{self!r} has no {name!r} yet: it is made by model = fluxlike.autosize(model, x)"
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _OWN:
+            raise AttributeError(
+                f"{self!r} can't take {name!r} yet: find its sizes, model = fluxlike.autosize(model, x), and "
+                f"set it on the layer there, for example by at(model, …).set(…)"
+            )
+        object.__setattr__(self, name, value)
+
     def __repr__(self) -> str:
         given = [*map(_text, self.args), *(f"{name}={_text(x)}" for name, x in self.kwargs.items())]
         return f"{self.kind.__name__}({', '.join(given)})"
 
 
+_OWN = ("kind", "args", "kwargs", "token", PIN)
+
+
+def _axis(rule: int | Callable[..., Any], value: Any) -> int | Callable[..., Any]:
+    """The axis of one size among several, which are those of the last axes."""
+    if callable(rule) or type(value) is not tuple:
+        return rule
+    after = value[next(i for i, x in enumerate(value) if x is auto) + 1 :]
+    return rule - sum(isinstance(n, int) for n in after)
+
+
 def _text(x: Any) -> str:
-    text = value_text(x)
-    return f"{type(x).__name__}(…)" if "\n" in text else text.split("  #")[0]
+    if is_node(x) and printed(x).foot:
+        return f"{type(x).__name__}(…)"
+    return value_text(x).split("  #")[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -12,25 +12,16 @@ from torch import Tensor
 from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
+from fluxlike.layers.autocast import autocast_dtype
 from fluxlike.layers.construct import new_weight
 from fluxlike.layers.errors import explain_mixture, require_activation, require_features
+from fluxlike.layers.printing import activation_text, settings_text
 from fluxlike.trees.functor import functor
-from fluxlike.trees.paths import is_node
-from fluxlike.trees.show import value_text
 
-__all__ = ["Activation", "Bilinear", "Dense", "Init", "Scale", "activation_text"]
+__all__ = ["Activation", "Bilinear", "Dense", "Init", "Scale"]
 
 Activation = Callable[[Tensor], Tensor]
 Init = Callable[[Sequence[int]], Tensor]
-
-
-def activation_text(activation: Activation | None) -> str:
-    """The activation as one more argument in print.
-
-    Nothing for the identity, nor for a layer, which has a line of its own.
-    """
-    shown = activation is not identity and activation is not None and not is_node(activation)
-    return f", {value_text(activation)}" if shown else ""
 
 
 @autosized(in_features=-1)
@@ -51,6 +42,10 @@ class Dense:
         activation: the activation.
 
     Input and output are of shape (…, in_features) and (…, out_features).
+
+    Raises:
+        TypeError: an activation that can't be called; from a call, an input that is no tensor.
+        ValueError: from a call: a last axis of another length, or another dtype or device than the weight's.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -87,7 +82,9 @@ class Dense:
 
     def extra_repr(self) -> str:
         out, in_ = self.weight.shape
-        return f"{in_}, {out}{activation_text(self.activation)}{', bias=False' if self.bias is None else ''}"
+        return f"{in_}, {out}{activation_text(self.activation)}" + settings_text(
+            bias=(self.bias is not None, True)
+        )
 
 
 @autosized(size=-1)
@@ -110,7 +107,8 @@ class Scale:
     Input and output: (…, \\*size).
 
     Raises:
-        ValueError: no size; from a call, other last axes.
+        ValueError: no size; from a call, other last axes, or another dtype (but under autocast) or device
+            than the weight's.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -139,23 +137,36 @@ class Scale:
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         n = weight.ndim
-        if not isinstance(x, Tensor) or x.ndim < n or x.shape[x.ndim - n :] != weight.shape:
-            self._check(x)
-        y = x * weight if bias is None else torch.addcmul(bias, x, weight)
+        if not isinstance(x, Tensor) or x.ndim < n or not _fits(weight.shape, x.shape[x.ndim - n :]):
+            self._refuse(x)
+        if x.dtype is not weight.dtype and autocast_dtype(x) is None:
+            explain_mixture("Scale", weight, x)
+        try:
+            y = x * weight if bias is None else torch.addcmul(bias, x, weight)
+        except RuntimeError as error:
+            explain_mixture("Scale", weight, x, error)
+            raise
         return self.activation(y)
 
-    def _check(self, x: Any) -> None:
-        size = tuple(self.weight.shape)
-        wanted = f"(…, {', '.join('any' if n == 1 else str(n) for n in size)})"
+    def _refuse(self, x: Any) -> NoReturn:
+        wanted = f"(…, {', '.join('any' if n == 1 else str(n) for n in self.weight.shape)})"
         if not isinstance(x, Tensor):
             raise TypeError(f"Scale takes a tensor of shape {wanted}, found {type(x).__name__}")
-        last = x.shape[x.ndim - len(size) :]
-        if x.ndim < len(size) or any(n not in (1, m) for n, m in zip(size, last, strict=True)):
-            raise ValueError(f"Scale takes the shape {wanted}, found {tuple(x.shape)}")
+        raise ValueError(f"Scale takes the shape {wanted}, found {tuple(x.shape)}")
 
     def extra_repr(self) -> str:
         size = ", ".join(map(str, self.weight.shape))
-        return f"{size}{activation_text(self.activation)}{', bias=False' if self.bias is None else ''}"
+        return f"{size}{activation_text(self.activation)}" + settings_text(bias=(self.bias is not None, True))
+
+
+def _fits(size: Sequence[int], last: Sequence[int]) -> bool:
+    """Whether axes are of the sizes of a Scale, in which 1 stands for any."""
+    if last == size:
+        return True
+    for n, m in zip(size, last, strict=True):  # noqa: SIM110, twice as fast as all(…)
+        if n != 1 and n != m:
+            return False
+    return True
 
 
 @autosized(in_features=lambda x1, x2=None: tuple(x.shape[-1] for x in _both(x1, x2)))
@@ -179,7 +190,7 @@ class Bilinear:
     is both. Output: (…, out_features).
 
     Raises:
-        ValueError: a wrong number of lengths; from a call, an input of another shape.
+        ValueError: a wrong number of lengths; from a call, an input of another shape, dtype or device.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -236,9 +247,8 @@ class Bilinear:
     def extra_repr(self) -> str:
         out, *inputs = self.weight.shape
         in1, in2 = inputs
-        return (
-            f"({in1}, {in2}), {out}{activation_text(self.activation)}"
-            f"{', bias=False' if self.bias is None else ''}"
+        return f"({in1}, {in2}), {out}{activation_text(self.activation)}" + settings_text(
+            bias=(self.bias is not None, True)
         )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, NoReturn
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike._private import functorch
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
-from fluxlike.layers.basic import Activation, activation_text
+from fluxlike.layers.basic import Activation
 from fluxlike.layers.errors import require_activation, require_features
-from fluxlike.layers.statistics import EPS, settings_text, widened
+from fluxlike.layers.normalisation import EPS, RunningNormalisation
+from fluxlike.layers.printing import activation_text, settings_text
 from fluxlike.placement.dtype import stays_float32
 from fluxlike.scope import example
 from fluxlike.scope.assigned import assign, current
@@ -27,7 +29,7 @@ __all__ = ["BatchNorm"]
     children=("weight", "bias", "running_mean", "running_var", "num_batches_tracked", "activation"),
     buffers=("running_mean", "running_var", "num_batches_tracked"),
 )
-class BatchNorm:
+class BatchNorm(RunningNormalisation):
     """Batch normalisation (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
     In train mode it normalises each channel by the batch's mean and variance and assigns the
@@ -55,7 +57,8 @@ class BatchNorm:
     Input and output: (N, C) or (N, C, …).
 
     Raises:
-        ValueError: from a call: another number of channels, or in train mode a single value a channel.
+        ValueError: from a call: another number of channels, in train mode a single value a channel, or
+            another dtype (but for 16 bits) or device than the layer's.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -65,6 +68,8 @@ class BatchNorm:
         tensor([[-1.0000, -1.0000],
                 [ 1.0000,  1.0000]])
     """
+
+    _kernel: ClassVar = staticmethod(F.batch_norm)
 
     def __init__(
         self,
@@ -89,46 +94,26 @@ class BatchNorm:
         n = self.num_features
         if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[1] != n:
             require_features("BatchNorm", x, 1, n, f"(N, {n}, …)")
-        wide = widened(x, self.weight if self.running_mean is None else self.running_mean)
-        y = self._normalise(wide)
-        return self.activation(y if wide is x else y.to(x.dtype))
+        return self._run(x, self.weight if self.running_mean is None else self.running_mean)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        if self.running_mean is None or self.running_var is None:
-            return self._by_the_batch(x)
-        mean, var = current(self.running_mean), current(self.running_var)
-        if not training(self):
-            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        if functorch.active() or self.momentum is None:  # vmap refuses that torch's kernel writes to these
-            y = self._by_the_batch(x)
-            if x.numel():
-                axes, values = [i for i in range(x.ndim) if i != 1], x.detach()
-                rate = self._rate(mean)
-                assign(self.running_mean, torch.lerp(mean, values.mean(axes), rate))
-                assign(self.running_var, torch.lerp(var, values.var(axes), rate))
-            return y
-        self._require_a_batch()
-        mean, var = mean.clone(), var.clone()  # torch's kernel writes to these
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-        assign(self.running_mean, mean)
-        assign(self.running_var, var)
-        return y
+        if example.alone() and (self.running_mean is None or training(self)):
+            self._refuse_one_example()
+        return super()._normalise(x)
 
-    def _by_the_batch(self, x: Tensor) -> Tensor:
-        self._require_a_batch()
-        return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        axes = [i for i in range(x.ndim) if i != 1]
+        return x.mean(axes), x.var(axes)
 
-    def _require_a_batch(self) -> None:
-        if example.alone():
-            if self.running_mean is None:
-                raise ValueError(
-                    "BatchNorm without running statistics mixes the examples of a batch, which "
-                    "per_example_gradient takes apart: use GroupNorm, which looks at each example alone"
-                )
-            raise ValueError(f"BatchNorm is in train mode; {example.NO_BATCH}")
+    def _refuse_one_example(self) -> NoReturn:
+        if self.running_mean is None:
+            raise ValueError(
+                "BatchNorm without running statistics mixes the examples of a batch, which "
+                "per_example_gradient takes apart: use GroupNorm, which looks at each example alone"
+            )
+        raise ValueError(f"BatchNorm is in train mode; {example.NO_BATCH}")
 
     def _rate(self, like: Tensor) -> float | Tensor:
-        """How far the running statistics move towards those of this batch."""
         if self.momentum is not None or self.num_batches_tracked is None:
             return self.momentum or 0.0
         number = current(self.num_batches_tracked) + 1

@@ -11,11 +11,12 @@ from torch import Tensor
 from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
-from fluxlike.layers.basic import Activation, Init, activation_text
+from fluxlike.layers.basic import Activation, Init
 from fluxlike.layers.construct import new_weight
 from fluxlike.layers.errors import explain_mixture, require_activation
 from fluxlike.layers.padding import Pad, as_pads, explain_pads, explain_window, pad_text, split_pads
-from fluxlike.layers.sizes import as_sizes, as_window, covered, option_text, refuse_shape, sizes_text
+from fluxlike.layers.printing import activation_text, settings_text, sizes_text
+from fluxlike.layers.sizes import as_sizes, as_window, covered, refuse_shape
 from fluxlike.trees.functor import functor
 
 __all__ = ["Conv", "CrossCor", "DepthwiseConv", "explain_stack", "require_channels"]
@@ -140,9 +141,11 @@ class Conv:
             + sizes_text("stride", self.stride, (1,) * n)
             + pad_text(self.pad)
             + sizes_text("dilation", self.dilation, (1,) * n)
-            + option_text("groups", self.groups, 1)
-            + option_text("bias", self.bias is not None, True)
-            + option_text("padding_mode", self.padding_mode, "zeros")
+            + settings_text(
+                groups=(self.groups, 1),
+                bias=(self.bias is not None, True),
+                padding_mode=(self.padding_mode, "zeros"),
+            )
         )
 
 

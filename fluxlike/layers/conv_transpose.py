@@ -11,12 +11,13 @@ from torch import Tensor
 from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
-from fluxlike.layers.basic import Activation, Init, activation_text
+from fluxlike.layers.basic import Activation, Init
 from fluxlike.layers.construct import new_weight
 from fluxlike.layers.conv import explain_stack, require_channels
 from fluxlike.layers.errors import explain_mixture, require_activation
 from fluxlike.layers.padding import Pad, SamePad, as_pads, pad_text, pads_by_axis
-from fluxlike.layers.sizes import as_sizes, as_window, covered, option_text, refuse_shape, sizes_text
+from fluxlike.layers.printing import activation_text, settings_text, sizes_text
+from fluxlike.layers.sizes import as_sizes, as_window, covered, refuse_shape
 from fluxlike.trees.functor import functor
 
 __all__ = ["ConvTranspose"]
@@ -166,6 +167,5 @@ class ConvTranspose:
             + pad_text(self.pad)
             + sizes_text("outpad", self.outpad, (0,) * n)
             + sizes_text("dilation", self.dilation, (1,) * n)
-            + option_text("groups", self.groups, 1)
-            + option_text("bias", self.bias is not None, True)
+            + settings_text(groups=(self.groups, 1), bias=(self.bias is not None, True))
         )

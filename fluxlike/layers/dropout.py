@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from fluxlike.scope.mode import training
 from fluxlike.scope.seeded import active
 from fluxlike.trees.functor import functor
 
-__all__ = ["AlphaDropout", "DropPath", "Dropout"]
+__all__ = ["AlphaDropout", "DropPath", "Dropout", "dropout", "require_probability"]
 
 
 @functor(children=("p",))
@@ -55,7 +56,7 @@ class Dropout:
     dims: tuple[int, ...] | None
 
     def __init__(self, p: float = 0.5, *, dims: int | Sequence[int] | None = None) -> None:
-        _require_probability("Dropout", p)
+        require_probability("Dropout", "p", p)
         self.p = p
         self.dims = (dims,) if isinstance(dims, int) else None if dims is None else tuple(dims)
         if self.dims is not None and len(set(self.dims)) != len(self.dims):
@@ -64,13 +65,7 @@ class Dropout:
     def __call__(self, x: Tensor) -> Tensor:
         if not training(self):
             return x
-        if self.dims is not None:
-            return _drop("Dropout", x, self.p, self.dims)
-        scope = active()
-        if scope is None:
-            return F.dropout(x, self.p, training=True)
-        key, number = scope.next()
-        return draws.dropout(key.data, number, x, self.p)
+        return dropout(x, self.p) if self.dims is None else _drop("Dropout", x, self.p, self.dims)
 
     def extra_repr(self) -> str:
         if self.dims is None:
@@ -103,7 +98,7 @@ class AlphaDropout:
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        _require_probability("AlphaDropout", p)
+        require_probability("AlphaDropout", "p", p)
         self.p = p
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -153,7 +148,7 @@ class DropPath:
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        _require_probability("DropPath", p)
+        require_probability("DropPath", "p", p)
         self.p = p
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -171,7 +166,7 @@ def _drop(name: str, x: Tensor, p: float, dims: tuple[int, ...]) -> Tensor:
         raise ValueError(f"{name} draws along the axes {dims}, found a tensor of shape {tuple(x.shape)}")
     apart = {d % x.ndim for d in dims}
     shape = [n if i in apart else 1 for i, n in enumerate(x.shape)]
-    return x * (_kept(shape, p, x.device).to(x.dtype) * draws.scale(p))
+    return x * _kept(shape, p, x.device) * draws.scale(p)
 
 
 def _kept(shape: Sequence[int], p: float, device: torch.device) -> Tensor:
@@ -179,6 +174,28 @@ def _kept(shape: Sequence[int], p: float, device: torch.device) -> Tensor:
     return bernoulli(shape, 1 - p, device=device) if active() is None else ~bernoulli(shape, p, device=device)
 
 
-def _require_probability(name: str, p: float) -> None:
+def dropout(x: Tensor, p: float) -> Tensor:
+    """`x` with entries zeroed with probability p and the others scaled by 1/(1-p), in any mode.
+
+    Draws from the key in scope; where there is none, as torch's dropout does.
+    """
+    if not (x.is_floating_point() or x.is_complex()):
+        raise TypeError(f"dropout scales what it keeps, which {x.dtype} can't hold; write x.float()")
+    scope = active()
+    if scope is None:
+        return F.dropout(x, p, training=True)
+    key, number = scope.next()
+    return draws.dropout(key.data, number, x, p)
+
+
+def require_probability(name: str, argument: str, p: float) -> None:
+    """Refuse an argument that is no number from 0 to 1.
+
+    Raises:
+        TypeError: no number; a tensor would be trained.
+        ValueError: outside [0, 1].
+    """
+    if not isinstance(p, Real):
+        raise TypeError(f"{name}({argument}={p!r}): write a probability as a Python number, such as 0.5")
     if not 0 <= p <= 1:
-        raise ValueError(f"{name}(p={p!r}): write a probability, from 0 to 1")
+        raise ValueError(f"{name}({argument}={p!r}): write a probability, from 0 to 1")

@@ -8,16 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fluxlike._private import functorch
+from fluxlike._private.tracing import tracing
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Init
 from fluxlike.layers.construct import new_weight
+from fluxlike.placement.numbers import INTEGERS
 from fluxlike.random import normal
 from fluxlike.transforms.motors import derived_again
 from fluxlike.trees.functor import functor
 
 __all__ = ["Embedding", "EmbeddingBag"]
 
-_INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _MODES = ("sum", "mean", "max")
 
 
@@ -38,6 +40,7 @@ class Embedding:
 
     Raises:
         IndexError: from a call on the CPU: an index outside the table.
+        TypeError: from a call: no tensor of integers.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -85,7 +88,9 @@ class EmbeddingBag:
 
     Raises:
         ValueError: an unknown mode; from a call, indices of another number of axes, one axis without
-            offsets, weights with another mode than "sum".
+            offsets, weights with another mode than "sum", or on the CPU offsets that do not begin with 0,
+            fall, or are beyond the indices.
+        TypeError: from a call: indices or offsets that are no tensors of integers.
         IndexError: from a call on the CPU: an index outside the table.
 
     Example:
@@ -113,13 +118,13 @@ class EmbeddingBag:
         wide = _wide("EmbeddingBag", indices)
         self._check(indices, offsets, per_sample_weights)
         starts = None if offsets is None else offsets.to(wide.dtype)
-        if indices.shape[-1] == 0 or derived_again():
-            return self._written_out(wide, starts, per_sample_weights)
         try:
+            if indices.shape[-1] == 0 or derived_again():
+                return self._written_out(wide, starts, per_sample_weights)
             return F.embedding_bag(
                 wide, self.weight, starts, mode=self.mode, per_sample_weights=per_sample_weights
             )
-        except RuntimeError:
+        except (RuntimeError, IndexError):
             _explain_range("EmbeddingBag", self.weight, indices)
             raise
 
@@ -128,12 +133,7 @@ class EmbeddingBag:
         rows = F.embedding(indices, self.weight)
         if weights is not None:
             rows = rows * weights.unsqueeze(-1)
-        if starts is None:
-            return _reduce(rows, torch.ones_like(indices, dtype=torch.bool), self.mode)
-        places = torch.arange(indices.shape[0], device=indices.device)
-        bags = (places.unsqueeze(-1) >= starts).sum(-1) - 1
-        inside = bags == torch.arange(starts.shape[0], device=indices.device).unsqueeze(-1)
-        return _reduce(rows.expand(*inside.shape, -1), inside, self.mode)
+        return _reduced(rows, self.mode) if starts is None else _reduced_by_bag(rows, starts, self.mode)
 
     def _check(self, indices: Tensor, offsets: Any, weights: Any) -> None:
         if indices.ndim not in (1, 2) or (indices.ndim == 2) != (offsets is None):
@@ -143,7 +143,7 @@ class EmbeddingBag:
                 f"{tuple(indices.shape)} with{'out' if offsets is None else ''} offsets{hint}"
             )
         if offsets is not None:
-            _wide("EmbeddingBag's offsets", offsets)
+            _check_offsets(_wide("EmbeddingBag's offsets", offsets), len(indices))
         if weights is not None and (self.mode != "sum" or weights.shape != indices.shape):
             raise ValueError(
                 f"EmbeddingBag takes per_sample_weights of the shape of the indices and mode='sum', found "
@@ -155,21 +155,53 @@ class EmbeddingBag:
         return f"{rows}, {columns}" + ("" if self.mode == "mean" else f", mode={self.mode!r}")
 
 
-def _reduce(rows: Tensor, inside: Tensor, mode: str) -> Tensor:
-    """The vectors (N, L, D) that are inside (N, L) of each bag, as one."""
-    mask = inside.unsqueeze(-1)
-    if mode != "max":
-        total = torch.where(mask, rows, 0).sum(-2)
-        return total if mode == "sum" else total / mask.sum(-2).clamp(min=1)
-    if rows.shape[-2] == 0:
+def _reduced(rows: Tensor, mode: str) -> Tensor:
+    """The vectors (N, L, D) of bags of one length, as (N, D)."""
+    if mode == "sum" or rows.shape[-2] == 0:
         return rows.sum(-2)
-    largest = torch.where(mask, rows, -torch.inf).amax(-2)
-    return torch.where(mask.any(-2), largest, 0)
+    return rows.mean(-2) if mode == "mean" else rows.amax(-2)
+
+
+def _reduced_by_bag(rows: Tensor, starts: Tensor, mode: str) -> Tensor:
+    """The vectors (L, D) of N bags in a row, as (N, D)."""
+    if starts.shape[0] == 0:
+        return rows[:0]
+    begun = rows.new_zeros(rows.shape[0] + 1, dtype=torch.long)
+    bags = begun.index_add(0, starts, torch.ones_like(starts, dtype=torch.long))[:-1].cumsum(0) - 1
+    none = rows.new_zeros(starts.shape[0], rows.shape[1])
+    if mode == "max":
+        return none.scatter_reduce(0, bags.unsqueeze(-1).expand_as(rows), rows, "amax", include_self=False)
+    total = none.index_add(0, bags, rows)
+    if mode == "sum":
+        return total
+    lengths = torch.diff(starts, append=starts.new_full((1,), rows.shape[0]))
+    return total / lengths.clamp(min=1).unsqueeze(-1)
+
+
+def _check_offsets(offsets: Tensor, length: int) -> None:
+    """Refuse bags that do not cut the indices in a row, where that can be read without waiting.
+
+    Raises:
+        ValueError: it says what an offset is.
+    """
+    starts = functorch.values(offsets)
+    if starts.ndim == 0 or starts.shape[-1] == 0 or starts.device.type != "cpu" or tracing():
+        return
+    numbers = starts.numpy()
+    if (
+        numbers[..., 0].any()
+        or (numbers[..., 1:] < numbers[..., :-1]).any()
+        or (numbers[..., -1] > length).any()
+    ):
+        raise ValueError(
+            f"EmbeddingBag takes offsets that begin with 0, never fall, and end at most at {length}, the "
+            f"number of indices; found {starts.tolist() if starts.numel() < 20 else starts}"
+        )
 
 
 def _wide(name: str, indices: Any) -> Tensor:
     """Indices of a width that torch's kernels take."""
-    if not isinstance(indices, Tensor) or indices.dtype not in _INDICES:
+    if not isinstance(indices, Tensor) or indices.dtype not in INTEGERS:
         found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise TypeError(f"{name} takes a tensor of integers, found {found}; write x.long()")
     return indices if indices.dtype in (torch.int32, torch.int64) else indices.long()

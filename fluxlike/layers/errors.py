@@ -4,41 +4,90 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-__all__ = ["LayerError", "explain_mixture", "require_activation", "require_features"]
+from fluxlike.layers.place import Place
+
+__all__ = [
+    "LayerError", "explain_mixture", "got", "note_place", "require_activation", "require_features",
+    "require_shape",
+]  # fmt: skip
+
+# What layers raise over what they got. Other kinds, and classes of the user's own that derive from
+# these, mean something to whoever catches them.
+_KINDS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
 
 
 class LayerError(RuntimeError):
-    """A layer inside a model failed.
+    """A layer inside a model failed over what it got.
+
+    It stands for a RuntimeError, ValueError, TypeError, IndexError or NotImplementedError, which is its
+    ``__cause__``. An error of any other class keeps its class, and says where it arose in a note
+    (``__notes__``), which tracebacks show.
 
     Attributes:
-        path: the path of the layer in the outermost Chain, such as ``.layers[2]``.
+        path: the path of the layer in the outermost model that is being called, such as ``.layers[2]``.
+        message: what the layer got, and its error.
     """
+
+    #: The ids of the objects that `path` goes through, while they are called.
+    around: frozenset[int] = frozenset()
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path, self.message = path, message
 
-    def below(self, step: str) -> LayerError:
-        """The same error, seen from a node one step further up that calls the layer."""
-        return LayerError(step + self.path, self.message)
+    def __reduce__(self) -> tuple[Any, ...]:
+        kept = {k: v for k, v in self.__dict__.items() if k != "around"}
+        return type(self), (self.path, self.message), kept
+
+    def below(self, step: str, around: frozenset[int]) -> LayerError:
+        """The same error, seen from further up."""
+        error = LayerError(step + self.path, self.message)
+        error.around = around | self.around
+        return error
+
+    @classmethod
+    def of(cls, path: str, layer: Any, x: Any, error: Exception, hint: str = "") -> LayerError:
+        """The error of a layer at a path, with what it got and what may help."""
+        return cls(path, f"{got(layer, x)} and failed: {type(error).__name__}: {error}{hint}")
 
     @staticmethod
     def wraps(error: Exception) -> bool:
-        """Whether an error is about what a layer got, and gains by the layer's path."""
-        kinds = (RuntimeError, ValueError, TypeError, IndexError)
-        return isinstance(error, kinds) and not isinstance(error, torch.OutOfMemoryError)
+        """Whether an error is one that a LayerError stands for, or is one."""
+        return type(error) in _KINDS or isinstance(error, LayerError)
 
-    @classmethod
-    def at(cls, step: str, layer: Any, x: Any, error: Exception) -> LayerError:
-        """The error of a layer one step below, with what it got; further steps go in front."""
-        if isinstance(error, LayerError):
-            return error.below(step)
-        described = repr(layer).split("  #")[0] if "\n" not in repr(layer) else type(layer).__name__
-        name = getattr(layer, "__name__", described)
-        return cls(step, f"{name} got {_say(x)} and failed: {type(error).__name__}: {error}")
+
+def note_place(error: Exception, step: str, place: Place, got: str) -> None:
+    """Note on an error where a layer raised it."""
+    notes = getattr(error, "__notes__", [])
+    for i, note in enumerate(notes):
+        if isinstance(note, _Note):
+            if place.layer not in note.around:
+                notes[i] = _Note(place.path + step + note, place.around | note.around)
+            return
+    error.add_note(_Note(f"{place.path}{step}: {got}", place.around))
+
+
+class _Note(str):
+    """A note on an error that begins with the path of the layer where it arose."""
+
+    around: frozenset[int]
+
+    def __new__(cls, text: str, around: frozenset[int]) -> _Note:
+        note = super().__new__(cls, text)
+        note.around = around
+        return note
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
+def got(layer: Any, x: Any) -> str:
+    """A layer and what it got, in words."""
+    text = repr(layer)
+    described = type(layer).__name__ if "\n" in text else text.split("  #")[0]
+    return f"{getattr(layer, '__name__', described)} got {_say(x)}"
 
 
 def _say(x: Any) -> str:
@@ -66,8 +115,27 @@ def require_features(
         raise ValueError(f"{name} takes the shape {wanted}, found {tuple(x.shape)}")
 
 
-def explain_mixture(name: str, weight: Tensor, x: Tensor, error: RuntimeError) -> None:
-    """Raise a better error where a layer and its input differ in device or dtype."""
+def require_shape(name: str, x: object, shape: tuple[int, ...]) -> None:
+    """Refuse an input whose last axes are not of this shape.
+
+    Raises:
+        TypeError: `x` is no tensor.
+        ValueError: other last axes.
+    """
+    wanted = f"(…, {', '.join(map(str, shape))})"
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} takes a tensor of shape {wanted}, found {type(x).__name__}")
+    if x.ndim < len(shape) or tuple(x.shape[x.ndim - len(shape) :]) != shape:
+        raise ValueError(f"{name} takes the shape {wanted}, found {tuple(x.shape)}")
+
+
+def explain_mixture(name: str, weight: Tensor, x: Tensor, error: RuntimeError | None = None) -> None:
+    """Raise an error where a layer and its input differ in device or dtype: a better one than torch's, if
+    there was one.
+
+    Raises:
+        ValueError: it says both, and what to write.
+    """
     if x.device != weight.device:
         raise ValueError(
             f"{name} is on {weight.device}, its input on {x.device}; write "

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike._private import functorch
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
-from fluxlike.layers.basic import Activation, activation_text
+from fluxlike.layers.basic import Activation
 from fluxlike.layers.errors import require_activation, require_features
-from fluxlike.layers.statistics import EPS, settings_text, widened
+from fluxlike.layers.normalisation import EPS, Normalisation, RunningNormalisation
+from fluxlike.layers.printing import activation_text, settings_text
 from fluxlike.placement.dtype import stays_float32
-from fluxlike.scope.assigned import assign, current
-from fluxlike.scope.mode import training
 from fluxlike.trees.functor import functor
 
 __all__ = ["GroupNorm", "InstanceNorm"]
@@ -23,7 +23,7 @@ __all__ = ["GroupNorm", "InstanceNorm"]
 @autosized(num_channels=1)
 @stays_float32
 @functor(children=("weight", "bias", "activation"))
-class GroupNorm:
+class GroupNorm(Normalisation):
     """Group normalisation: over groups of the channels of each example (Wu & He 2018, arXiv 1803.08494).
 
     Args:
@@ -41,7 +41,10 @@ class GroupNorm:
     Input and output: (N, C) or (N, C, …).
 
     Raises:
-        ValueError: groups that do not divide the channels; from a call: another number of channels.
+        ValueError: groups that do not divide the channels; from a call: another number of channels, a
+            single value to normalise by ("Expected more than 1 value per channel", where a batch of one has
+            groups of one channel without spatial axes), or another dtype (but for 16 bits) or device than
+            the layer's.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -77,14 +80,22 @@ class GroupNorm:
         n = self.num_channels
         if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[1] != n:
             require_features("GroupNorm", x, 1, n, f"(N, {n}, …)")
-        wide = widened(x, self.weight)
-        y = F.group_norm(wide, self.num_groups, self.weight, self.bias, self.eps)
-        return self.activation(y if wide is x else y.to(x.dtype))
+        return self._run(x, self.weight)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_channels}, {self.num_groups}{activation_text(self.activation)}" + settings_text(
             eps=(self.eps, EPS), affine=(self.weight is not None, True)
         )
+
+
+def _instance_norm(x: Tensor, mean: Tensor | None, var: Tensor | None, *settings: Any) -> Tensor:
+    if x.numel():
+        return F.instance_norm(x, mean, var, *settings)
+    weight, bias, *_ = settings
+    return F.batch_norm(x, None, None, weight, bias, True)  # torch's own kernel makes NaN of its gradient
 
 
 @autosized(num_features=1)
@@ -93,7 +104,7 @@ class GroupNorm:
     children=("weight", "bias", "running_mean", "running_var", "activation"),
     buffers=("running_mean", "running_var"),
 )
-class InstanceNorm:
+class InstanceNorm(RunningNormalisation):
     """Instance normalisation: each channel of each example (Ulyanov et al. 2016, arXiv 1607.08022).
 
     As in torch, it learns and keeps nothing unless told to. With running statistics, train mode assigns
@@ -117,8 +128,8 @@ class InstanceNorm:
     Input and output: (N, C, …) with at least one spatial axis.
 
     Raises:
-        ValueError: from a call: another number of channels, no spatial axis, or a single value to
-            normalise by.
+        ValueError: from a call: another number of channels, no spatial axis, a single value to normalise
+            by, or another dtype (but for 16 bits) or device than the layer's.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -126,6 +137,8 @@ class InstanceNorm:
         tensor([[[-1.0000,  1.0000],
                  [-1.0000,  1.0000]]])
     """
+
+    _kernel: ClassVar = staticmethod(_instance_norm)
 
     def __init__(
         self,
@@ -151,29 +164,11 @@ class InstanceNorm:
             wanted = f"(N, {n}, …) with at least one spatial axis"
             require_features("InstanceNorm", x, 1, n, wanted)
             raise ValueError(f"InstanceNorm takes the shape {wanted}, found {tuple(x.shape)}")
-        wide = widened(x, self.weight if self.running_mean is None else self.running_mean)
-        y = self._normalise(wide)
-        return self.activation(y if wide is x else y.to(x.dtype))
+        return self._run(x, self.weight if self.running_mean is None else self.running_mean)
 
-    def _normalise(self, x: Tensor) -> Tensor:
-        if not x.numel():  # of which torch's kernel makes NaN
-            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        if self.running_mean is None or self.running_var is None:
-            return F.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        mean, var = current(self.running_mean), current(self.running_var)
-        if not training(self):
-            return F.instance_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        if functorch.active():  # vmap refuses that torch's kernel writes to these
-            y = F.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-            axes, values = list(range(2, x.ndim)), x.detach()
-            assign(self.running_mean, torch.lerp(mean, values.mean(axes).mean(0), self.momentum))
-            assign(self.running_var, torch.lerp(var, values.var(axes).mean(0), self.momentum))
-            return y
-        mean, var = mean.clone(), var.clone()  # torch's kernel writes to these
-        y = F.instance_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-        assign(self.running_mean, mean)
-        assign(self.running_var, var)
-        return y
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        axes = list(range(2, x.ndim))
+        return x.mean(axes).mean(0), x.var(axes).mean(0)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}{activation_text(self.activation)}" + settings_text(

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
-from fluxlike.layers.basic import Activation, activation_text
-from fluxlike.layers.errors import require_activation
-from fluxlike.layers.statistics import EPS, require_shape, settings_text, widened
+from fluxlike.layers.basic import Activation
+from fluxlike.layers.errors import require_activation, require_shape
+from fluxlike.layers.normalisation import EPS, Normalisation
+from fluxlike.layers.printing import activation_text, settings_text
 from fluxlike.placement.dtype import stays_float32
 from fluxlike.trees.functor import functor
 
@@ -22,7 +23,7 @@ __all__ = ["LayerNorm", "RMSNorm"]
 @autosized(normalized_shape=-1)
 @stays_float32
 @functor(children=("weight", "bias", "activation"))
-class LayerNorm:
+class LayerNorm(Normalisation):
     """Layer normalisation over the last axes (Ba et al. 2016, arXiv 1607.06450).
 
     Args:
@@ -39,7 +40,8 @@ class LayerNorm:
     Input and output: (…, \\*normalized_shape).
 
     Raises:
-        ValueError: from a call: other last axes.
+        ValueError: from a call: other last axes, or another dtype (but for 16 bits) or device than the
+            layer's.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -66,9 +68,10 @@ class LayerNorm:
         shape = self.normalized_shape
         if not isinstance(x, Tensor) or x.shape[-len(shape) :] != shape:
             require_shape("LayerNorm", x, shape)
-        wide = widened(x, self.weight)
-        y = F.layer_norm(wide, shape, self.weight, self.bias, self.eps)
-        return self.activation(y if wide is x else y.to(x.dtype))
+        return self._run(x, self.weight)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{_shape_text(self.normalized_shape)}{activation_text(self.activation)}" + settings_text(
@@ -79,7 +82,7 @@ class LayerNorm:
 @autosized(normalized_shape=-1)
 @stays_float32
 @functor(children=("weight", "activation"))
-class RMSNorm:
+class RMSNorm(Normalisation):
     """Division by the root of the mean square over the last axes (Zhang & Sennrich 2019, arXiv 1910.07467).
 
     Args:
@@ -96,7 +99,8 @@ class RMSNorm:
     Input and output: (…, \\*normalized_shape).
 
     Raises:
-        ValueError: from a call: other last axes.
+        ValueError: from a call: other last axes, or another dtype (but for 16 bits) or device than the
+            layer's.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -122,9 +126,10 @@ class RMSNorm:
         shape = self.normalized_shape
         if not isinstance(x, Tensor) or x.shape[-len(shape) :] != shape:
             require_shape("RMSNorm", x, shape)
-        wide = widened(x, self.weight)
-        y = F.rms_norm(wide, shape, self.weight, self.eps)
-        return self.activation(y if wide is x else y.to(x.dtype))
+        return self._run(x, self.weight)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{_shape_text(self.normalized_shape)}{activation_text(self.activation)}" + settings_text(

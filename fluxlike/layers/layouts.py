@@ -7,13 +7,18 @@ come with the rules.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fluxlike.layers.activations import flatten
+from fluxlike.layers import (
+    activations,
+    recurrent_layouts,  # noqa: F401 — registers the rules of recurrent layers
+)
 from fluxlike.layers.attention.multihead import MultiHeadAttention
 from fluxlike.layers.basic import Bilinear, Dense, Scale
 from fluxlike.layers.batchnorm import BatchNorm
@@ -22,33 +27,60 @@ from fluxlike.layers.conv_transpose import ConvTranspose
 from fluxlike.layers.embedding import Embedding, EmbeddingBag
 from fluxlike.layers.groupnorm import GroupNorm, InstanceNorm
 from fluxlike.layers.layernorm import LayerNorm, RMSNorm
-from fluxlike.layers.recurrent_layouts import register as register_recurrent
+from fluxlike.layers.recurrent.cells import Cell
 from fluxlike.layers.steps import Steps
-from fluxlike.placement.foreign.alignment import holds_steps
+from fluxlike.placement.foreign.containers import holds_steps
 from fluxlike.placement.foreign.convert import convert_layout
 from fluxlike.placement.foreign.flattened import may_meet
-from fluxlike.placement.foreign.parameters import Part, Values, axes, parameter_rule, same
+from fluxlike.placement.foreign.parameters import parameter_rule
+from fluxlike.placement.foreign.parts import Part, Parts, Values, axes, same, spatial
 from fluxlike.placement.foreign.state import foreign_state, load_foreign_state
 
 __all__ = ["convert_layout", "foreign_state", "load_foreign_state"]
 
-BIAS = same(".bias", "bias")
+vector = partial(same, rank=1)
+BIAS = vector(".bias", "bias")
 
-register_recurrent()
 holds_steps(Steps, "layers", "names")
-may_meet(images=(Conv, ConvTranspose, flatten), features=(Dense,))
+may_meet(
+    flattens=(activations.flatten,),
+    harmless=(
+        *(getattr(activations, name) for name in activations.__all__),
+        *(torch.add, torch.mul, torch.sub, torch.maximum, torch.minimum, torch.cat),
+    ),
+    features=(Dense, Bilinear, Cell),
+    norms=(BatchNorm, LayerNorm, RMSNorm, Scale),
+)
 
 # Fully connected: (out, in) in Flux, (in, out) in Flax and Keras.
-parameter_rule(Dense, "flux", same(".weight", "weight"), BIAS)
+parameter_rule(Dense, "flux", same(".weight", "weight", rank=2), BIAS)
 parameter_rule(Dense, "flax", axes(".weight", "kernel", "IO", "OI"), BIAS)
 parameter_rule(Dense, "keras", axes(".weight", "kernel", "IO", "OI"), BIAS, names=("dense",))
-parameter_rule(Bilinear, "flux", same(".weight", "weight"), BIAS)
+parameter_rule(Bilinear, "flux", same(".weight", "weight", rank=3), BIAS)
 
 # Tables: (features, vocabulary) in Flux.
 for table in (Embedding, EmbeddingBag):
     parameter_rule(table, "flux", axes(".weight", "weight", "CV", "VC"))
-    parameter_rule(table, "flax", same(".weight", "embedding"), names=("Embed",))
-    parameter_rule(table, "keras", same(".weight", "embeddings"), names=("embedding",))
+    parameter_rule(table, "flax", same(".weight", "embedding", rank=2), names=("Embed",))
+    parameter_rule(table, "keras", same(".weight", "embeddings", rank=2), names=("embedding",))
+
+
+def _kernel(
+    theirs: str, src: str, dst: str, *, flip: bool = False
+) -> Callable[[Conv | ConvTranspose], list[Part]]:
+    """The kernel of a convolution: S are the axes that it runs along, R the same from last to first."""
+
+    def of(layer: Conv | ConvTranspose) -> list[Part]:
+        there, here, along = (spatial(layout, layer) for layout in (src, dst, "S"))
+        return [axes(".weight", theirs, there, here, flip=along if flip else "")]
+
+    return of
+
+
+def _flux_kernel(layer: Conv) -> list[Part]:
+    (flipped,) = _kernel("weight", "RIO", "OIS", flip=True)(layer)
+    (crosscor,) = _kernel("weight", "RIO", "OIS")(layer)
+    return [replace(flipped, crosscor=crosscor)]
 
 
 def _keras_kernel(layer: Conv) -> list[Part]:
@@ -56,8 +88,8 @@ def _keras_kernel(layer: Conv) -> list[Part]:
 
     In place both are written as the first; there, only the bias or a multiplier can tell them apart.
     """
-    grouped = axes(".weight", "kernel", "SIO", "OIS")
-    by_channel = axes(".weight", "kernel", "SIM", "IMS")
+    (grouped,) = _kernel("kernel", "SIO", "OIS")(layer)
+    (by_channel,) = _kernel("kernel", "SIM", "IMS")(layer)
 
     def depthwise(x: Tensor) -> Values:
         (y,) = by_channel.read(x)
@@ -78,7 +110,7 @@ def _keras_kernel(layer: Conv) -> list[Part]:
         return by_channel.write(x.squeeze(1).unflatten(0, (layer.groups, -1)))
 
     in_place = replace(grouped, read=read_in_place)
-    return [Part((".weight",), ("kernel|depthwise_kernel",), read, write, in_place=in_place)]
+    return [replace(grouped, theirs=("kernel|depthwise_kernel",), read=read, write=write, in_place=in_place)]
 
 
 def _keras_names(layer: Conv) -> tuple[str, ...]:
@@ -89,99 +121,91 @@ def _keras_names(layer: Conv) -> tuple[str, ...]:
 
 # Convolutions: Flux reverses all axes and flips the kernel. Flax' transposed one is a correlation with the
 # kernel as it is, where torch's is the gradient of one, which flips it; Keras' is the gradient too.
-parameter_rule(Conv, "flux", axes(".weight", "weight", "RIO", "OIS", flip=True), BIAS)
-parameter_rule(Conv, "flax", axes(".weight", "kernel", "SIO", "OIS"), BIAS)
+parameter_rule(Conv, "flux", _flux_kernel, BIAS)
+parameter_rule(Conv, "flax", _kernel("kernel", "SIO", "OIS"), BIAS)
 parameter_rule(Conv, "keras", _keras_kernel, BIAS, names=_keras_names)
-parameter_rule(ConvTranspose, "flux", axes(".weight", "weight", "ROI", "IOS", flip=True), BIAS)
-parameter_rule(ConvTranspose, "flax", axes(".weight", "kernel", "SIO", "IOS", flip=True), BIAS)
+parameter_rule(ConvTranspose, "flux", _kernel("weight", "ROI", "IOS", flip=True), BIAS)
+parameter_rule(ConvTranspose, "flax", _kernel("kernel", "SIO", "IOS", flip=True), BIAS)
 parameter_rule(
     ConvTranspose,
     "keras",
-    axes(".weight", "kernel", "SOI", "IOS"),
+    _kernel("kernel", "SOI", "IOS"),
     BIAS,
     names=lambda layer: (f"conv{len(layer.stride)}d_transpose",),
 )
 
 # Normalisation: names alone, but for a scale of several axes.
-parameter_rule(
-    BatchNorm,
-    "flux",
-    same(".weight", "γ"),
-    same(".bias", "β"),
-    same(".running_mean", "μ"),
-    same(".running_var", "σ²"),
-)
-parameter_rule(
-    InstanceNorm,
-    "flux",
-    same(".weight", "γ"),
-    same(".bias", "β"),
-    same(".running_mean", "μ"),
-    same(".running_var", "σ²"),
-)
+for norm in (BatchNorm, InstanceNorm):
+    parameter_rule(
+        norm,
+        "flux",
+        vector(".weight", "γ"),
+        vector(".bias", "β"),
+        vector(".running_mean", "μ"),
+        vector(".running_var", "σ²"),
+    )
 parameter_rule(
     BatchNorm,
     "flax",
-    same(".weight", "scale"),
+    vector(".weight", "scale"),
     BIAS,
-    same(".running_mean", "mean", "batch_stats"),
-    same(".running_var", "var", "batch_stats"),
+    vector(".running_mean", "mean", "batch_stats"),
+    vector(".running_var", "var", "batch_stats"),
 )
 parameter_rule(
     BatchNorm,
     "keras",
-    same(".weight", "gamma"),
-    same(".bias", "beta"),
-    same(".running_mean", "moving_mean"),
-    same(".running_var", "moving_variance"),
+    vector(".weight", "gamma"),
+    vector(".bias", "beta"),
+    vector(".running_mean", "moving_mean"),
+    vector(".running_var", "moving_variance"),
     names=("batch_normalization",),
 )
-parameter_rule(GroupNorm, "flux", same(".weight", "γ"), same(".bias", "β"))
-parameter_rule(GroupNorm, "flax", same(".weight", "scale"), BIAS)
+parameter_rule(GroupNorm, "flux", vector(".weight", "γ"), vector(".bias", "β"))
+parameter_rule(GroupNorm, "flax", vector(".weight", "scale"), BIAS)
 parameter_rule(
-    GroupNorm, "keras", same(".weight", "gamma"), same(".bias", "beta"), names=("group_normalization",)
+    GroupNorm, "keras", vector(".weight", "gamma"), vector(".bias", "beta"), names=("group_normalization",)
 )
-parameter_rule(InstanceNorm, "flax", same(".weight", "scale"), BIAS)
+parameter_rule(InstanceNorm, "flax", vector(".weight", "scale"), BIAS)
 
 
-def _moved(ours: str, theirs: str, to: Any, back: Any) -> Part:
-    return Part((ours,), (theirs,), lambda x: (to(x),), lambda x: (back(x),))
+def _reversed(x: Tensor) -> Values:
+    return (x.permute(*range(x.ndim)[::-1]),)
 
 
-def _all_reversed(x: Tensor) -> Tensor:
-    return x.permute(*range(x.ndim)[::-1])
+def _channels_first(x: Tensor) -> Values:
+    return (x.movedim(-1, 0),)
 
 
-def _channels_first(x: Tensor) -> Tensor:
-    return x.movedim(-1, 0) if x.ndim > 2 else x
+def _channels_last(x: Tensor) -> Values:
+    return (x.movedim(0, -1),)
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.movedim(0, -1) if x.ndim > 2 else x
+def _scales(read: Callable[..., Values], write: Callable[..., Values], weight: str, bias: str = "") -> Parts:
+    """A scale of several axes and what is added to it, which LayerNorm and RMSNorm count."""
+
+    def of(layer: Any) -> list[Part]:
+        shape = getattr(layer, "normalized_shape", None)
+        names = [(".weight", weight), *([(".bias", bias)] if bias else [])]
+        ranks = None if shape is None else (len(shape),)
+        return [Part((ours,), (theirs,), read, write, ranks=ranks) for ours, theirs in names]
+
+    return of
 
 
-def _reversed(ours: str, theirs: str) -> Part:
-    return _moved(ours, theirs, _all_reversed, _all_reversed)
-
-
-def _last_to_first(ours: str, theirs: str) -> Part:
-    return _moved(ours, theirs, _channels_first, _channels_last)
-
-
-parameter_rule(
-    LayerNorm, "flux", _reversed(".weight", "diag.scale|scale"), _reversed(".bias", "diag.bias|bias")
-)
-parameter_rule(Scale, "flux", _reversed(".weight", "scale"), _reversed(".bias", "bias"))
-parameter_rule(LayerNorm, "flax", _last_to_first(".weight", "scale"), _last_to_first(".bias", "bias"))
+parameter_rule(LayerNorm, "flux", _scales(_reversed, _reversed, "diag.scale|scale", "diag.bias|bias"))
+parameter_rule(Scale, "flux", _scales(_reversed, _reversed, "scale", "bias"))
+parameter_rule(LayerNorm, "flax", _scales(_channels_first, _channels_last, "scale", "bias"))
 parameter_rule(
     LayerNorm,
     "keras",
-    _last_to_first(".weight", "gamma"),
-    _last_to_first(".bias", "beta"),
+    _scales(_channels_first, _channels_last, "gamma", "beta"),
     names=("layer_normalization",),
 )
-parameter_rule(RMSNorm, "flax", _last_to_first(".weight", "scale"))
-parameter_rule(RMSNorm, "keras", _last_to_first(".weight", "scale"), names=("rms_normalization",))
+parameter_rule(RMSNorm, "flax", _scales(_channels_first, _channels_last, "scale"))
+parameter_rule(
+    RMSNorm, "keras", _scales(_channels_first, _channels_last, "scale"), names=("rms_normalization",)
+)
 
 
 # Attention: Flux has a Dense for each projection; Flax and Keras a kernel (dim, heads, size of a head) for
@@ -199,9 +223,9 @@ def _attention(layer: MultiHeadAttention, projections: tuple[str, ...], *, heads
     step = len(kinds)
 
     def read(*xs: Tensor) -> Values:
-        weights = [x.flatten(1).T if heads_apart else x for x in xs[0 : 3 * step : step]]
+        weights = [x.flatten(1).mT if heads_apart else x for x in xs[0 : 3 * step : step]]
         biases = [x.flatten() for x in xs[1 : 3 * step : step]] if has_bias else []
-        out = xs[3 * step].flatten(0, 1).T if heads_apart else xs[3 * step]
+        out = xs[3 * step].flatten(0, 1).mT if heads_apart else xs[3 * step]
         if fused:
             weights, biases = [torch.cat(weights)], [torch.cat(biases)] if has_bias else []
         return (*_alternating(weights, biases), out, *xs[3 * step + 1 :])
@@ -214,12 +238,13 @@ def _attention(layer: MultiHeadAttention, projections: tuple[str, ...], *, heads
             biases = list(biases[0].split(rows)) if has_bias else []
         out = xs[-step]
         if heads_apart:
-            weights = [w.T.unflatten(1, (h, size)) for w, h in zip(weights, heads, strict=True)]
+            weights = [w.mT.unflatten(1, (h, size)) for w, h in zip(weights, heads, strict=True)]
             biases = [b.unflatten(0, (h, size)) for b, h in zip(biases, heads, strict=False)]
-            out = out.T.unflatten(0, (layer.num_heads, size))
+            out = out.mT.unflatten(0, (layer.num_heads, size))
         return (*_alternating(weights, biases), out, *xs[len(xs) - step + 1 :])
 
-    return [Part(ours, theirs, read, write)]
+    ranks = (2, 1) if has_bias else (2,)
+    return [Part(ours, theirs, read, write, ranks=ranks * (len(ours) // step))]
 
 
 def _alternating(weights: list[Tensor], biases: list[Tensor]) -> list[Tensor]:

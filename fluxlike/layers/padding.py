@@ -7,7 +7,8 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from fluxlike.layers.sizes import sizes_text, whole
+from fluxlike.layers.printing import sizes_text
+from fluxlike.layers.sizes import whole
 
 __all__ = [
     "Pad", "Pads", "SamePad", "as_pads", "explain_pads", "explain_window", "pad_text", "pads_by_axis",

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxlike.layers.padding import Pad, as_pads, explain_window, pad_text, pads_by_axis, split_pads
-from fluxlike.layers.sizes import as_sizes, as_window, covered, option_text, refuse_shape, sizes_text
+from fluxlike.layers.printing import settings_text, sizes_text
+from fluxlike.layers.sizes import as_sizes, as_window, covered, refuse_shape
+from fluxlike.placement.numbers import HALVES
 from fluxlike.trees.functor import functor
 
 __all__ = ["LPPool", "MaxPool", "MeanPool"]
@@ -41,6 +43,8 @@ class _WindowPool:
         self.pad = as_pads(pad, [size - 1 for size in reach])
         if self._pads_beyond(reach):
             raise ValueError(f"pad={pad!r}: a pool takes pads of at most half the window, {reach}")
+        padded = [max(ends) > 0 for ends in pads_by_axis(self.pad)]
+        self._steps_over = any(p and d > 1 for p, d in zip(padded, self.dilation, strict=True))
         # torch's kernels count the window without its dilation
         self._pad_inside, self._pad_before = split_pads(self.pad, before=self._pads_beyond(self.window))
         if self._pad_before and ceil_mode:
@@ -57,12 +61,29 @@ class _WindowPool:
         n = len(self.window)
         if not isinstance(x, Tensor) or x.ndim != n + 2:
             refuse_shape(type(self).__name__, x, n)
+        if self._steps_over:
+            self._require_entries(x.shape[2:])
         try:
             return self._pool(n, x)
+        except NotImplementedError as error:
+            name = type(self).__name__
+            raise TypeError(f"{name} has no kernel for {x.dtype} on {x.device}; write x.float()") from error
         except RuntimeError:
             reach = covered(self.window, self.dilation)
             explain_window(type(self).__name__, "window", x, reach, self.pad)
             raise
+
+    def _require_entries(self, sizes: Sequence[int]) -> None:
+        """Refuse an input that a window of wide dilation steps over, from padding to padding."""
+        axes = zip(sizes, self.window, self.stride, self.dilation, pads_by_axis(self.pad), strict=True)
+        for n, k, stride, dilation, (lo, hi) in axes:
+            for first in range(-lo, n + hi - dilation * (k - 1), stride) if n < dilation else ():
+                if not any(0 <= first + dilation * i < n for i in range(k)):
+                    raise ValueError(
+                        f"a window of {type(self).__name__}, {self.window} with dilation={self.dilation}, "
+                        f"holds only padding of an input of size {tuple(sizes)}; write a smaller "
+                        "dilation, or pad=0"
+                    )
 
     def _pool(self, n: int, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -75,7 +96,7 @@ class _WindowPool:
             sizes_text("stride", self.stride, self.window)
             + pad_text(self.pad)
             + sizes_text("dilation", self.dilation, (1,) * len(self.window))
-            + option_text("ceil_mode", self.ceil_mode, False)
+            + settings_text(ceil_mode=(self.ceil_mode, False))
         )
 
 
@@ -95,7 +116,8 @@ class MaxPool(_WindowPool):
 
     Raises:
         ValueError: a wrong number of axes, a stride below 1, too large a pad; from a call, an input of
-            another shape, or smaller than the window.
+            another shape, smaller than the window, or of which a dilated window holds only padding.
+        TypeError: from a call: no tensor, or one of a dtype that torch has no kernel for.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -119,8 +141,7 @@ class MaxPool(_WindowPool):
 
     def _pool(self, n: int, x: Tensor) -> Tensor:
         if self._pad_before:
-            least = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
-            x = F.pad(x, self._pad_before, value=least)
+            x = F.pad(x, self._pad_before, value=_least(x.dtype))
         pool = self._kernels[n]
         return pool(x, self.window, self.stride, self._pad_inside, self.dilation, self.ceil_mode)
 
@@ -142,6 +163,7 @@ class MeanPool(_WindowPool):
     Raises:
         ValueError: a wrong number of axes, a stride below 1, too large a pad; from a call, an input of
             another shape, or smaller than the window.
+        TypeError: from a call: no tensor, or one of a dtype that torch has no kernel for.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -185,7 +207,7 @@ class MeanPool(_WindowPool):
         return _MEANS[n](x, self.window, self.stride, inside, self.ceil_mode, include)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + option_text("count_include_pad", self.count_include_pad, True)
+        return super().extra_repr() + settings_text(count_include_pad=(self.count_include_pad, True))
 
 
 @functor(children=())
@@ -208,6 +230,7 @@ class LPPool(_WindowPool):
     Raises:
         ValueError: a wrong number of axes, a stride below 1, too large a pad, a power that is not positive;
             from a call, an input of another shape, or smaller than the window.
+        TypeError: from a call: no tensor, or one of a dtype that torch has no kernel for.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -237,7 +260,13 @@ class LPPool(_WindowPool):
         return (sums.sign() * F.relu(sums.abs())).pow(1 / self.p)  # whose gradient at 0 is 0
 
     def extra_repr(self) -> str:
-        return f"{self.window}{option_text('p', self.p, 2)}{self._place_text()}"
+        return f"{self.window}{settings_text(p=(self.p, 2))}{self._place_text()}"
+
+
+def _least(dtype: torch.dtype) -> float:
+    if dtype.is_floating_point:
+        return -math.inf
+    return torch.iinfo(dtype).min if dtype is not torch.bool and not dtype.is_complex else 0
 
 
 def _ones(x: Tensor) -> Tensor:
@@ -246,7 +275,7 @@ def _ones(x: Tensor) -> Tensor:
 
 def _mean_pool3d(x: Tensor, *settings: Any) -> Tensor:
     """torch's, which on the CPU has no 16 bits."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float16, torch.bfloat16):
+    if x.device.type != "cpu" or x.dtype not in HALVES:
         return F.avg_pool3d(x, *settings)
     return F.avg_pool3d(x.float(), *settings).to(x.dtype)
 

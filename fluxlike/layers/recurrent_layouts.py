@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fluxlike.layers.recurrent.cells import Cell, GRUCell, LSTMCell, RNNCell
 from fluxlike.layers.recurrent.layers import GRU, LSTM, RNN, Recurrent
-from fluxlike.placement.foreign.parameters import Part, Values, parameter_rule, same
+from fluxlike.placement.foreign.parameters import parameter_rule
+from fluxlike.placement.foreign.parts import Part, Values, same
 
-__all__ = ["register"]
+__all__ = ()
 
 # One cell: parts below `ours`, in the layer, of arrays below `theirs`.
 Parts = Callable[[str, str], list[Part]]
@@ -53,7 +54,7 @@ def _bias(
         zero = torch.zeros_like(known)
         return write(zero if a is None else a, zero if b is None else b)
 
-    return Part((f"{ours}.bias_ih", f"{ours}.bias_hh"), theirs, read, filled)
+    return Part((f"{ours}.bias_ih", f"{ours}.bias_hh"), theirs, read, filled, ranks=(1, 1))
 
 
 def _added(a: Tensor, b: Tensor) -> Values:
@@ -69,8 +70,8 @@ def _alone(bias: Tensor) -> Values:
 def _flux(write: Callable[[Tensor, Tensor], Values]) -> Parts:
     def parts(ours: str, theirs: str) -> list[Part]:
         return [
-            same(f"{ours}.weight_ih", _either(theirs, "Wi")),
-            same(f"{ours}.weight_hh", _either(theirs, "Wh")),
+            same(f"{ours}.weight_ih", _either(theirs, "Wi"), rank=2),
+            same(f"{ours}.weight_hh", _either(theirs, "Wh"), rank=2),
             _bias(ours, ("|".join([_either(theirs, "bias"), _either(theirs, "b")]),), _alone, write),
         ]
 
@@ -95,7 +96,7 @@ def _flux_gru_bias(a: Tensor, b: Tensor) -> Values:
 # one bias, the GRU (reset_after=True, as by default) a row for each of its two products.
 def _keras(bias: Callable[[str, str], Part], order: Callable[[Tensor], Tensor]) -> Parts:
     def kernel(ours: str, theirs: str) -> Part:
-        return Part((ours,), (theirs,), lambda x: (order(x.T),), lambda x: (order(x).T,))
+        return Part((ours,), (theirs,), lambda x: (order(x.mT),), lambda x: (order(x).mT,), ranks=(2,))
 
     def parts(ours: str, theirs: str) -> list[Part]:
         return [
@@ -147,9 +148,9 @@ def _keras_directions(name: str) -> str:
 def _flax(gates: Sequence[str], bias: Callable[[str, str], Part]) -> Parts:
     def kernel(ours: str, names: tuple[str, ...]) -> Part:
         def write(x: Tensor) -> Values:
-            return tuple(gate.T for gate in x.chunk(len(gates)))
+            return tuple(gate.mT for gate in x.chunk(len(gates)))
 
-        return Part((ours,), names, lambda *xs: (torch.cat([x.T for x in xs]),), write)
+        return Part((ours,), names, lambda *xs: (torch.cat([x.mT for x in xs]),), write, ranks=(2,))
 
     def parts(ours: str, theirs: str) -> list[Part]:
         return [
@@ -195,20 +196,17 @@ _FLAX: dict[type[Cell], tuple[Parts, tuple[str, ...]]] = {
     GRUCell: (_flax("rzn", _flax_gru_bias), ("GRUCell",)),
 }
 
-
-def register() -> None:
-    """Register the rules of the recurrent layers and their cells."""
-    for layer, cell, name in ((RNN, RNNCell, "simple_rnn"), (LSTM, LSTMCell, "lstm"), (GRU, GRUCell, "gru")):
-        parameter_rule(cell, "flux", _of_cell(_FLUX[cell]))
-        parameter_rule(layer, "flux", _of_layer(_FLUX[cell], "cell."))
-        parameter_rule(cell, "keras", _of_cell(_KERAS[cell]), names=(f"{name}_cell", name))
-        parameter_rule(
-            layer,
-            "keras",
-            _of_layer(_KERAS[cell], ""),
-            names=_keras_names(name),
-            rename=_keras_directions,
-        )
-        # In Flax each cell has a name of its own, forward before backward.
-        parts, names = _FLAX[cell]
-        parameter_rule(cell, "flax", _of_cell(parts), names=(*names, "forward_rnn", "backward_rnn"))
+for layer, cell, name in ((RNN, RNNCell, "simple_rnn"), (LSTM, LSTMCell, "lstm"), (GRU, GRUCell, "gru")):
+    parameter_rule(cell, "flux", _of_cell(_FLUX[cell]))
+    parameter_rule(layer, "flux", _of_layer(_FLUX[cell], "cell."))
+    parameter_rule(cell, "keras", _of_cell(_KERAS[cell]), names=(f"{name}_cell", name))
+    parameter_rule(
+        layer,
+        "keras",
+        _of_layer(_KERAS[cell], ""),
+        names=_keras_names(name),
+        rename=_keras_directions,
+    )
+    # In Flax each cell has a name of its own, forward before backward.
+    parts, names = _FLAX[cell]
+    parameter_rule(cell, "flax", _of_cell(parts), names=(*names, "forward_rnn", "backward_rnn"))

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.conv_transpose import ConvTranspose
-from fluxlike.layers.statistics import settings_text
+from fluxlike.layers.printing import settings_text
 from fluxlike.layers.steps import fail
 from fluxlike.random import normal
 from fluxlike.scope.assigned import assign, current
 from fluxlike.scope.mode import training
+from fluxlike.transforms.listening import same_place
 from fluxlike.trees.functor import NAMESPACE, functor, spec_of
 from fluxlike.trees.paths import descend, lookup
 
@@ -63,7 +64,8 @@ class WeightNorm(_Reparametrised):
     """A layer whose weight is trained as magnitude and direction: ``g·v/‖v‖``.
 
     (Salimans & Kingma 2016, arXiv 1602.07868.) The layer's own tensor is the direction v, so it is there
-    once. At first the layer computes what it did before.
+    once. At first the layer computes what it did before. A direction of zero length gives NaN: an all-zero
+    weight has none.
 
     Args:
         layer: any layer under `functor`.
@@ -121,7 +123,8 @@ class SpectralNorm(_Reparametrised):
     """A layer whose weight is divided by its largest singular value: ``W/σ(W)``.
 
     (Miyato et al. 2018, arXiv 1802.05957.) σ is estimated as uᵀWv by power iteration, one of which each
-    call in train mode does and assigns. Fifteen are done at first.
+    call in train mode does and assigns. Fifteen are done at first. A weight of zeros, whose σ is
+    0, gives NaN.
 
     Args:
         layer: any layer under `functor`.
@@ -247,7 +250,7 @@ def _with(node: Any, entries: Entries, f: Callable[[Any], Any]) -> Any:
         _with(child, entries[1:], f) if name == entries[0] else child
         for child, name in zip(children, names, strict=True)
     ]
-    return rebuild(static, below)
+    return same_place(rebuild(static, below), node)
 
 
 def _taken_apart(node: Any) -> tuple[list[Any], Any, tuple[Any, ...], Callable[[Any, Any], Any]]:

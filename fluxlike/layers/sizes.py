@@ -1,4 +1,4 @@
-"""Numbers an axis, such as windows and strides: as they are written, checked and printed."""
+"""Numbers an axis, such as windows and strides: as they are written and checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-__all__ = ["as_sizes", "as_window", "axes_text", "covered", "option_text", "refuse_shape", "sizes_text"]
+__all__ = ["as_sizes", "as_window", "axes_text", "covered", "refuse_shape", "whole"]
 
 
 def as_sizes(name: str, value: int | Sequence[int], n: int, *, least: int = 1) -> tuple[int, ...]:
@@ -53,18 +53,6 @@ def covered(window: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
 def axes_text(n: int) -> str:
     """The spatial axes in print."""
     return {1: "L", 2: "H, W", 3: "D, H, W"}[n]
-
-
-def sizes_text(name: str, sizes: Sequence[int], default: Sequence[int]) -> str:
-    """A setting as one more argument in print, nothing for the default."""
-    if tuple(sizes) == tuple(default):
-        return ""
-    return f", {name}={sizes[0] if len(set(sizes)) == 1 else tuple(sizes)}"
-
-
-def option_text(name: str, value: Any, default: Any) -> str:
-    """The same of a setting that is one value."""
-    return "" if value == default else f", {name}={value!r}"
 
 
 def refuse_shape(name: str, x: Any, n: int, channels: int | None = None) -> NoReturn:

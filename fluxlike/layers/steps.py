@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from fluxlike.layers.errors import LayerError
+from fluxlike.layers.errors import LayerError, got, note_place
+from fluxlike.layers.place import here, place
 
 __all__ = ["Steps", "fail", "within"]
 
@@ -86,11 +87,22 @@ class Steps:
 
 
 def fail(step: str, layer: Any, inputs: tuple[Any, ...], error: Exception, hint: str = "") -> NoReturn:
-    """Raise the error of a layer one step below, with its path, what it got, and what may help."""
+    """Raise the error of a layer one step below, with its path, what it got, and what may help.
+
+    The traceback begins below the caller, which the raise puts in front again; so each step is there once.
+    """
+    below = error.__traceback__ and error.__traceback__.tb_next
+    around = place(here())
+    x = inputs[0] if len(inputs) == 1 else inputs
+    if isinstance(error, LayerError):  # one error and one cause, however deep
+        known = around.layer in error.around
+        found = error if known else error.below(around.path + step, around.around)
+        raise found.with_traceback(below) from error.__cause__
     if not LayerError.wraps(error):
-        raise error
-    found = LayerError.at(step, layer, inputs[0] if len(inputs) == 1 else inputs, error)
-    raise LayerError(found.path, found.message + hint) from error
+        note_place(error, step, around, got(layer, x))
+        raise error.with_traceback(below)
+    found = LayerError.of(step, layer, x, error, hint)
+    raise found.below(around.path, around.around) from error
 
 
 def within(step: str, layer: Callable[..., Any], x: Any, *others: Any, **named: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike.losses.entries import Agg, aggregate, paired, rounded_once, spacing
+from fluxlike.losses.entries import Agg, check_pair, rounded_once, spacing
 from fluxlike.losses.focus import check_gamma, focus
 
 __all__ = ["binary_focal", "binarycrossentropy", "logitbinarycrossentropy"]
@@ -25,7 +25,8 @@ def binarycrossentropy(
     Args:
         probs: probabilities, floating, of any shape.
         target: labels or numbers from 0 to 1, of the same shape.
-        eps: added inside the logarithms. (default: the spacing of numbers at 1 in the dtype)
+        eps: added inside the logarithms. (default: the spacing of numbers at 1: of float16 for
+            float16, else of the dtype computed in)
         agg: reduces the losses; None keeps them. (default: mean)
 
     Returns:
@@ -40,13 +41,13 @@ def binarycrossentropy(
         >>> fl.losses.binarycrossentropy(torch.tensor([0.5]), torch.tensor([1.0]))
         tensor(0.6931)
     """
-    target = paired("binarycrossentropy", probs, target, labels=True)
-    tiny = spacing(probs, eps)
+    check_pair("binarycrossentropy", probs, target, labels=True)
+    tiny = spacing(eps, probs, target)
 
     def formula(probs: Tensor, target: Tensor) -> Tensor:
         return -target * torch.log(probs + tiny) - (1 - target) * torch.log(1 - probs + tiny)
 
-    return aggregate(agg, rounded_once(formula, probs, target))
+    return rounded_once(agg, formula, probs, target)
 
 
 def logitbinarycrossentropy(
@@ -73,14 +74,13 @@ def logitbinarycrossentropy(
         >>> fl.losses.logitbinarycrossentropy(torch.tensor([0.0]), torch.tensor([1.0]))
         tensor(0.6931)
     """
-    target = paired("logitbinarycrossentropy", logits, target, labels=True)
-    weight = None if pos_weight is None else _by_class(logits, pos_weight)
-    return aggregate(
-        agg,
-        F.binary_cross_entropy_with_logits(
-            logits, target.to(logits.dtype), reduction="none", pos_weight=weight
-        ),
-    )
+    check_pair("logitbinarycrossentropy", logits, target, labels=True)
+
+    def formula(logits: Tensor, target: Tensor) -> Tensor:
+        weight = None if pos_weight is None else _by_class(logits, pos_weight)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none", pos_weight=weight)
+
+    return rounded_once(agg, formula, logits, target)
 
 
 def _by_class(logits: Tensor, weight: float | Tensor) -> Tensor:
@@ -110,7 +110,8 @@ def binary_focal(
         probs: probabilities, floating, of any shape.
         target: labels or numbers from 0 to 1, of the same shape.
         gamma: how fast a probability near 1 stops to count, at least 0. (default: 2)
-        eps: added inside the logarithm. (default: the spacing of numbers at 1 in the dtype)
+        eps: added inside the logarithm. (default: the spacing of numbers at 1: of float16 for
+            float16, else of the dtype computed in)
         agg: reduces the losses; None keeps them. (default: mean)
 
     Returns:
@@ -125,12 +126,12 @@ def binary_focal(
         >>> fl.losses.binary_focal(torch.tensor([0.27, 0.5, 0.27]), torch.tensor([0.0, 1.0, 0.0]))
         tensor(0.0731)
     """
-    target = paired("binary_focal", probs, target, labels=True)
-    tiny = spacing(probs, eps)
+    check_pair("binary_focal", probs, target, labels=True)
+    tiny = spacing(eps, probs, target)
     check_gamma("binary_focal", gamma)
 
     def formula(probs: Tensor, target: Tensor) -> Tensor:
         p = target * probs + (1 - target) * (1 - probs)
         return -focus(p, gamma) * torch.log(p + tiny)
 
-    return aggregate(agg, rounded_once(formula, probs, target))
+    return rounded_once(agg, formula, probs, target)

@@ -1,6 +1,6 @@
 """Losses of classes: a score or probability a class, against an index, a one-hot vector or probabilities.
 
-The mean over entries is torch's in all cases (`Labels.reduce`).
+The mean over entries is torch's in all cases (`Labels.loss`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike._private.tracing import readable
-from fluxlike.losses.entries import Agg, aggregate, paired, rounded_once, spacing
+from fluxlike.losses.entries import Agg, check_pair, rounded_once, spacing
 from fluxlike.losses.focus import check_gamma, focus
 from fluxlike.losses.labels import Labels, class_axis
 
-__all__ = ["crossentropy", "focal", "kldivergence", "label_smoothing", "logitcrossentropy"]
+__all__ = ["crossentropy", "focal", "kldivergence", "logitcrossentropy"]
 
 
 def logitcrossentropy(
@@ -67,7 +66,7 @@ def logitcrossentropy(
         tensor(0.1269)
     """
     labels = Labels("logitcrossentropy", logits, target, dim, weight, ignore_index, label_smoothing)
-    return labels.reduce(labels.entries(torch.log_softmax(logits, labels.dim)), agg)
+    return labels.loss(lambda x: torch.log_softmax(x, labels.dim), agg)
 
 
 def crossentropy(
@@ -93,7 +92,8 @@ def crossentropy(
         weight: of each class, as in `logitcrossentropy`. (default: 1)
         ignore_index: as in `logitcrossentropy`. (default: none)
         label_smoothing: as in `logitcrossentropy`. (default: 0)
-        eps: added inside the logarithm. (default: the spacing of numbers at 1 in the dtype)
+        eps: added inside the logarithm. (default: the spacing of numbers at 1: of float16 for
+            float16, else of the dtype computed in)
         agg: reduces the losses of shape (N, …); None keeps them. (default: mean)
 
     Returns:
@@ -109,8 +109,8 @@ def crossentropy(
         tensor(0.6931)
     """
     labels = Labels("crossentropy", probs, target, dim, weight, ignore_index, label_smoothing)
-    tiny = spacing(probs, eps)
-    return labels.reduce(labels.rounded_once(lambda p: torch.log(p + tiny)), agg)
+    tiny = spacing(eps, probs, target)
+    return labels.loss(lambda p: torch.log(p + tiny), agg)
 
 
 def focal(
@@ -137,7 +137,8 @@ def focal(
         gamma: how fast a probability near 1 stops to count, at least 0. (default: 2)
         weight: of each class, as in `logitcrossentropy`. (default: 1)
         ignore_index: as in `logitcrossentropy`. (default: none)
-        eps: added inside the logarithm. (default: the spacing of numbers at 1 in the dtype)
+        eps: added inside the logarithm. (default: the spacing of numbers at 1: of float16 for
+            float16, else of the dtype computed in)
         agg: reduces the losses of shape (N, …); None keeps them. (default: mean)
 
     Returns:
@@ -153,9 +154,9 @@ def focal(
         tensor(0.1733)
     """
     labels = Labels("focal", probs, target, dim, weight, ignore_index)
-    tiny = spacing(probs, eps)
+    tiny = spacing(eps, probs, target)
     check_gamma("focal", gamma)
-    return labels.reduce(labels.rounded_once(lambda p: focus(p, gamma) * torch.log(p + tiny)), agg)
+    return labels.loss(lambda p: focus(p, gamma) * torch.log(p + tiny), agg)
 
 
 def kldivergence(
@@ -170,7 +171,8 @@ def kldivergence(
         probs: probabilities of shape (N, C, …).
         target: probabilities of the same shape.
         dim: the axis along which they add up to 1. (default: 1)
-        eps: added inside the second logarithm. (default: the spacing of numbers at 1 in the dtype)
+        eps: added inside the second logarithm. (default: the spacing of numbers at 1: of float16 for
+            float16, else of the dtype computed in)
         agg: reduces the divergences of shape (N, …); None keeps them. (default: mean)
 
     Returns:
@@ -186,64 +188,13 @@ def kldivergence(
         >>> fl.losses.kldivergence(even, certain)
         tensor(0.6931)
     """
-    target = paired("kldivergence", probs, target)
+    check_pair("kldivergence", probs, target)
     axis = class_axis("kldivergence", probs, dim)
-    tiny = spacing(probs, eps)
+    tiny = spacing(eps, probs, target)
 
     def formula(probs: Tensor, target: Tensor) -> Tensor:
         # 0·log 0 is 0 and, where the target is differentiated, of a finite derivative.
         own = torch.log(torch.where(target == 0, 1, target))
         return (target * (own - torch.log(probs + tiny))).sum(axis)
 
-    return aggregate(agg, rounded_once(formula, probs, target))
-
-
-def label_smoothing(target: Tensor, alpha: float, /, *, dim: int | None = 1) -> Tensor:
-    """Labels that are less certain: ``(1 - alpha)·target + alpha / C``.
-
-    (Szegedy et al. 2016, arXiv 1512.00567.) For class indices, ``logitcrossentropy(…,
-    label_smoothing=alpha)`` computes the same without the one-hot labels.
-
-    Args:
-        target: one-hot or soft labels of shape (N, C, …), or (C,) for one; with ``dim=None`` binary
-            labels of any shape.
-        alpha: how much is spread over the C classes, above 0 and below 1.
-        dim: the axis of the classes; None for binary labels, which move towards a half, as C = 2.
-            (default: 1)
-
-    Returns:
-        Labels of the same shape: floating, in the default dtype for labels that were whole.
-
-    Raises:
-        ValueError: `alpha` is not between 0 and 1, there is no such axis, or a single vector does not add
-            up to 1.
-        TypeError: the target is no tensor of real numbers.
-
-    Example:
-        >>> import torch, fluxlike as fl
-        >>> fl.losses.label_smoothing(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 0.2)
-        tensor([[0.9000, 0.1000],
-                [0.1000, 0.9000]])
-    """
-    if not isinstance(target, Tensor) or target.is_complex():
-        found = target.dtype if isinstance(target, Tensor) else f"a {type(target).__name__}"
-        raise TypeError(f"label_smoothing: the target is {found}; write a tensor of one-hot labels")
-    if not 0 < alpha < 1:
-        raise ValueError(f"label_smoothing: alpha={alpha}; write a number above 0 and below 1")
-    if not target.is_floating_point():
-        target = target.to(torch.get_default_dtype())
-    return target * (1 - alpha) + alpha / _number_of_classes(target, dim)
-
-
-def _number_of_classes(target: Tensor, dim: int | None) -> int:
-    if dim is None:
-        return 2
-    if target.ndim != 1:
-        return target.shape[class_axis("label_smoothing", target, dim)]
-    if readable(target) and abs(float(target.sum()) - 1) > 0.01:
-        raise ValueError(
-            f"label_smoothing: the {target.shape[0]} entries of one vector are one label, and add up to "
-            f"{float(target.sum()):g} instead of 1; for binary labels write dim=None, for class indices "
-            "logitcrossentropy(…, label_smoothing=alpha)"
-        )
-    return target.shape[0]
+    return rounded_once(agg, formula, probs, target)

@@ -8,34 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Agg", "aggregate", "check_floats", "paired", "rounded_once", "spacing"]
+from fluxlike.placement.numbers import at_least_float32
+
+__all__ = ["Agg", "check_floats", "check_pair", "rounded_once", "spacing"]
 
 #: Reduces the losses of all entries; None leaves them as they are.
 Agg = Callable[[Tensor], Any] | None
 
-_HALVES = (torch.float16, torch.bfloat16)
+
+def rounded_once(agg: Agg, formula: Callable[..., Tensor], /, *tensors: Tensor) -> Any:
+    """What `agg` makes of ``formula(*tensors)``, where all is computed in at least float32.
+
+    The tensors are cast to the widest of their floating dtypes, and those of 16 bits to float32. Then
+    what `agg` returns is rounded back if it is a tensor, except under autocast, where torch's losses
+    return float32 too.
+    """
+    if agg is not None and not callable(agg):
+        write = {"sum": "torch.sum", "none": "None"}.get(str(agg), "torch.mean")
+        raise TypeError(f"agg={agg!r}: write a function of the entries' losses, such as agg={write}")
+    dtype = _widest(tensors)
+    wide = at_least_float32(dtype)
+    entries = formula(*[x if x.dtype is wide else x.to(wide) for x in tensors])
+    value = entries if agg is None else agg(entries)
+    if dtype is wide or not isinstance(value, Tensor) or value.dtype is not wide:
+        return value
+    return value if _autocast(tensors[0].device.type) else value.to(dtype)
 
 
-def aggregate(agg: Agg, entries: Tensor, /) -> Any:
-    """What `agg` makes of the losses of all entries."""
-    return entries if agg is None else agg(entries)
+def spacing(eps: float | None, /, *tensors: Tensor) -> float:
+    """`eps`; or where it is None, the spacing of numbers at 1 in the dtype in which a loss is computed.
+
+    A first tensor of float16 has its own: of others, the derivative 1/eps is beyond its range.
+    """
+    if eps is not None:
+        return eps
+    own = tensors[0].dtype is torch.float16
+    return torch.finfo(torch.float16 if own else at_least_float32(_widest(tensors))).eps
 
 
-def rounded_once(formula: Callable[..., Tensor], pred: Tensor, target: Tensor, /) -> Tensor:
-    """``formula(pred, target)``, in float32 where both are of 16 bits, and rounded at the end."""
-    dtype = torch.promote_types(pred.dtype, target.dtype)
-    if dtype in _HALVES:
-        return formula(pred.float(), target.float()).to(dtype)
-    return formula(pred, target)
-
-
-def spacing(pred: Tensor, eps: float | None, /) -> float:
-    """`eps`, or where it is None the spacing of numbers at 1 in the dtype of the prediction."""
-    return torch.finfo(pred.dtype).eps if eps is None else eps
-
-
-def paired(name: str, pred: Any, target: Any, /, *, labels: bool = False) -> Tensor:
-    """The target of a loss of entries, in a floating dtype.
+def check_pair(name: str, pred: Any, target: Any, /, *, labels: bool = False) -> None:
+    """Refuse a pair that a loss of entries does not take.
 
     Args:
         name: of the loss.
@@ -54,11 +66,8 @@ def paired(name: str, pred: Any, target: Any, /, *, labels: bool = False) -> Ten
             f"{tuple(target.shape)}; nothing is broadcast, so reshape one, for example with "
             ".squeeze(1) or .unsqueeze(1)"
         )
-    if target.is_floating_point():
-        return target
-    if labels and not target.is_complex():
-        return target.to(pred.dtype)
-    raise TypeError(f"{name}: the target is {target.dtype}; {_instead(target, 'target')}")
+    if not target.is_floating_point() and (target.is_complex() or not labels):
+        raise TypeError(f"{name}: the target is {target.dtype}; {_instead(target, 'target')}")
 
 
 def check_floats(name: str, pred: Any, target: Any, /) -> None:
@@ -74,3 +83,16 @@ def _instead(x: Tensor, what: str) -> str:
     if x.is_complex():
         return f"a loss compares real numbers: write torch.view_as_real({what})"
     return f"a loss compares floating numbers: write {what}.float()"
+
+
+def _widest(tensors: tuple[Tensor, ...]) -> torch.dtype:
+    """The dtype that torch promotes to: of the first, and of all others that are floating."""
+    dtype = tensors[0].dtype
+    for x in tensors[1:]:
+        if x.dtype is not dtype and x.is_floating_point():
+            dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

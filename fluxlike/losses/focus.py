@@ -14,6 +14,6 @@ def focus(p: Tensor, gamma: float, /) -> Tensor:
 
 
 def check_gamma(name: str, gamma: float, /) -> None:
-    """Raise a ValueError where `gamma` is negative."""
-    if gamma < 0:
+    """Raise a ValueError unless `gamma` is at least 0."""
+    if not gamma >= 0:
         raise ValueError(f"{name}: gamma={gamma}; write a number of at least 0")

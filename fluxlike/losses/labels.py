@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike._private.tracing import readable
-from fluxlike.losses.entries import Agg, aggregate, check_floats
+from fluxlike._private.tracing import concrete, readable
+from fluxlike.losses.entries import Agg, check_floats, rounded_once
 
 __all__ = ["Labels", "class_axis"]
 
-_HALVES = (torch.float16, torch.bfloat16)
 _NO_CLASS = ("out of bounds", "out of range")  # what torch says of a label, in its kernel and under vmap
 _NO_LABEL = -(2**62)  # of torch's own -100 none must be passed over silently
 
@@ -54,27 +54,25 @@ class Labels:
         if not 0 <= smoothing <= 1:
             raise ValueError(f"{name}: label_smoothing={smoothing}; write a number from 0 to 1")
 
-    def rounded_once(self, logs: Callable[[Tensor], Tensor]) -> Tensor:
-        """The entries of ``logs(scores)``, in float32 where all is of 16 bits, and rounded at the end."""
-        scores, target = self._scores, self._target
-        if scores.dtype not in _HALVES:
-            return self.entries(logs(scores))
-        dtype = (
-            torch.promote_types(scores.dtype, target.dtype) if target.is_floating_point() else scores.dtype
-        )
-        return self.entries(logs(scores.float())).to(dtype)
+    def loss(self, logs: Callable[[Tensor], Tensor], agg: Agg) -> Any:
+        """What `agg` makes of the entries: minus ``logs(scores)``, of shape (N, C, …), times the target.
 
-    def entries(self, logs: Tensor) -> Tensor:
-        """The loss of every entry: minus the logarithms, of shape (N, C, …), weighted by the target."""
-        return self._of_indices(logs) if self._by_index else self._of_probabilities(logs)
+        The mean of indices is over the weights of those that count.
+        """
+        if not self._by_index:
+            return rounded_once(
+                agg, lambda s, t: self._of_probabilities(logs(s), t), self._scores, self._target
+            )
+        if agg in (torch.mean, Tensor.mean):
+            return rounded_once(None, lambda s: self._mean(logs(s)), self._scores)
+        return rounded_once(agg, lambda s: self._of_indices(logs(s)), self._scores)
 
-    def reduce(self, entries: Tensor, agg: Agg) -> Any:
-        """What `agg` makes of the entries; the mean of indices is over the weights of those that count."""
+    def _mean(self, logs: Tensor) -> Tensor:
+        if not self._smoothing:
+            return self._of_indices(logs, "mean")
+        entries = self._of_indices(logs)
         plain = self._weight is None and self._ignored is None
-        if plain or not self._by_index or agg not in (torch.mean, Tensor.mean):
-            return aggregate(agg, entries)
-        dtype = torch.float32 if entries.dtype in _HALVES else entries.dtype
-        return (entries.sum(dtype=dtype) / self._mass(dtype)).to(entries.dtype)
+        return entries.mean() if plain else entries.sum() / self._mass(entries.dtype)
 
     def _mass(self, dtype: torch.dtype) -> Tensor:
         """The weights of all targets that count, added up."""
@@ -86,12 +84,12 @@ class Labels:
         each = kept.to(dtype)
         return (each if self._weight is None else each * self._weight.to(dtype)[target]).sum()
 
-    def _of_indices(self, logs: Tensor) -> Tensor:
+    def _of_indices(self, logs: Tensor, reduction: str = "none") -> Tensor:
         logs = logs if self.dim == 1 or logs.ndim == 1 else logs.movedim(self.dim, 1)
         weight = None if self._weight is None else self._weight.to(logs.dtype)
         target, ignored = self._target.long(), _NO_LABEL if self._ignored is None else self._ignored
         try:
-            entries = F.nll_loss(logs, target, weight, reduction="none", ignore_index=ignored)
+            entries = F.nll_loss(logs, target, weight, reduction=reduction, ignore_index=ignored)
         except (IndexError, RuntimeError) as error:
             if not any(words in str(error) for words in _NO_CLASS):
                 raise
@@ -104,13 +102,20 @@ class Labels:
         even = -logs.mean(classes).masked_fill(target == ignored, 0)
         return (1 - self._smoothing) * entries + self._smoothing * even
 
-    def _of_probabilities(self, logs: Tensor) -> Tensor:
-        target = self._target
+    def _of_probabilities(self, logs: Tensor, target: Tensor) -> Tensor:
         if self._smoothing:
             target = target * (1 - self._smoothing) + self._smoothing / logs.shape[self.dim]
-        if self._weight is not None:
-            logs = logs * _along(self._weight.to(logs.dtype), self.dim, logs.ndim)
-        return -(target * logs).sum(self.dim)
+        weight = self._weight
+        along = None if weight is None else _along(weight.to(logs.dtype), self.dim, logs.ndim)
+
+        def cost(logs: Tensor) -> Tensor:
+            return -(target * (logs if along is None else logs * along)).sum(self.dim)
+
+        if concrete() and logs.device.type == "cpu":  # where to look costs less than to mask
+            entries = cost(logs)
+            if not math.isnan(entries.detach().sum().item()):
+                return entries
+        return cost(logs.masked_fill((logs == -torch.inf) & (target == 0), 0))  # 0·log 0 is 0
 
     def _out_of_range(self) -> str:
         classes = self._scores.shape[self.dim]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.losses.entries import Agg, aggregate, paired, rounded_once
+from fluxlike.losses.entries import Agg, check_pair, rounded_once
 
 __all__ = ["hinge", "siamese_contrastive", "squared_hinge"]
 
@@ -34,8 +34,8 @@ def hinge(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
         >>> fl.losses.hinge(torch.tensor([0.5, 2.0, -1.0]), torch.tensor([1, 1, 1]), agg=None)
         tensor([0.5000, 0.0000, 2.0000])
     """
-    target = _signs("hinge", pred, target)
-    return aggregate(agg, rounded_once(_behind, pred, target))
+    _check_signs("hinge", pred, target)
+    return rounded_once(agg, _behind, pred, target)
 
 
 def squared_hinge(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
@@ -60,8 +60,8 @@ def squared_hinge(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> 
         >>> fl.losses.squared_hinge(torch.tensor([0.5, 2.0, -1.0]), torch.tensor([1, 1, 1]), agg=None)
         tensor([0.2500, 0.0000, 4.0000])
     """
-    target = _signs("squared_hinge", pred, target)
-    return aggregate(agg, rounded_once(lambda p, t: _behind(p, t).square(), pred, target))
+    _check_signs("squared_hinge", pred, target)
+    return rounded_once(agg, lambda p, t: _behind(p, t).square(), pred, target)
 
 
 def _behind(pred: Tensor, target: Tensor) -> Tensor:
@@ -69,13 +69,12 @@ def _behind(pred: Tensor, target: Tensor) -> Tensor:
     return (1 - pred * target).clamp_min(0)
 
 
-def _signs(name: str, pred: Any, target: Any) -> Tensor:
-    signs = paired(name, pred, target, labels=True)
+def _check_signs(name: str, pred: Any, target: Any) -> None:
+    check_pair(name, pred, target, labels=True)
     if target.dtype == torch.bool:
         raise TypeError(
             f"{name}: the target is torch.bool, and labels are -1 and 1 here; write 2 * target.float() - 1"
         )
-    return signs
 
 
 def siamese_contrastive(
@@ -104,12 +103,12 @@ def siamese_contrastive(
         >>> fl.losses.siamese_contrastive(torch.tensor([0.5, 0.5]), torch.tensor([0, 1]), margin=2, agg=None)
         tensor([0.2500, 2.2500])
     """
-    target = paired("siamese_contrastive", distance, target, labels=True)
-    if margin < 0:
+    check_pair("siamese_contrastive", distance, target, labels=True)
+    if not margin >= 0:
         raise ValueError(f"siamese_contrastive: margin={margin}; write a number of at least 0")
 
     def formula(distance: Tensor, target: Tensor) -> Tensor:
         missing = (margin - distance).clamp_min(0)
         return (1 - target) * distance.square() + target * missing.square()
 
-    return aggregate(agg, rounded_once(formula, distance, target))
+    return rounded_once(agg, formula, distance, target)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike.losses.entries import Agg, aggregate, paired, rounded_once, spacing
+from fluxlike.losses.entries import Agg, check_pair, rounded_once, spacing
 
 __all__ = ["huber", "mae", "mse", "msle", "poisson"]
 
@@ -33,8 +33,8 @@ def mse(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
         >>> fl.losses.mse(torch.tensor([0.9, 0.1, 0.1, 0.9]), torch.tensor([1.0, 1, 0, 0]))
         tensor(0.4100)
     """
-    target = paired("mse", pred, target)
-    return aggregate(agg, (pred - target).square())
+    check_pair("mse", pred, target)
+    return rounded_once(agg, lambda p, t: (p - t).square(), pred, target)
 
 
 def mae(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
@@ -57,8 +57,8 @@ def mae(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
         >>> fl.losses.mae(torch.tensor([0.9, 0.1, 0.1, 0.9]), torch.tensor([1.0, 1, 0, 0]))
         tensor(0.5000)
     """
-    target = paired("mae", pred, target)
-    return aggregate(agg, (pred - target).abs())
+    check_pair("mae", pred, target)
+    return rounded_once(agg, lambda p, t: (p - t).abs(), pred, target)
 
 
 def msle(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg = torch.mean) -> Any:
@@ -70,7 +70,8 @@ def msle(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg 
     Args:
         pred: floating, of any shape, above -eps.
         target: floating, of the same shape, above -eps.
-        eps: added inside the logarithms. (default: the spacing of numbers at 1 in the dtype)
+        eps: added inside the logarithms. (default: the spacing of numbers at 1: of float16 for
+            float16, else of the dtype computed in)
         agg: reduces the errors; None keeps them. (default: mean)
 
     Returns:
@@ -85,17 +86,19 @@ def msle(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg 
         >>> fl.losses.msle(torch.tensor([1.1, 2.2, 3.3]), torch.tensor([1.0, 2.0, 3.0]))
         tensor(0.0091)
     """
-    target = paired("msle", pred, target)
-    tiny = spacing(pred, eps)
+    check_pair("msle", pred, target)
+    tiny = spacing(eps, pred, target)
 
     def formula(pred: Tensor, target: Tensor) -> Tensor:
         return (torch.log(pred + tiny) - torch.log(target + tiny)).square()
 
-    return aggregate(agg, rounded_once(formula, pred, target))
+    return rounded_once(agg, formula, pred, target)
 
 
 def huber(pred: Tensor, target: Tensor, /, *, delta: float = 1.0, agg: Agg = torch.mean) -> Any:
-    """Huber's loss (1964): ``e²/2`` where ``|e| ≤ delta``, else ``delta·(|e| - delta/2)``.
+    """Huber's loss: ``e²/2`` where ``|e| ≤ delta``, else ``delta·(|e| - delta/2)``.
+
+    (Huber 1964, doi 10.1214/aoms/1177703732.)
 
     Args:
         pred: floating, of any shape.
@@ -115,10 +118,14 @@ def huber(pred: Tensor, target: Tensor, /, *, delta: float = 1.0, agg: Agg = tor
         >>> fl.losses.huber(torch.tensor([0.9, 0.1, 0.1, 0.9]), torch.tensor([1.0, 1, 0, 0]))
         tensor(0.2050)
     """
-    target = paired("huber", pred, target)
-    if delta <= 0:
+    check_pair("huber", pred, target)
+    if not delta > 0:
         raise ValueError(f"huber: delta={delta}; write a number above 0")
-    return aggregate(agg, F.huber_loss(pred, target, reduction="none", delta=delta))
+
+    def formula(pred: Tensor, target: Tensor) -> Tensor:
+        return F.huber_loss(pred, target, reduction="none", delta=delta)
+
+    return rounded_once(agg, formula, pred, target)
 
 
 def poisson(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg = torch.mean) -> Any:
@@ -130,7 +137,8 @@ def poisson(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: A
     Args:
         pred: the expected counts, floating and not negative, of any shape.
         target: the counts that were found, whole or floating, of the same shape.
-        eps: added inside the logarithm. (default: the spacing of numbers at 1 in the dtype)
+        eps: added inside the logarithm. (default: the spacing of numbers at 1: of float16 for
+            float16, else of the dtype computed in)
         agg: reduces the losses; None keeps them. (default: mean)
 
     Returns:
@@ -145,10 +153,10 @@ def poisson(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: A
         >>> fl.losses.poisson(torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.1, 0.2, 0.3]))
         tensor(0.6278)
     """
-    target = paired("poisson", pred, target, labels=True)
-    tiny = spacing(pred, eps)
+    check_pair("poisson", pred, target, labels=True)
+    tiny = spacing(eps, pred, target)
 
     def formula(pred: Tensor, target: Tensor) -> Tensor:
         return pred - target * torch.log(pred + tiny)
 
-    return aggregate(agg, rounded_once(formula, pred, target))
+    return rounded_once(agg, formula, pred, target)

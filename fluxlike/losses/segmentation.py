@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.losses.entries import Agg, aggregate, paired, rounded_once
+from fluxlike.losses.entries import Agg, check_pair, rounded_once
 
 __all__ = ["dice_coeff", "tversky"]
 
@@ -27,7 +27,7 @@ def dice_coeff(
         target: a mask or numbers from 0 to 1, of the same shape.
         dim: the axes to add up over, such as (2, 3) for one coefficient an image and class, which `agg`
             then reduces. (default: all, so one coefficient of the whole batch, as in Flux)
-        smooth: keeps the coefficient of two empty masks defined, at least 0. (default: 1)
+        smooth: at least 0; above 0 two empty masks agree, with 0 their coefficient is NaN. (default: 1)
         agg: reduces the coefficients; None keeps them. (default: mean)
 
     Returns:
@@ -43,7 +43,7 @@ def dice_coeff(
         >>> fl.losses.dice_coeff(torch.tensor([0.0, 1.4, 0.5, 1.2]), torch.tensor([1.0, 0.5, 0.3, 2.4]))
         tensor(0.2800)
     """
-    target = paired("dice_coeff", probs, target, labels=True)
+    check_pair("dice_coeff", probs, target, labels=True)
     _check_smooth("dice_coeff", smooth)
     axes = _axes(probs, dim)
 
@@ -52,7 +52,7 @@ def dice_coeff(
         each = (probs.square() + target.square()).sum(axes)
         return 1 - (2 * both + smooth) / (each + smooth)
 
-    return aggregate(agg, rounded_once(formula, probs, target))
+    return rounded_once(agg, formula, probs, target)
 
 
 def tversky(
@@ -76,7 +76,7 @@ def tversky(
         target: a mask or numbers from 0 to 1, of the same shape.
         dim: the axes to add up over, as in `dice_coeff`. (default: all)
         beta: the weight of false negatives, from 0 to 1. (default: 0.7)
-        smooth: keeps the index of two empty masks defined, at least 0. (default: 1)
+        smooth: at least 0; above 0 two empty masks agree, with 0 their index is NaN. (default: 1)
         agg: reduces the losses; None keeps them. (default: mean)
 
     Returns:
@@ -95,7 +95,7 @@ def tversky(
         >>> fl.losses.tversky(torch.tensor([1.0, 1.0, 1.0, 0.0]), mask)  # one too many
         tensor(0.0909)
     """
-    target = paired("tversky", probs, target, labels=True)
+    check_pair("tversky", probs, target, labels=True)
     _check_smooth("tversky", smooth)
     if not 0 <= beta <= 1:
         raise ValueError(f"tversky: beta={beta}; write a number from 0 to 1")
@@ -107,7 +107,7 @@ def tversky(
         missed = ((1 - probs) * target).sum(axes)
         return 1 - (hit + smooth) / (hit + (1 - beta) * extra + beta * missed + smooth)
 
-    return aggregate(agg, rounded_once(formula, probs, target))
+    return rounded_once(agg, formula, probs, target)
 
 
 def _axes(probs: Tensor, dim: Axes) -> tuple[int, ...]:
@@ -117,5 +117,5 @@ def _axes(probs: Tensor, dim: Axes) -> tuple[int, ...]:
 
 
 def _check_smooth(name: str, smooth: float) -> None:
-    if smooth < 0:
+    if not smooth >= 0:
         raise ValueError(f"{name}: smooth={smooth}; write a number of at least 0")

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from fluxlike._private import functorch
 from fluxlike._private.tracing import concrete, readable
-from fluxlike.losses.entries import Agg, aggregate, check_floats
+from fluxlike.losses.entries import Agg, check_floats, rounded_once
+from fluxlike.placement.numbers import INTEGERS
 from fluxlike.transforms.control.scan import scan
 
 __all__ = ["ctc"]
 
 Lengths = Tensor | Sequence[int] | None
 
-_INDICES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_HALVES = (torch.float16, torch.bfloat16)
 _NEVER = -1e30  # the logarithm of no probability: finite, so that differences of two are no NaN
 
 
@@ -66,11 +65,12 @@ def ctc(
         tensor(1.3333)
     """
     steps, labels, blank = _checked(logits, target, lengths, target_lengths, blank)
-    wide = logits.float() if logits.dtype in _HALVES else logits
-    losses = _losses(torch.log_softmax(wide, -1), target.long(), steps, labels, blank)
-    if zero_infinity:
-        losses = torch.where(losses.isinf(), 0, losses)
-    return aggregate(agg, losses.to(logits.dtype))
+
+    def formula(logits: Tensor) -> Tensor:
+        losses = _losses(torch.log_softmax(logits, -1), target.long(), steps, labels, blank)
+        return torch.where(losses.isinf(), 0, losses) if zero_infinity else losses
+
+    return rounded_once(agg, formula, logits)
 
 
 def _losses(logs: Tensor, target: Tensor, steps: Tensor, labels: Tensor, blank: int) -> Tensor:
@@ -153,7 +153,7 @@ def _checked(
             "write .transpose(0, 1) for (T, N, C)"
         )
     count, steps, classes = logits.shape
-    if target.dtype not in _INDICES:
+    if target.dtype not in INTEGERS:
         raise TypeError(f"ctc: the target is {target.dtype}; write integer labels of shape (N, S)")
     if target.ndim != 2 or target.shape[0] != count:
         raise ValueError(
@@ -173,7 +173,7 @@ def _length(name: str, given: Lengths, logits: Tensor, count: int, most: int) ->
     if given is None:
         return torch.full((count,), most, device=logits.device)
     lengths = given if isinstance(given, Tensor) else torch.tensor(given, device=logits.device)
-    if lengths.dtype not in _INDICES:
+    if lengths.dtype not in INTEGERS:
         raise TypeError(f"ctc: {name} is {lengths.dtype}; write integers of shape ({count},)")
     if tuple(lengths.shape) != (count,):
         raise ValueError(f"ctc: {name} has the shape {tuple(lengths.shape)}; write ({count},)")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxlike.layers.auto import require_sized
 from fluxlike.optimisers.rule import Rule, as_functor, hook, is_rule, rules_in, shared_counters
 from fluxlike.placement.dtype import stays_float32
 from fluxlike.trees.functor import functor
@@ -74,6 +75,7 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
         TypeError: `rule` is no rule, or a class instead of an object, or the two are swapped, or
             `carry` is no state; or a rule for real matrices meets a complex parameter.
         ValueError: the function gives different rules to places that are tied.
+        RuntimeError: a layer made with `auto` has no sizes yet.
 
     Warns:
         UserWarning: there is nothing to train, or nothing to carry over.
@@ -100,6 +102,7 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
             f"the model is a {type(model).__name__}, which can be read once; of a module's parameters, write "
             "setup(rule, dict(module.named_parameters()))"
         )
+    require_sized(model, "setup")
     leaves, treedef = flatten(model)
     structure = structure_of(treedef)
     found = parameters(leaves, structure.trainable)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fluxlike.placement.numbers import HALVES
 from fluxlike.scope.assigned import Assigned, derive
 from fluxlike.trees.fmap import fmap
 from fluxlike.trees.values import is_tensor, value_of
@@ -106,7 +107,7 @@ def f64(tree: Any, /) -> Any:
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    narrow = dtype in (torch.float16, torch.bfloat16)
+    narrow = dtype in HALVES
     done: dict[int, Tensor] = {}  # over the whole tree, so that ties across kept layers survive
 
     def cast(x: Any, to: torch.dtype) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 __all__ = ["Array", "Layout", "generic_layout", "permute"]
@@ -108,7 +109,7 @@ def permute(x: Array, src: str, dst: str, /) -> Array:
         A view of the same memory, of the same kind. It is differentiable.
 
     Raises:
-        TypeError: `x` is neither a tensor nor a numpy array.
+        TypeError: `x` is neither a tensor nor a numpy array, or a sparse tensor of rows or columns.
         ValueError: another number of axes, or layouts whose letters differ.
 
     Example:
@@ -125,4 +126,11 @@ def permute(x: Array, src: str, dst: str, /) -> Array:
             f"permute from {str(src)!r} to {str(dst)!r} takes an array of {len(src)} axes, found the shape "
             f"{tuple(x.shape)} of {x.ndim}"
         )
-    return x.permute(order) if isinstance(x, Tensor) else x.transpose(order)
+    if not isinstance(x, Tensor):
+        return x.transpose(order)
+    if x.layout not in (torch.strided, torch.sparse_coo):
+        raise TypeError(
+            f"permute takes dense tensors and torch.sparse_coo, found {x.layout}, whose axes can't be moved "
+            "as a view; write x.to_dense() or x.to_sparse() first"
+        )
+    return x.permute(order)

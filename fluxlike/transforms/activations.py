@@ -9,14 +9,14 @@ from typing import Any
 import optree
 from torch import Tensor
 
-from fluxlike._private import functorch, levels
-from fluxlike.transforms.listening import Listener, require_model
+from fluxlike._private import functorch, levels, tracing
+from fluxlike.transforms.listening import Call, Listener, require_model
 from fluxlike.trees.functor import NAMESPACE
 
 __all__ = ["activations"]
 
 
-def activations(model: Callable[..., Any], /, *inputs: Any) -> dict[str, Any]:
+def activations(model: Callable[..., Any], /, *inputs: Any, **named: Any) -> dict[str, Any]:
     """Call a model and return the output of every layer by path.
 
     A layer is an object of a registered class that the forward pass calls; methods other than
@@ -27,15 +27,17 @@ def activations(model: Callable[..., Any], /, *inputs: Any) -> dict[str, Any]:
     Args:
         model: a model that can be called.
         inputs: what it is called with.
+        named: the same, by name.
 
     Returns:
         From path to output, in the order of the calls; the model's own output stands under ``""``.
         A layer called again has its later outputs under ``".cell (call 2)"`` and so on. What was
         called under a ``vmap`` inside the model is there as a whole, the mapped axis first. A copy
-        that the model itself makes of a layer (a cast, a stack of layers) is not listened to.
+        that the model itself makes of a layer (a cast, a stack of layers) is not listened to, nor is
+        what it calls in a `jit` of its own.
 
     Raises:
-        TypeError: the model can't be called, or a class of a layer can't have subclasses.
+        TypeError: the model can't be called, or the class of a layer can't be changed, as one made in C.
         ValueError: an output was changed in place after its layer had returned it.
 
     Example:
@@ -50,7 +52,7 @@ def activations(model: Callable[..., Any], /, *inputs: Any) -> dict[str, Any]:
     """
     require_model(model, "activations")
     listener = _Outputs()
-    listener.call(model, *inputs)
+    listener.call(model, *inputs, **named)
     listener.check_unchanged()
     return listener.outputs
 
@@ -61,22 +63,17 @@ class _Outputs(Listener):
     def __init__(self) -> None:
         super().__init__()
         self.outputs: dict[str, Any] = {}
-        self._level = functorch.level()
+        self._level, self._depth = functorch.level(), tracing.depth()
         self._calls: dict[str, int] = {}
         self._versions: list[tuple[str, Tensor, int]] = []
 
-    def heard(
-        self,
-        path: str,
-        layer: Any,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        count = self._calls[path] = self._calls.get(path, 0) + 1
-        name = path if count == 1 else f"{path} (call {count})"
+    def heard(self, call: Call) -> Any:
+        if tracing.depth() > self._depth:  # what a trace inside the model sees are no outputs
+            return call.answer()
+        count = self._calls[call.path] = self._calls.get(call.path, 0) + 1
+        name = call.path if count == 1 else f"{call.path} (call {count})"
         self.outputs[name] = None  # holds the place in the order of the calls
-        y = forward(*args, **kwargs)
+        y = call.answer()
         self.outputs[name] = optree.tree_map(
             functools.partial(self._note, name), y, none_is_leaf=True, namespace=NAMESPACE
         )

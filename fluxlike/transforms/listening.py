@@ -1,24 +1,27 @@
 """Listening to a model: which of its layers are called, with what, and what they return.
 
-The model is rebuilt, with the same tensors, so that each of its objects is of a subclass made on the
-fly whose ``__call__`` reports to the listener of this thread. Nothing that others hold is touched.
+The model is rebuilt, with the same tensors, so that every place has an object of its own. While a listener
+is at work, the classes of these objects have another ``__call__``, which reports the calls of these objects
+in this context and passes all others on. Afterwards the classes are what they were.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
 from torch import Tensor
 
+from fluxlike.trees.constants import StandIn
 from fluxlike.trees.functor import leaf, spec_of
 from fluxlike.trees.paths import children
 from fluxlike.trees.structure import flatten, structure_of
 
-__all__ = ["Listener", "require_model"]
+__all__ = ["Call", "Listener", "require_model", "same_place"]
 
 
 def require_model(model: Any, by: str, /) -> None:
@@ -33,6 +36,20 @@ def require_model(model: Any, by: str, /) -> None:
         )
 
 
+class Call(NamedTuple):
+    """The call of the layer at a path; `answer` makes it."""
+
+    path: str
+    layer: Any
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def answer(self) -> Any:
+        """What the layer returns."""
+        return self.forward(*self.args, **self.kwargs)
+
+
 class Listener:
     """Hears the calls of the layers of a model; `heard` says what it does about them.
 
@@ -40,73 +57,85 @@ class Listener:
     """
 
     def __init__(self) -> None:
-        self._paths: dict[int, str] = {}  # by the id of the rebuilt layer
-        self._kept: list[Any] = []  # the rebuilt models, so that their ids stay taken
+        self._places: dict[int, _Place] = {}  # by the id of the rebuilt layer
+        self._classes: set[type] = set()
 
-    def call(self, model: Callable[..., Any], /, *inputs: Any) -> Any:
+    def call(self, model: Callable[..., Any], /, *inputs: Any, **named: Any) -> Any:
         """Call a model, listening to its layers."""
         token = _listener.set(self)
         try:
-            return self.rebuild(model)(*inputs)
+            return self.rebuild(model)(*inputs, **named)
         finally:
             _listener.reset(token)
+            while self._classes:
+                _release(self._classes.pop())
 
-    def heard(
-        self,
-        path: str,
-        layer: Any,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Answer the call of the layer at a path: by ``forward(*args, **kwargs)``, the call itself."""
-        return forward(*args, **kwargs)
+    def heard(self, call: Call) -> Any:
+        """Answer the call of a layer."""
+        return call.answer()
 
     def rebuild(self, model: Any, path: str = "") -> Any:
         """The model that stands at a path, of the same tensors, with layers that report."""
         leaves, treedef = flatten(model)
         accessors, where = treedef.accessors(), structure_of(treedef).paths
-        heard = [_Step(path + where[i], x) if _is_step(x, accessors[i]) else x for i, x in enumerate(leaves)]
+        heard = [
+            _Step(self, path + where[i], x) if _is_step(x, accessors[i]) else x for i, x in enumerate(leaves)
+        ]
         rebuilt = treedef.unflatten(heard)
-        self._kept.append(rebuilt)
         self._listen(rebuilt, path)
         return rebuilt
 
     def _listen(self, node: Any, path: str) -> None:
         for step, child in children(node):
             self._listen(child, path + step.text)
-        cls = type(node)
-        if callable(node) and not isinstance(node, type) and spec_of(cls) is not None:
-            self._paths[id(node)] = path
-            object.__setattr__(node, "__class__", _reporting(cls))
+        if callable(node) and not isinstance(node, type) and spec_of(type(node)) is not None:
+            self.place(node, path)
 
-    def report(self, layer: Any, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Pass a call on to `heard`, if it is that of a layer of this model."""
-        path = self._paths.get(id(layer))
-        if path is None:  # a copy that the model made of its layer
-            return plain(layer, *args, **kwargs)
-        return self.heard(path, layer, functools.partial(plain, layer), args, kwargs)
+    def place(self, layer: Any, path: str) -> None:
+        """Hear the calls of one object as those of the layer at a path."""
+        cls = next(base for base in type(layer).__mro__ if "__call__" in base.__dict__)
+        if cls not in self._classes:
+            _hold(cls)
+            self._classes.add(cls)
+        self._places[id(layer)] = _Place(path, layer, cls)
+
+    def path_of(self, layer: Any, cls: type | None = None) -> str | None:
+        """Where an object stands whose calls are heard, or those to the ``__call__`` of a class."""
+        place = self._places.get(id(layer))
+        return place.path if place is not None and cls in (None, place.cls) else None
+
+
+class _Place(NamedTuple):
+    """Where a layer stands; it is kept, so that its id stays taken, with the class whose call it has."""
+
+    path: str
+    layer: Any
+    cls: type
+
+
+def same_place(new: Any, old: Any, /) -> Any:
+    """Say of a layer that it is called in place of another, of which it is a copy; give it back."""
+    listener = _listener.get()
+    path = None if listener is None else listener.path_of(old)
+    if listener is not None and path is not None:
+        listener.place(new, path)
+    return new
 
 
 @leaf
-class _Step:
-    """A plain function in the place of a layer, which tells its calls; equal where the functions are."""
+class _Step(StandIn):
+    """A plain function in the place of a layer, which tells its calls."""
 
-    def __init__(self, path: str, f: Callable[..., Any]) -> None:
+    def __init__(self, listener: Listener, path: str, f: Any) -> None:
+        f = f.meant if isinstance(f, _Step) else f
+        super().__init__(f)
         functools.update_wrapper(self, f)
-        self._path, self._f = path, f
+        self._listener, self._path = listener, path
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        listener = _listener.get()
-        if listener is None:
-            return self._f(*args, **kwargs)
-        return listener.heard(self._path, self._f, self._f, args, kwargs)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Step) and bool(self._f == other._f)
-
-    def __hash__(self) -> int:
-        return hash(self._f)
+        if _listener.get() is not self._listener:
+            return self.meant(*args, **kwargs)
+        return self._listener.heard(Call(self._path, self.meant, self.meant, args, kwargs))
 
 
 _listener: ContextVar[Listener | None] = ContextVar("fluxlike_listener", default=None)
@@ -122,34 +151,56 @@ def _is_step(x: Any, accessor: optree.PyTreeAccessor) -> bool:
     )
 
 
-_made: dict[type, type] = {}  # the reporting class of each class, and of itself
+class _Held:
+    """A class whose calls are reported, and by how many listeners."""
+
+    def __init__(self, cls: type) -> None:
+        self.plain, self.listeners = cls.__dict__["__call__"], 0
+        self.reporting = _reporting(cls, self.plain)
 
 
-def _reporting(cls: type) -> type:
-    """The subclass of a layer's class whose calls are reported, and which is else the same."""
-    if cls not in _made:
-        made = _subclass(cls)
-        _made[cls] = _made[made] = made
-    return _made[cls]
+_held: dict[type, _Held] = {}
+_lock = threading.Lock()
 
 
-def _subclass(cls: Any) -> type:
-    plain: Callable[..., Any] = cls.__call__
+def _hold(cls: type) -> None:
+    """Have the calls of a class reported, for one listener more."""
+    with _lock:
+        held = _held.get(cls)
+        if held is None:
+            held = _Held(cls)
+            try:
+                type.__setattr__(cls, "__call__", held.reporting)
+            except TypeError as error:
+                raise TypeError(
+                    f"fluxlike listens to a {cls.__qualname__} through its __call__, and the class can't be "
+                    f"changed: {error}"
+                ) from error
+            _held[cls] = held
+        held.listeners += 1
 
-    @functools.wraps(plain)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+
+def _release(cls: type) -> None:
+    """Make a class what it was, if no other listener hears its calls."""
+    with _lock:
+        held = _held[cls]
+        held.listeners -= 1
+        if not held.listeners:
+            del _held[cls]
+            if cls.__dict__.get("__call__") is held.reporting:  # else somebody else has changed it
+                type.__setattr__(cls, "__call__", held.plain)
+
+
+def _reporting(cls: type, plain: Any) -> Callable[..., Any]:
+    """What stands for the ``__call__`` of a class: a function, or any descriptor or callable."""
+    bind = getattr(type(plain), "__get__", None)
+
+    def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        forward = plain if bind is None else bind(plain, self, type(self))
         listener = _listener.get()
-        if listener is None:
-            return plain(self, *args, **kwargs)
-        return listener.report(self, plain, args, kwargs)
+        path = None if listener is None else listener.path_of(self, cls)
+        if listener is None or path is None:  # also of a copy that the model made, and super().__call__
+            return forward(*args, **kwargs)
+        return listener.heard(Call(path, self, forward, args, kwargs))
 
-    same = {"__slots__": (), "__call__": call, "__module__": cls.__module__, "__doc__": cls.__doc__}
-    try:
-        made: type = type(cls)(cls.__name__, (cls,), same)
-    except TypeError as error:
-        raise TypeError(
-            f"fluxlike listens to a {cls.__qualname__} through a subclass, which it refuses: {error}"
-        ) from error
-    made.__qualname__ = cls.__qualname__
-    spec_of(made)  # a layer inside may be taken apart before it is flattened as a whole
-    return made
+    return functools.update_wrapper(call, plain)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fluxlike.trees import functor as registry
 from fluxlike.trees import paths
-from fluxlike.trees.show import Printed, no_tree, printed, totals, tree_repr, value_text
+from fluxlike.trees.show import Printed, deserves_lines, no_tree, printed, totals, tree_repr, value_text
 from fluxlike.trees.structure import flatten
 
 __all__ = ["tree_html"]
@@ -70,14 +70,19 @@ def _leaves(item: Printed, note: Note) -> list[str]:
     """What a layer of one line holds, child by child."""
     if registry.spec_of(type(item.node)) is None or not item.comment:
         return []
-    lines = []
-    for step, child in paths.children(item.node):
-        nested = list(paths.children(child))
-        text = type(child).__name__ if nested else value_text(child)
-        said = note(item.path + step.text)
-        quiet = f' &nbsp;<span style="{_QUIET}">{escape(said)}</span>' if said else ""
-        lines.append(f"<div>{escape(step.text.removeprefix('.'))} = {escape(text)}{quiet}</div>")
-    return lines
+    return [_leaf(step, child, item.path, note) for step, child in paths.children(item.node)]
+
+
+def _leaf(step: paths.Step, child: Any, above: str, note: Note) -> str:
+    """One of them, which folds if it holds layers."""
+    name, path = step.text.removeprefix("."), above + step.text
+    if deserves_lines(child):
+        inner = printed(child, path, f"{name} = ")
+        return _item(inner, note, False, False, inner.comment)
+    text = type(child).__name__ if any(True for _ in paths.children(child)) else value_text(child)
+    said = note(path)
+    quiet = f' &nbsp;<span style="{_QUIET}">{escape(said)}</span>' if said else ""
+    return f"<div>{escape(name)} = {escape(text)}{quiet}</div>"
 
 
 def _repr_html_(self: Any) -> str | None:

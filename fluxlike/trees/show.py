@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from fluxlike.trees import functor as registry
@@ -18,8 +19,8 @@ from fluxlike.trees.structure import flatten
 from fluxlike.trees.trainables import trainables
 
 __all__ = [
-    "Printed", "counts", "no_tree", "number", "plural", "printed", "prints_arguments", "size_text", "totals",
-    "tree_repr", "value_text",
+    "Printed", "counts", "deserves_lines", "no_tree", "number", "plural", "printed", "prints_arguments",
+    "size_text", "totals", "tree_repr", "value_text",
 ]  # fmt: skip
 
 _WIDTH = 92
@@ -53,16 +54,39 @@ def value_text(x: Any, /) -> str:
                 shape = f"({x.item()})"  # type: ignore[assignment]
         return f"{str(x.dtype).removeprefix('torch.')}{shape}{place}"
     if isinstance(x, (types.FunctionType, types.BuiltinFunctionType, type)):
-        return x.__qualname__.removeprefix("_VariableFunctionsClass.")
-    return repr(x)
+        return _printable(x.__qualname__.removeprefix("_VariableFunctionsClass."))
+    if isinstance(x, np.ndarray):
+        return f"{x.dtype}{list(x.shape)} in numpy"
+    try:
+        return _one_line(repr(x))
+    except Exception as error:  # of a class that is not ours; a repr must not raise
+        return f"<{type(x).__qualname__}, whose repr raises a {type(error).__name__}>"
+
+
+def _one_line(text: str) -> str:
+    """Text without line breaks, cut where it had some and is long."""
+    if "\n" in text:
+        text = " ".join(text.split())
+        text = text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """Text with what moves or colours a terminal in escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _arguments(node: Any) -> str | None:
-    """The arguments in print of a node that describes itself by ``extra_repr``, as in torch.nn."""
+    """The arguments in print of a node that describes itself by ``extra_repr``, as in torch.nn.
+
+    What the node holds has lines below them, unless its ``arguments_say_all`` is true.
+    """
     describe = getattr(type(node), "extra_repr", None)
     try:
         return None if describe is None else describe(node)
-    except (AttributeError, TypeError, ValueError):  # of gradients, of states, or stacked
+    except Exception:  # of gradients, of states, or stacked
         return None
 
 
@@ -101,7 +125,8 @@ def printed(node: Any, path: str = "", label: str = "", depth: int = 0) -> Print
     start, end = _brackets(node)
     arguments = _arguments(node)
     inner = list(paths.children(node))
-    nested = any(_deserves_lines(c) for _, c in inner)
+    said = arguments is not None and getattr(node, "arguments_say_all", False)
+    nested = not said and any(deserves_lines(c) for _, c in inner)
     if arguments is not None and not nested:
         return Printed(node, path, label, f"{start}{arguments}{end}")
     labelled = _labelled(node, inner, nested and len(inner) == 1)
@@ -125,7 +150,11 @@ def _labelled(node: Any, inner: list[tuple[paths.Step, Any]], only: bool) -> lis
     if not opened or registry.spec_of(type(node)) is None or _arguments(node) is not None:
         return [(step.text, _named(node, step), child) for step, child in inner]
     names = getattr(node, "names", None)
-    labels = [f"{n}=" for n in names] if names and len(names) == len(layers) else [""] * len(layers)
+    labels = (
+        [f"{_printable(str(n))}=" for n in names]
+        if names and len(names) == len(layers)
+        else [""] * len(layers)
+    )
     steps = [f"{last.text}[{i}]" for i in range(len(layers))]
     return [*((step.text, "", child) for step, child in inner[:-1]), *zip(steps, labels, layers, strict=True)]
 
@@ -154,15 +183,18 @@ def _own_repr(node: Any) -> str | None:
     method: Any = type(node).__repr__
     if registry.spec_of(type(node)) is None or method in (tree_repr, object.__repr__):
         return None
-    text = repr(node)
+    try:
+        text = repr(node)
+    except Exception:
+        return value_text(node)
     return None if "\n" in text else text
 
 
-def _deserves_lines(x: Any) -> bool:
+def deserves_lines(x: Any, /) -> bool:
     """Whether a child is worth lines of its own: a functor, or a container that holds one."""
     if not paths.is_node(x):
         return False
-    return registry.spec_of(type(x)) is not None or any(_deserves_lines(c) for _, c in paths.children(x))
+    return registry.spec_of(type(x)) is not None or any(deserves_lines(c) for _, c in paths.children(x))
 
 
 def prints_arguments(node: Any, /) -> bool:
@@ -186,7 +218,7 @@ def _brackets(node: Any) -> tuple[str, str]:
 def _named(node: Any, step: paths.Step) -> str:
     if type(node) in (tuple, list):
         return ""
-    return f"{step.entry!r}: " if isinstance(node, dict) else f"{step.text.removeprefix('.')}="
+    return f"{step.entry!r}: " if isinstance(node, dict) else f"{_printable(step.text.removeprefix('.'))}="
 
 
 def _lines(item: Printed, indent: int = 0, tail: str = "") -> Iterator[tuple[str, str]]:

@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import fluxlike as fl
 from fluxlike import init
@@ -317,6 +319,8 @@ def test_truncated_draws_are_those_of_torch_in_distribution():
     ("settings", "text"),
     [
         ({"std": 0}, "std=0; write a number above 0"),
+        ({"std": math.nan}, "std=nan; write a number above 0"),
+        ({"low": math.nan}, "low=nan is not below high=2"),
         ({"low": 2, "high": 1}, "low=2 is not below high=1"),
         ({"low": 50, "high": 60}, "from 50 to 60 there is nothing left of a normal distribution of mean"),
         ({"low": -60, "high": -50}, "from -60 to -50 there is nothing left"),
@@ -336,6 +340,13 @@ def test_the_part_of_every_column_that_is_zero_is_torchs(sparsity, shape):
     ours = init.sparse(shape, sparsity)
     theirs = torch.nn.init.sparse_(torch.empty(shape), sparsity)
     assert torch.equal((ours == 0).sum(0), (theirs == 0).sum(0))
+
+
+@example(7, 100)
+@given(st.integers(0, 100), st.integers(1, 300))
+def test_the_part_is_the_decimal_that_is_written(percent, rows):
+    zeros = (init.sparse((rows, 1), percent / 100) == 0).sum()
+    assert zeros == -(-percent * rows // 100)  # torch has one more for 7 in 100, as 0.07 * 100 > 7
 
 
 def test_zeros_are_anywhere_and_the_others_normal():

@@ -70,7 +70,7 @@ def under_key(make: Callable[[], Any]) -> Any:
 # What is found
 
 
-def test_a_chain_of_all_kinds_runs_as_if_the_sizes_had_been_written() -> None:
+def test_where_all_that_draws_has_auto_the_values_are_those_of_written_sizes() -> None:
     def model(*n: Any) -> fl.Chain:
         return fl.Chain(
             fl.Conv((3, 3), n[0], 4),
@@ -89,12 +89,20 @@ def test_a_chain_of_all_kinds_runs_as_if_the_sizes_had_been_written() -> None:
     assert torch.equal(sized(x), written(x))
 
 
-def test_torchs_generator_draws_the_same_too() -> None:
+def test_torchs_generator_then_draws_the_same_too() -> None:
     torch.manual_seed(0)
     sized = fl.autosize(fl.Chain(fl.Dense(fl.auto, 4), fl.Dense(fl.auto, 2)), X)
     torch.manual_seed(0)
     written = fl.Chain(fl.Dense(3, 4), fl.Dense(4, 2))
     assert fl.tree.allclose(sized, written, rtol=0, atol=0)
+
+
+def test_layers_of_written_sizes_have_drawn_before() -> None:
+    mixed = under_key(
+        lambda: fl.autosize(fl.Chain(fl.Dense(fl.auto, 4), fl.Dense(4, 5), fl.Dense(fl.auto, 2)), X)
+    )
+    second, first, third = under_key(lambda: (fl.Dense(4, 5), fl.Dense(3, 4), fl.Dense(5, 2)))
+    assert fl.tree.allclose(mixed.layers, (first, second, third), rtol=0, atol=0)
 
 
 def test_layers_are_drawn_in_the_order_of_the_tree_not_of_the_calls() -> None:
@@ -115,6 +123,18 @@ def test_a_shape_will_do() -> None:
     assert repr(fl.autosize(fl.Dense(fl.auto, 2), (1, 3))) == "Dense(3, 2)  # 8 parameters"
     table = fl.Chain(fl.Embedding(10, 4), fl.Dense(fl.auto, 2))
     assert fl.autosize(table, (1, 5), dtype=torch.int64).layers[1].weight.shape == (2, 4)
+
+
+def test_the_example_may_have_names() -> None:
+    @fl.functor
+    class Named:
+        def __init__(self) -> None:
+            self.table, self.head = fl.Embedding(9, 4), fl.Dense(fl.auto, 2)
+
+        def __call__(self, *, input_ids: Tensor) -> Tensor:
+            return self.head(self.table(input_ids))
+
+    assert fl.autosize(Named(), input_ids=(1, 5), dtype=torch.int64).head.weight.shape == (2, 4)
 
 
 def test_layers_are_found_in_attributes_dicts_and_nested_models() -> None:
@@ -255,7 +275,20 @@ def test_it_prints_as_it_was_written() -> None:
     model = fl.Chain(fl.Dense(fl.auto, 3), fl.relu)
     assert repr(model).startswith("Chain(\n  Dense(auto, 3),\n  relu,\n)")
     assert "Dense(auto, 3)" in model._repr_html_()
-    assert str(fl.summary(model)).endswith("Total: 0 tensors, 0 parameters, 0 bytes")
+    assert repr(fl.Dense(fl.auto, 3, fl.Chain(fl.Dense(3, 3)))) == "Dense(auto, 3, Chain(…))"
+
+
+def test_its_summary_and_its_optimiser_say_what_to_write() -> None:
+    model = fl.Chain(fl.Dense(3, 3), fl.Dense(fl.auto, 3))
+    assert str(fl.summary(model)).endswith(
+        "Total: 2 tensors, 12 parameters, 48 bytes\n"
+        "Without sizes yet: .layers[1]; model = fluxlike.autosize(model, x) finds them"
+    )
+    assert "Without sizes" not in str(fl.summary(fl.autosize(model, X)))
+    with pytest.raises(
+        RuntimeError, match=r"setup takes.*\.layers\[1\] is Dense\(auto, 3\).*fluxlike\.autosize"
+    ):
+        fl.setup(fl.Adam(), model)
 
 
 def test_a_call_before_autosize_says_what_to_write() -> None:
@@ -417,3 +450,17 @@ def test_nothing_is_drawn_when_it_fails() -> None:
     with pytest.raises(ValueError, match="is not called"):
         fl.autosize(calls(lambda m, x: m[0](x))([fl.Dense(fl.auto, 3), fl.Dense(fl.auto, 4)]), X)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_size_before_others_is_that_of_an_axis_further_in_front():
+    scale = fl.autosize(fl.Scale(fl.auto, 1, 1, fl.relu), torch.zeros(1, 8, 5, 8))
+    assert scale.weight.shape == (8, 1, 1)
+    assert fl.autosize(fl.Scale(fl.auto, 1), torch.zeros(1, 3, 4)).weight.shape == (3, 1)
+
+
+def test_a_waiting_layer_takes_no_attributes_that_would_be_lost():
+    head = fl.Dense(fl.auto, 7, bias=False)
+    with pytest.raises(
+        AttributeError, match=r"Dense\(auto, 7, bias=False\) can't take 'weight' yet: .*autosize"
+    ):
+        head.weight = torch.zeros(7, 4)

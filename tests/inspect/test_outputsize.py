@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -60,6 +60,26 @@ def test_outputs_and_inputs_may_be_trees() -> None:
         "y": torch.Size([5, 2]),
         "state": (torch.Size([4]), None, "text"),
     }
+
+
+def test_inputs_may_have_names() -> None:
+    model = fl.MultiHeadAttention(4, 2)
+    for mask in (torch.ones(3, 3, dtype=torch.bool), torch.empty(3, 3, dtype=torch.bool, device="meta")):
+        assert fl.outputsize(model, (1, 3, 4), mask=mask) == torch.Size([1, 3, 4])
+    assert fl.outputsize(lambda *, input_ids: input_ids, input_ids=(2, 3)) == torch.Size([2, 3])
+    with pytest.raises(ValueError, match="found none"):
+        fl.outputsize(model, torch.zeros(1, 3, 4), mask=None, dtype=torch.float32)
+
+
+def test_integers_can_be_passed_on() -> None:
+    class Size(NamedTuple):
+        height: int
+        width: int
+
+    model = calls(lambda _, x, size: x.reshape(tuple(size)))(None)
+    assert fl.outputsize(model, (6,), Size(2, 3)) == torch.Size([2, 3])
+    assert fl.outputsize(lambda x: model(x, (3, 2)), (6,)) == torch.Size([3, 2])
+    assert fl.outputsize(lambda n: n, 3) == 3
 
 
 def test_the_dtype_of_shapes_is_that_of_most_of_the_model_or_as_said() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 from collections.abc import Callable
 from typing import Any
 
@@ -152,6 +153,26 @@ class TestLayers:
         found = fl.summary(model, (1024, 100_000))
         assert found.layers[-1].output == "(1024, 100000)"
         assert "100_001_000_000 parameters" in found.totals
+
+    def test_inputs_may_have_names(self) -> None:
+        mask = torch.ones(3, 3, dtype=torch.bool)
+        assert layers(fl.MultiHeadAttention(4, 2), (1, 3, 4), mask=mask)[""][1] == "(1, 3, 4)"
+
+    def test_the_layer_inside_a_weight_norm_has_its_output(self) -> None:
+        assert layers(fl.WeightNorm(fl.Dense(3, 2)), (5, 3)) == {
+            "": ("WeightNorm", "(5, 2)"),
+            ".layer": ("Dense(3, 2)", "(5, 2)"),
+        }
+
+    def test_its_work_grows_with_the_number_of_layers(self) -> None:
+        def calls_for(n: int) -> int:
+            model = fl.Chain(*[fl.Chain(fl.Dense(4, 4), fl.relu) for _ in range(n)])
+            counted = cProfile.Profile()
+            counted.runcall(fl.summary, model, (1, 4))
+            return sum(entry.callcount for entry in counted.getstats())
+
+        calls_for(2)
+        assert calls_for(80) < 2.5 * calls_for(40)
 
     def test_without_inputs_no_dtype(self) -> None:
         with pytest.raises(ValueError, match="dtype= is that of inputs given by their shape"):

@@ -67,6 +67,9 @@ class Row:
         half: the largest error in 16 bits, in spacings of the dtype at 1 relative to the largest output.
         empty: whether a batch of none gives an output of none.
         not_a_tensor: whether a string is refused by name.
+        detached: whether train mode computes with numbers that depend on the parameters and that gradients
+            take as constants.
+        autocast: whether it gives under `jit` and autocast the dtypes that it gives without `jit`.
     """
 
     name: str
@@ -85,6 +88,8 @@ class Row:
     half: float = 8
     empty: bool = True
     not_a_tensor: bool = True
+    detached: bool = False
+    autocast: bool = True
 
     def inputs(self) -> tuple[Any, ...]:
         """The inputs as a tuple."""

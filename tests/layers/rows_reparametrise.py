@@ -88,6 +88,7 @@ ROWS = [
         wanted=r"\.layer: Dense\(3, 4, tanh\) got .* takes the shape \(…, 3\), found {}",
         order=weight_first,
         tensors=converged,
+        detached=True,
     ),
     Row(
         "SpectralNorm of a Conv, with two iterations",
@@ -104,6 +105,7 @@ ROWS = [
         wanted=r"\.layer: .*Conv takes the shape \(N, 2, H, W\), found {}",
         order=weight_first,
         tensors=converged,
+        detached=True,
     ),
     Row(
         "SpectralNorm of a ConvTranspose",
@@ -119,5 +121,6 @@ ROWS = [
         wanted=r"\.layer: .*ConvTranspose takes the shape \(N, 2, L\), found {}",
         order=weight_first,
         tensors=converged,
+        detached=True,
     ),
 ]

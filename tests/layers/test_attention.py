@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fluxlike as fl
+from fluxlike._private import functorch
 from fluxlike._private.compiler import build
 
 law = settings(max_examples=25, deadline=None)
@@ -304,6 +305,29 @@ def test_under_autocast_it_computes_in_sixteen_bits_and_differentiates_in_the_we
     assert cache.keys.dtype == torch.float32
 
 
+AUTOCAST: dict[str, Any] = {
+    "eager": lambda f, m, x: f(m, x),
+    "jit": lambda f, m, x: fl.jit(f)(m, x),
+    "vmap": lambda f, m, x: fl.vmap(lambda x: f(m, x[None])[0])(x),
+    "forward mode": lambda f, m, x: functorch.jvp(lambda x: f(m, x), (x,), (torch.ones_like(x),))[0],
+}
+
+
+@pytest.mark.parametrize("way", AUTOCAST)
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+def test_under_autocast_every_way_gives_what_torchs_layer_gives(way: str, masked: bool, traced: None):
+    layer, theirs, x = fl.MultiHeadAttention(8, 2), nn.MultiheadAttention(8, 2), torch.randn(2, 3, 8)
+    for mine, p in zip(fl.fleaves(layer), theirs.parameters(), strict=True):
+        p.data.copy_(mine)
+    mask = torch.randn(3, 3) if masked else None
+    q = x.transpose(0, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = theirs(q, q, q, attn_mask=mask, need_weights=False)[0].transpose(0, 1).detach()
+        y = AUTOCAST[way](lambda m, x: m(x, mask=mask), layer, x)
+    assert y.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), wanted.float(), rtol=0.02, atol=0.02)
+
+
 def test_it_is_pure():
     layer, x = attention(), randn(2, 3, 8)
     assert fl.check_pure(lambda m, x, c: m(x, cache=c), layer, x, layer.cache(2, 4))
@@ -397,10 +421,22 @@ WRONG = {
         r"here \(3, 3\), \(2, 3, 3\) or \(2, 2, 3, 3\).*found \(2, 3\)",
     ),
     "mask of one axis": (lambda m: m(X, mask=EITHER[0]), r"found \(3,\)"),
-    "lengths in a list": (lambda m: m(X, lengths=[3, 2]), r"whole numbers, found list; write torch.tensor"),
-    "lengths of floats": (lambda m: m(X, lengths=torch.ones(2)), "whole numbers, found torch.float32"),
+    "lengths in a list": (lambda m: m(X, lengths=[3, 2]), r"integers, found list; write torch.tensor"),
+    "lengths of floats": (lambda m: m(X, lengths=torch.ones(2)), "integers, found torch.float32"),
     "a mask for lengths": (lambda m: m(X, lengths=EITHER), r"found torch.bool.*mask=keys\[:, None\]"),
-    "lengths of two axes": (lambda m: m(X, lengths=EITHER.long()), r"here \(2,\), found \(2, 3\)"),
+    "lengths of two axes": (lambda m: m(X, lengths=EITHER.long()), r"\(2,\) here, found \(2, 3\).*mask=keys"),
+    "lengths beyond the keys": (
+        lambda m: m(X, lengths=torch.tensor([4, 2])),
+        "lengths from 0 to 3 here, found 2 to 4",
+    ),
+    "lengths below zero": (
+        lambda m: m(X, X[:, :2], lengths=torch.tensor([-1, 2])),
+        "from 0 to 2 here, found -1 to 2",
+    ),
+    "lengths of weights beyond the keys": (
+        lambda m: m.attention_weights(X, lengths=torch.tensor([4, 2])),
+        "from 0 to 3 here, found 2 to 4",
+    ),
     "another batch": (lambda m: m(X, X[:1]), r"keys of shape \(1, 3, 8\) for queries of shape \(2, 3, 8\)"),
     "too few values": (lambda m: m(X, X, X[:, :2]), r"values of shape \(2, 2, 8\) for keys of shape"),
     "keys of two axes": (lambda m: m(X, X[0]), r"takes keys of shape \(N, S, C\), found \(3, 8\)"),
@@ -422,6 +458,36 @@ WRONG = {
 def test_what_does_not_fit_is_said_with_what_to_write(call: Any, message: str):
     with pytest.raises((ValueError, TypeError, fl.LayerError), match=message):
         call(fl.MultiHeadAttention(8, 2))
+
+
+def test_lengths_without_values_are_taken_as_they_are(traced: None):
+    layer, lengths = attention(), torch.tensor([2, 3])
+    x = randn(2, 3, 8)
+    f = fl.jit(lambda m, x, lengths: m(x, lengths=lengths))
+    exact(f(layer, x, lengths), layer(x, lengths=lengths))
+    exact(f(layer, x, torch.tensor([2, 9])), layer(x, lengths=lengths))
+    exact(fl.vmap(lambda x, n: layer(x[None], lengths=n[None])[0])(x, lengths), layer(x, lengths=lengths))
+    assert layer(x, lengths=torch.zeros(2, dtype=torch.uint8)).shape == x.shape
+    assert fl.to_device(layer, "meta")(x.to("meta"), lengths=lengths).is_meta
+
+
+class Named:
+    """Calls an attention by the names of its arguments."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor | None = None) -> Tensor:
+        return self.layer(query, key=key, value=value)
+
+
+@pytest.mark.parametrize("sizes", [(5, 6), (5,)], ids=str)
+def test_sizes_are_found_in_arguments_by_name(sizes: tuple[int, ...]):
+    others = [torch.randn(2, 4, n) for n in sizes]
+    waiting = fl.functor(Named)(fl.MultiHeadAttention(8, 2, kdim=fl.auto, vdim=fl.auto))
+    (layer,) = fl.children(fl.autosize(waiting, torch.randn(2, 3, 8), *others)).values()
+    assert layer.in_proj.key.weight.shape[1] == 5
+    assert layer.in_proj.value.weight.shape[1] == sizes[-1]
 
 
 def test_a_projection_of_another_size_names_its_path_in_a_model():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fluxlike as fl
+from fluxlike._private import functorch
 from fluxlike._private.compiler import build
 
 
@@ -75,6 +76,25 @@ def test_any_norm_will_do(prenorm: bool):
     first = x + block.self_attn(block.norm1(x)) if prenorm else block.norm1(x + block.self_attn(x))
     second = lambda x: block.linear2(block.linear1(x))  # noqa: E731
     exact(block(x), first + second(block.norm2(first)) if prenorm else block.norm2(first + second(first)))
+
+
+@pytest.mark.parametrize("way", ["eager", "jit", "vmap", "forward mode"])
+@pytest.mark.parametrize("prenorm", [True, False])
+def test_under_autocast_every_way_gives_what_torchs_layer_gives(way: str, prenorm: bool, traced: None):
+    block, x = fl.TransformerBlock(8, 2, activation=fl.relu, prenorm=prenorm), torch.randn(2, 3, 8)
+    theirs = nn.TransformerEncoderLayer(8, 2, 32, 0.0, norm_first=prenorm, batch_first=True)
+    for mine, p in zip(fl.trainables(block), theirs.parameters(), strict=True):
+        p.data.copy_(mine)
+    ways: dict[str, Any] = {
+        "eager": lambda: block(x),
+        "jit": lambda: fl.jit(lambda m, x: m(x))(block, x),
+        "vmap": lambda: fl.vmap(lambda x: block(x[None])[0])(x),
+        "forward mode": lambda: functorch.jvp(block, (x,), (torch.ones_like(x),))[0],
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        y, wanted = ways[way](), theirs(x).detach()
+    assert y.dtype == wanted.dtype
+    torch.testing.assert_close(y, wanted, rtol=0.05, atol=0.05)
 
 
 def test_a_causal_block_does_not_see_later_tokens():

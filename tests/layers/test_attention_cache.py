@@ -178,7 +178,34 @@ def test_a_cache_is_a_tree_of_buffers_that_saves_moves_and_casts(tmp_path: Any):
     assert cache.max_len == 5
 
 
-def test_a_cache_may_be_of_fewer_bits_and_is_as_the_weights_otherwise():
+@pytest.mark.parametrize("surrounding", ["none", "jit", "vmap", "gradient of a gradient"])
+def test_a_cache_may_be_of_fewer_bits(surrounding: str, traced: None):
+    layer, x = fl.MultiHeadAttention(8, 2), torch.randn(2, 6, 8)
+
+    def run(layer: Any, x: Tensor) -> Tensor:
+        cache = layer.cache(len(x), 6, dtype=torch.bfloat16)
+        y, cache = decode(lambda x, c: layer(x, cache=c), x, cache, [3, 1, 2])
+        assert cache.keys.dtype == torch.bfloat16
+        return y
+
+    def curved(layer: Any, x: Tensor) -> Tensor:
+        return fl.gradient(lambda x: fl.gradient(lambda x: run(layer, x).sum(), x).sum(), x)
+
+    if surrounding == "gradient of a gradient":
+        assert curved(layer, x).dtype == torch.float32
+        return
+    f = {
+        "none": run,
+        "jit": fl.jit(run),
+        "vmap": lambda layer, x: fl.vmap(lambda x: run(layer, x[None])[0])(x),
+    }[surrounding]
+    y, wanted = f(layer, x), layer(x, causal=True)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, wanted, rtol=0.02, atol=0.02)
+    assert not torch.equal(y, wanted)
+
+
+def test_a_cache_is_as_the_weights_unless_said():
     layer = fl.MultiHeadAttention(8, 2)
     assert fl.f64(layer).cache(1, 4).keys.dtype == torch.float64
     cache = layer.cache(1, 4, dtype=torch.bfloat16, device="meta")
@@ -234,3 +261,9 @@ def test_a_decoder_block_passes_its_cache_on():
     block, x, context = fl.f64(fl.TransformerDecoderBlock(8, 2)), randn(2, 4, 8), randn(2, 3, 8)
     y, _ = decode(lambda x, c: block(x, context, cache=c), x, block.cache(2, 4), [1, 2, 1])
     exact(y, block(x, context))
+
+
+def test_a_block_that_is_not_causal_takes_no_cache():
+    block = fl.TransformerBlock(8, 2)
+    with pytest.raises(ValueError, match="has causal=False, and with a cache attention is causal"):
+        block(torch.zeros(1, 1, 8), cache=block.cache(1, 4))

@@ -324,3 +324,54 @@ def test_a_small_network_of_convolutions_learns():
     for _ in range(10):
         model, state = fl.update(state, model, fl.gradient(loss, model))
     assert loss(model) < 0.7 * before
+
+
+def windows_without_entries(n, k, stride, pad, dilation, ceil_mode):
+    """Whether a window holds only padding: torch's own maximum of it is -inf."""
+    x = torch.zeros(1, 1, n)
+    y = torch.nn.functional.pad(x, pad, value=-torch.inf)
+    return bool((torch.nn.functional.max_pool1d(y, k, stride, 0, dilation, ceil_mode) == -torch.inf).any())
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2, 3, 4])
+@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_a_window_that_holds_only_padding_is_refused_and_no_other(n, k, dilation, stride):
+    reach = dilation * (k - 1) + 1
+    for lo in range(reach // 2 + 1):
+        for hi in range(reach // 2 + 1):
+            if n + lo + hi < reach:
+                continue
+            pool = fl.MaxPool((k,), stride=stride, pad=((lo, hi),), dilation=dilation)
+            if windows_without_entries(n, k, stride, (lo, hi), dilation, False):
+                with pytest.raises(ValueError, match=rf"holds only padding of an input of size \({n},\)"):
+                    pool(torch.zeros(1, 1, n))
+            else:
+                assert pool(torch.zeros(1, 1, n)).isfinite().all()
+
+
+def test_a_dilated_window_over_images_holds_only_padding_of_one_axis():
+    pool = fl.MaxPool((2, 2), stride=1, pad=fl.SamePad(), dilation=(3, 1))
+    assert pool(torch.zeros(1, 1, 3, 2)).shape == (1, 1, 3, 2)
+    with pytest.raises(ValueError, match=r"\(2, 2\) with dilation=\(3, 1\), holds only padding .* \(2, 9\)"):
+        pool(torch.zeros(1, 1, 2, 9))
+
+
+@pytest.mark.parametrize("make", [fl.MaxPool, fl.MeanPool])
+@pytest.mark.parametrize("pad", [0, 1, ((1, 0),)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64], ids=str)
+def test_a_dtype_that_torch_can_not_pool_says_what_to_write(make, pad, dtype):
+    with pytest.raises(TypeError, match=rf"Pool has no kernel for {dtype} on cpu; write x\.float\(\)"):
+        make((2,), pad=pad)(torch.ones(1, 1, 4).to(dtype))
+
+
+@pytest.mark.parametrize(
+    "pool", [fl.MaxPool((2,)), fl.MeanPool((2,)), fl.LPPool((2,)), fl.AdaptiveMaxPool((2,)),
+             fl.GlobalMaxPool(), fl.GlobalMeanPool()], ids=lambda p: type(p).__name__
+)  # fmt: skip
+def test_a_pool_of_what_is_no_tensor_is_a_type_error(pool):
+    with pytest.raises(
+        TypeError, match=rf"{type(pool).__name__} takes a tensor of shape \(N, C, .*found list"
+    ):
+        pool([1.0])

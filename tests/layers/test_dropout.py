@@ -72,6 +72,21 @@ def test_no_probability_is_an_error(make, p):
         make(p)
 
 
+@pytest.mark.parametrize("keyed", [False, True], ids=["torch's generator", "key"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["Dropout", "Dropout of channels", "DropPath"])
+def test_in_16_bits_what_is_kept_is_rounded_once(name, dtype, keyed):
+    if name == "Dropout" and not keyed:
+        pytest.skip("torch's own kernel")
+    torch.manual_seed(0)
+    x = torch.randn(200, 5).to(dtype)
+    with fl.mode("train"), fl.seeded(fl.Key(0)) if keyed else fl.mode("train"):
+        y = DROPS[name](0.1)(x)
+    kept = y != 0
+    assert 0.8 < kept.double().mean() < 0.97
+    assert torch.equal(y[kept], (x[kept].double() / 0.9).to(dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("shape", "twin"), [((5, 4, 3), nn.Dropout1d), ((5, 4, 3, 2), nn.Dropout2d)], ids=str
@@ -187,3 +202,10 @@ def test_dims_are_printed():
     assert repr(fl.Dropout(0.1, dims=(0, 1))) == "Dropout(0.1, dims=(0, 1))"
     assert repr(fl.Dropout(0.1, dims=1)) == "Dropout(0.1, dims=1)"
     assert repr(fl.Dropout(0.1, dims=())) == "Dropout(0.1, dims=())"
+
+
+def test_a_probability_that_would_be_trained_and_numbers_that_cannot_be_scaled_are_refused():
+    with pytest.raises(TypeError, match=r"write a probability as a Python number"):
+        fl.Dropout(torch.tensor(0.3))
+    with fl.mode("train"), pytest.raises(TypeError, match=r"int64 can't hold; write x.float\(\)"):
+        fl.Dropout(0.3)(torch.arange(3))

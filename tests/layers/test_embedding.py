@@ -176,3 +176,84 @@ def test_what_is_no_bag_is_an_error_that_shows_it(arguments, kind, text):
 def test_an_unknown_mode_is_an_error_that_lists_them():
     with pytest.raises(ValueError, match=r"mode='min': write one of sum, mean, max"):
         fl.EmbeddingBag(5, 2, mode="min")
+
+
+BAD_OFFSETS = [[1, 2], [0, 4], [0, 2, 1], [0, -1, 2], [2, 0]]
+
+
+def ways(layer, indices, starts):
+    """One call of a bag by all the ways that there are: by torch's kernel, and written out."""
+    return {
+        "eager": lambda: layer(indices, starts),
+        "vmap of indices": lambda: fl.vmap(lambda i: layer(i, starts))(indices[None])[0],
+        "vmap of offsets": lambda: fl.vmap(lambda s: layer(indices, s), in_dims=-1)(starts[:, None])[0],
+        "vmap of vmap": lambda: fl.vmap(fl.vmap(lambda s: layer(indices, s), in_dims=1))(
+            starts[None, :, None]
+        )[0, 0],
+        "forward mode": lambda: fl.pushforward(lambda m: m(indices, starts), layer, v=layer)[0],
+        "second derivative": lambda: fl.gradient(
+            lambda m: fl.gradient(lambda m: m(indices, starts).sum(), m).weight.sum(), layer
+        ),
+    }
+
+
+WAYS = list(ways(None, torch.zeros(1), torch.zeros(1, 1)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("offsets", BAD_OFFSETS, ids=str)
+def test_offsets_that_cut_no_bags_are_an_error_in_every_way_of_calling(offsets, way):
+    layer = fl.EmbeddingBag(5, 2, mode="sum")
+    call = ways(layer, torch.tensor([1, 2, 3]), torch.tensor(offsets))[way]
+    with pytest.raises(ValueError, match=r"offsets that begin with 0, never fall, and end at most at 3"):
+        call()
+
+
+@pytest.mark.parametrize("way", WAYS[:-1])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("offsets", [[0, 1], [0, 0, 3], [0]], ids=str)
+def test_good_offsets_give_the_same_bags_in_every_way_of_calling(offsets, mode, way):
+    layer = fl.f64(fl.EmbeddingBag(5, 2, mode=mode))
+    indices, starts = torch.tensor([1, 2, 3]), torch.tensor(offsets)
+    ends = [*offsets[1:], 3]
+    wanted = [bag_of(mode, layer.weight[indices[a:b]]) for a, b in zip(offsets, ends, strict=True)]
+    close(ways(layer, indices, starts)[way](), torch.stack(wanted))
+
+
+def test_an_index_outside_the_table_is_explained_where_the_vectors_are_written_out():
+    layer = fl.EmbeddingBag(5, 2)
+    with pytest.raises(IndexError, match="EmbeddingBag has 5 vectors, found indices from 1 to 7"):
+        fl.vmap(lambda m: m(torch.tensor([1, 7]), torch.tensor([0])))(fl.stack([layer, layer]))
+
+
+def test_no_bags_at_all_are_none_in_every_way():
+    layer, indices, starts = fl.EmbeddingBag(5, 2), torch.tensor([1, 2]), torch.zeros(0, dtype=torch.long)
+    assert layer(indices, starts).shape == (0, 2)
+    assert fl.vmap(lambda m: m(indices, starts))(fl.stack([layer, layer])).shape == (2, 0, 2)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_second_derivatives_of_ragged_bags_hold_each_vector_once(mode):
+    layer = fl.f64(fl.EmbeddingBag(50, 4, mode=mode))
+    indices, starts = torch.randint(50, (600,)), torch.arange(0, 600, 6)
+
+    def penalty(m):
+        return fl.tree.norm(fl.gradient(lambda m: m(indices, starts).pow(3).sum(), m)) ** 2
+
+    biggest = 0
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal biggest
+            y = function(*args, **(kwargs or {}))
+            biggest = max([biggest, *(t.numel() for t in fl.fleaves(y))])
+            return y
+
+    with Sizes():
+        ragged = fl.gradient(penalty, layer)
+    assert biggest <= 601 * 4
+
+    def even(m):
+        return fl.tree.norm(fl.gradient(lambda m: m(indices.reshape(100, 6)).pow(3).sum(), m)) ** 2
+
+    torch.testing.assert_close(ragged.weight, fl.gradient(even, layer).weight, rtol=1e-9, atol=1e-9)

@@ -166,6 +166,11 @@ def test_instancenorm_of_a_single_value_is_an_error():
         fl.InstanceNorm(3)(torch.zeros(2, 3, 1))
 
 
+def test_groupnorm_of_a_single_value_is_an_error():
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        fl.GroupNorm(3, 3)(torch.ones(1, 3))
+
+
 def test_a_pinned_instancenorm_keeps_its_statistics_inside_gradient():
     norm = fl.testmode(fl.InstanceNorm(2, affine=True, track_stats=True))
     grads = fl.gradient(lambda m: m(torch.randn(3, 2, 4)).sum(), norm)

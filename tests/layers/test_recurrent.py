@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import fluxlike as fl
+from fluxlike._private import functorch
+from fluxlike._private.compiler import build
+from fluxlike.layers import lengths as lengths_file
+from fluxlike.layers.recurrent import sequence
 
 LAYERS = [fl.RNN, fl.LSTM, fl.GRU]
 CELLS = [fl.RNNCell, fl.LSTMCell, fl.GRUCell]
@@ -90,8 +94,15 @@ def test_torchs_parameters_have_their_places_by_layer_and_direction():
     ("make", "error", "message"),
     [
         (lambda: fl.LSTM(3, 4, num_layers=0), ValueError, "LSTM: num_layers=0; write at least 1"),
-        (lambda: fl.GRU(3, 0), ValueError, "GRUCell: hidden_size=0; write at least 1"),
-        (lambda: fl.RNN(3, 4, num_layers=2, dropout=1.5), ValueError, "dropout=1.5; write a probability"),
+        (lambda: fl.GRU(3, 0), ValueError, "GRUCell: hidden_size=0; write a whole number, at least 1"),
+        (lambda: fl.LSTM(0, 6), ValueError, "LSTMCell: input_size=0; write a whole number, at least 1"),
+        (lambda: fl.RNN(3.0, 6), TypeError, "RNNCell: input_size=3.0; write a whole number"),
+        (lambda: fl.LSTM(3, 6, bidirectional=2), TypeError, "bidirectional=2; write True or False"),
+        (
+            lambda: fl.RNN(3, 4, num_layers=2, dropout=1.5),
+            ValueError,
+            r"RNN\(dropout=1.5\): write a probability",
+        ),
         (
             lambda: fl.LSTM(3, 4, dropout=0.1),
             ValueError,
@@ -164,17 +175,36 @@ def test_another_dtype_or_device_is_named(make: Any):
 @pytest.mark.parametrize(
     ("lengths", "error", "message"),
     [
-        ([2, 3], TypeError, r"found list; write torch.tensor\(\[…\]\)"),
-        (torch.tensor([2.0, 3.0]), TypeError, "found a tensor of torch.float32"),
+        ([2, 3], TypeError, r"lengths as a tensor of integers, found list; write torch.tensor\(\[…\]\)"),
+        (torch.tensor([2.0, 3.0]), TypeError, "found torch.float32"),
         (torch.tensor([2, 3, 3]), ValueError, r"one length a sequence, \(2,\) here, found \(3,\)"),
-        (torch.tensor([0, 3]), ValueError, "lengths from 1 to 5, the number of steps in x; found 0 to 3"),
-        (torch.tensor([2, 6]), ValueError, "lengths from 1 to 5, the number of steps in x; found 2 to 6"),
+        (torch.tensor([0, 3]), ValueError, "lengths from 1 to 5 here, found 0 to 3"),
+        (torch.tensor([2, 6]), ValueError, "lengths from 1 to 5 here, found 2 to 6"),
     ],
 )
 @pytest.mark.parametrize("make", [lambda: fl.LSTM(3, 4), lambda: fl.Recurrence(fl.GRUCell(3, 4))])
 def test_wrong_lengths_are_named(make: Any, lengths: Any, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         make()(torch.zeros(2, 5, 3), lengths=lengths)
+
+
+@pytest.mark.parametrize("make", [*LAYERS, lambda *n: fl.Recurrence(fl.GRUCell(*n))])
+def test_lengths_without_values_are_taken_as_they_are(make: Any):
+    x = torch.zeros(2, 5, 3)
+    layer = fl.to_device(make(3, 4), "meta")
+    assert layer(x.to("meta"), lengths=torch.tensor([2, 5])).shape == (2, 5, 4)
+    with pytest.raises(ValueError, match="from 1 to 5 here, found 2 to 6"):
+        layer(x.to("meta"), lengths=torch.tensor([2, 6]))
+
+
+@every_layer
+def test_lengths_that_can_be_read_at_a_cost_are_checked_where_the_kernel_reads_them(
+    layer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lengths_file, "readable", lambda x: False)  # as on a GPU
+    for lengths in ([0, 3], [2, 6]):
+        with pytest.raises(ValueError, match=rf"from 1 to 5 here, found {lengths[0]} to {lengths[1]}"):
+            layer(3, 4)(torch.zeros(2, 5, 3), lengths=torch.tensor(lengths))
 
 
 # Sequences
@@ -447,15 +477,120 @@ def test_it_trains_in_16_bits(layer: Any, dtype: torch.dtype):
         torch.testing.assert_close(mine.float(), other, rtol=0.05, atol=0.05)
 
 
-@every_layer
-def test_under_autocast_it_gives_what_torchs_layer_gives(layer: Any):
-    mine, x = layer(3, 4), torch.randn(2, 5, 3)
-    theirs = TORCHS[layer](3, 4, batch_first=True)
-    for a, b in zip(fl.fleaves(mine), theirs.parameters(), strict=True):
+Call = Any  # of a model, an input and a state
+
+
+def mapped(call: Call, model: Any, x: Tensor, state: Any) -> Any:
+    """Each row as a batch of one."""
+
+    def row(x: Tensor, state: Any) -> Any:
+        return fl.fmap(lambda t: t[0], call(model, x[None], fl.fmap(lambda t: t[None], state)))
+
+    return fl.vmap(row)(x, state)
+
+
+def in_a_gradient(call: Call, model: Any, x: Tensor, state: Any) -> Any:
+    def loss(model: Any) -> Any:
+        result = call(model, x, state)
+        return sum(t.float().sum() for t in fl.fleaves(result)), result
+
+    (_, result), grads = fl.withgradient(loss, model)
+    assert {g.dtype for g in fl.fleaves(grads)} == {torch.float32}
+    return result
+
+
+def in_forward_mode(call: Call, model: Any, x: Tensor, state: Any) -> Any:
+    return functorch.jvp(lambda x: call(model, x, state), (x,), (torch.ones_like(x),))[0]
+
+
+WAYS: dict[str, Any] = {
+    "eager": lambda call, *inputs: call(*inputs),
+    "jit": lambda call, *inputs: fl.jit(call)(*inputs),
+    "vmap": mapped,
+    "forward mode": in_forward_mode,
+    "in a gradient": in_a_gradient,
+    "in a gradient, as on a GPU": in_a_gradient,
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(build, "_can_compile", lambda: False)
+    if "GPU" in request.param:
+        monkeypatch.setattr(sequence, "_has_every_derivative", lambda x: False)
+    return WAYS[request.param]
+
+
+def torchs(layer: Any, kinds: dict[Any, Any], **options: Any) -> Any:
+    """torch's layer with the tensors of one of ours."""
+    theirs = kinds[type(layer)](3, 4, **options)
+    for a, b in zip(fl.fleaves(layer), theirs.parameters(), strict=True):
         b.data.copy_(a)
+    return theirs
+
+
+def follows_the_rule(result: Any, wanted: Any) -> None:
+    """The output in autocast's dtype, the state in its own, the numbers torch's to the bits of bfloat16."""
+    y, state = result
+    assert y.dtype == torch.bfloat16
+    assert {t.dtype for t in fl.fleaves(state)} == {torch.float32}
+    for mine, other in zip(*((y, *fl.fleaves(state)) for y, state in (result, wanted)), strict=True):
+        torch.testing.assert_close(mine.float(), other.float(), rtol=0.02, atol=0.02)
+
+
+@every_layer
+def test_under_autocast_a_layer_gives_outputs_of_its_dtype_and_states_of_theirs(layer: Any, way: Any):
+    model, x = layer(3, 4), torch.randn(2, 5, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        y, wanted = mine(x), theirs(x)[0]
-        assert y.dtype == wanted.dtype
-        assert torch.equal(y, wanted)
-        mapped = fl.vmap(lambda x: mine(x[None])[0])(x)
-    torch.testing.assert_close(mapped.float(), wanted.float(), rtol=0.02, atol=0.02)
+        y, state = torchs(model, TORCHS, batch_first=True)(x)
+        result = way(lambda m, x, s: m(x, s), model, x, model.initial_state(x))
+    follows_the_rule(result, (y, fl.fmap(lambda s: s.transpose(0, 1), state)))
+
+
+@every_layer
+@pytest.mark.parametrize("name", ["eager", "jit", "forward mode", "in a gradient"])
+def test_under_autocast_lengths_change_no_dtype(layer: Any, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "_can_compile", lambda: False)
+    model, x, lengths = layer(3, 4), torch.randn(2, 5, 3), torch.tensor([5, 2])
+    start = model.initial_state(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = WAYS[name](lambda m, x, s: m(x, s, lengths=lengths), model, x, start)
+    follows_the_rule(result, model(x, start, lengths=lengths))
+
+
+@every_cell
+def test_under_autocast_a_cell_gives_outputs_of_its_dtype_and_states_of_theirs(cell: Any, way: Any):
+    model, x = cell(3, 4), torch.randn(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        new = torchs(model, TORCHS_CELLS)(x)
+        result = way(lambda m, x, s: m(x, s), model, x, model.initial_state(x))
+    follows_the_rule(result, (new[0] if isinstance(new, tuple) else new, new))
+
+
+@every_cell
+def test_under_autocast_a_cell_over_time_is_the_layer(cell: Any, way: Any):
+    layer = LAYERS[CELLS.index(cell)](3, 4)
+    x, model = torch.randn(2, 5, 3), fl.Recurrence(layer.cells[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        result = way(lambda m, x, s: m(x, s), model, x, model.initial_state(x))
+        y, state = layer(x, layer.initial_state(x))
+    follows_the_rule(result, (y, fl.fmap(lambda s: s[:, 0], state)))
+
+
+@every_layer
+def test_under_autocast_the_numbers_are_those_of_torchs_layer(layer: Any):
+    model, x = layer(3, 4), torch.randn(2, 5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = torchs(model, TORCHS, batch_first=True)(x)[0]
+        assert torch.equal(model(x), y.bfloat16())  # nn.GRU's are float32 on the CPU, unlike on CUDA
+        assert fl.f64(model)(x.double()).dtype == torch.float64  # which autocast leaves alone
+        assert fl.f64(model).cells[0](x[:, 0].double())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("make", [*LAYERS, *CELLS], ids=lambda c: c.__name__)
+def test_under_autocast_16_bits_come_in_from_the_layer_before(make: Any):
+    model = fl.Chain(fl.Dense(3, 3), make(3, 4))
+    x = torch.randn(2, 3) if make in CELLS else torch.randn(2, 5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x)
+    assert (y[0] if make in CELLS else y).dtype == torch.bfloat16

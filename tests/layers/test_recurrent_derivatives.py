@@ -104,6 +104,14 @@ def test_a_derivative_of_onednns_lstm_is_that_of_the_cells(name: str, by_rule: b
 
 
 @every_layer
+@pytest.mark.parametrize("name", ["jacobian", "hessian", "gradient of a gradient", "per_example_gradient"])
+@pytest.mark.filterwarnings("error:There is a performance drop:UserWarning")
+def test_no_derivative_is_mapped_over_a_kernel_one_call_at_a_time(layer: Any, name: str):
+    model, x = setting(layer, torch.float32)
+    same(DERIVATIVES[name](loss, model, x), DERIVATIVES[name](through_cells, model, x), 1e-4)
+
+
+@every_layer
 def test_gradgradcheck(layer: Any, by_rule: bool):
     model, x = fl.f64(layer(2, 2, bidirectional=True)), floats(2, 3, 2)
     parameters = [p.clone().requires_grad_() for p in (x, *fl.trainables(model))]

@@ -298,3 +298,8 @@ def test_a_spectralnorm_made_under_a_key_is_a_function_of_it():
             return fl.SpectralNorm(fl.Dense(3, 4))
 
     assert fl.tree.allclose(make(), make())
+
+
+@pytest.mark.parametrize("norm", [fl.WeightNorm, fl.SpectralNorm])
+def test_a_weight_of_zeros_has_no_direction_and_gives_nan(norm):
+    assert norm(fl.Dense(3, 2, init=torch.zeros)).folded().weight.isnan().all()

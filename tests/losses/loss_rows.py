@@ -29,7 +29,7 @@ class Row:
         mean: torch's mean, where it is another than that of the entries.
         edge: predictions at the edge of what is allowed, beside `edge_target`.
         one_by_one: whether there is an entry for each of the batch.
-        half: the largest error in 16 bits, in spacings of the dtype at 1 relative to the largest entry.
+        error: the largest in float32, in spacings of the dtype at 1 relative to the largest entry.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Row:
     mean: Callable[[Tensor, Tensor], Tensor] | None = None
     edge: tuple[Tensor, Tensor] | None = None
     one_by_one: bool = True
-    half: float = 4
+    error: float = 4
 
     def run(self, pred: Tensor, target: Tensor, **more: Any) -> Any:
         return self.loss(pred, target, **self.settings, **more)
@@ -144,7 +144,7 @@ ROWS = [
     ),
     Row(
         "msle", losses.msle, lambda p, t: ((p + EPS) / (t + EPS)).log() ** 2, between(3, 4), between(3, 4),
-        edge=EDGE, half=12,
+        edge=EDGE, error=12,
     ),
     Row(
         "msle eps=1", losses.msle, lambda p, t: (p.log1p() - t.log1p()) ** 2, between(3, 4), between(3, 4),

@@ -18,6 +18,7 @@ every_loss = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 both_compilers = pytest.mark.parametrize(
     "compiled", [pytest.param(False, id="traced"), pytest.param(True, id="compiled", marks=pytest.mark.slow)]
 )
+halves = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 AGGS = {
     "default": ...,
     "mean": torch.mean,
@@ -37,8 +38,17 @@ def exact(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+def same(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def is_float(x: Tensor) -> bool:
     return x.is_floating_point()
+
+
+def cast(tree: Any, dtype: torch.dtype) -> Any:
+    """The floating tensors of a tree in another dtype."""
+    return fl.fmap(lambda x: x.to(dtype) if is_float(x) else x, tree)
 
 
 def test_every_loss_has_a_row():
@@ -105,25 +115,117 @@ def test_agg_may_return_anything(row: Row):
 
 
 @every_loss
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_in_other_dtypes_it_is_that_of_float64_rounded(row: Row, dtype: torch.dtype):
-    pred, target = row.pred().to(dtype), row.target()
-    target = target.to(dtype) if is_float(target) else target
-    eps = {"eps": torch.finfo(dtype).eps} if row.loss in WITH_EPS and "eps" not in row.settings else {}
+def test_in_float32_it_is_that_of_float64_rounded(row: Row):
+    pred, target = cast((row.pred(), row.target()), torch.float32)
+    eps = {"eps": torch.finfo(torch.float32).eps} if takes_eps(row) else {}
     entries = row.run(pred, target, agg=None)
-    wanted = row.run(pred.double(), target.double() if is_float(target) else target, agg=None, **eps)
-    assert entries.dtype == dtype
+    wanted = row.run(*cast((pred, target), torch.float64), agg=None, **eps)
+    assert entries.dtype == torch.float32
     error = (entries.double() - wanted).abs().max() / wanted.abs().max()
-    assert error <= row.half * torch.finfo(dtype).eps
-    mean = row.run(pred, target)
-    assert mean.dtype == dtype
-    assert fl.gradient(lambda p: row.run(p, target), pred).dtype == dtype
+    assert error <= row.error * torch.finfo(torch.float32).eps
 
 
 WITH_EPS = {
     losses.msle, losses.poisson, losses.binarycrossentropy, losses.binary_focal, losses.crossentropy,
     losses.focal, losses.kldivergence,
 }  # fmt: skip
+
+
+def takes_eps(row: Row) -> bool:
+    return row.loss in WITH_EPS and "eps" not in row.settings
+
+
+def eps_of_halves(row: Row) -> dict[str, float]:
+    """An eps of float16 is its own."""
+    return {"eps": torch.finfo(torch.float16).eps} if takes_eps(row) else {}
+
+
+def value_and_gradients(row: Row, pred: Tensor, target: Tensor, **more: Any) -> tuple[Tensor, list[Any]]:
+    """The value, and the gradients of its sum for prediction and, if it has one, target."""
+    inputs = [pred, target] if is_float(target) else [pred]
+
+    def summed(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        value = row.run(inputs[0], inputs[-1] if is_float(target) else target, **more)
+        return value.sum(), value
+
+    (_, value), gradients = fl.withgradient(summed, inputs)
+    return value, gradients
+
+
+@every_loss
+@halves
+@pytest.mark.parametrize("agg", AGGS.values(), ids=AGGS)
+def test_sixteen_bits_are_computed_in_float32_and_rounded_once(
+    row: Row, dtype: torch.dtype, agg: Callable | None
+):
+    inputs = cast((row.pred(), row.target()), dtype)
+    more = {} if agg is ... else {"agg": agg}
+    value, gradients = value_and_gradients(row, *inputs, **more)
+    if dtype == torch.float16:
+        more |= eps_of_halves(row)
+    wide, wide_gradients = value_and_gradients(row, *cast(inputs, torch.float32), **more)
+    assert wide.dtype == torch.float32
+    same(value, wide.to(dtype))
+    same(gradients, cast(wide_gradients, dtype))
+
+
+@every_loss
+@halves
+def test_under_autocast_it_computes_and_returns_float32_as_torch_does(row: Row, dtype: torch.dtype):
+    inputs = cast((row.pred(), row.target()), dtype)
+    more = eps_of_halves(row) if dtype == torch.float16 else {}
+    for agg in (torch.mean, None):
+        wide, wide_gradients = value_and_gradients(row, *cast(inputs, torch.float32), agg=agg, **more)
+        with torch.autocast("cpu", dtype):
+            value, gradients = value_and_gradients(row, *inputs, agg=agg)
+            again, _ = value_and_gradients(row, *cast(inputs, torch.float32), agg=agg, **more)
+            exact_in, _ = value_and_gradients(row, *cast(inputs, torch.float64), agg=agg)
+        same(value, wide)
+        same(again, wide)
+        same(gradients, cast(wide_gradients, dtype))
+        assert exact_in.dtype == torch.float64
+
+
+@every_loss
+@both_compilers
+def test_under_autocast_jit_gives_what_eager_gives(row: Row, compiled: bool, monkeypatch: pytest.MonkeyPatch):
+    if not compiled:
+        monkeypatch.setattr(build, "_can_compile", lambda: False)
+    inputs = cast((row.pred(), row.target()), torch.bfloat16)
+
+    def both(pred: Tensor, target: Tensor) -> Any:
+        return value_and_gradients(row, pred, target), row.run(pred, target, agg=None)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        eager, jitted = both(*inputs), fl.jit(both)(*inputs)
+    for mine, other in zip(fl.fleaves(jitted), fl.fleaves(eager), strict=True):
+        assert mine.dtype == other.dtype
+        close = {"rtol": 1e-5, "atol": 1e-5} if mine.dtype == torch.float32 else {}
+        torch.testing.assert_close(mine, other, **close)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if is_float(row.target())], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    ("pred", "target", "wider"),
+    [
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16, torch.float32),
+        (torch.float16, torch.bfloat16, torch.float32),
+        (torch.float32, torch.float64, torch.float64),
+        (torch.float64, torch.float16, torch.float64),
+    ],
+    ids=str,
+)
+def test_of_different_dtypes_the_wider_counts_as_torch_promotes(
+    row: Row, pred: torch.dtype, target: torch.dtype, wider: torch.dtype
+):
+    inputs = row.pred().to(pred), row.target().to(target)
+    more = eps_of_halves(row) if pred == torch.float16 else {}
+    value, gradients = value_and_gradients(row, *inputs)
+    wanted, wide_gradients = value_and_gradients(row, *cast(inputs, wider), **more)
+    assert wanted.dtype == wider
+    same(value, wanted)
+    same(gradients, [g.to(x.dtype) for g, x in zip(wide_gradients, inputs, strict=True)])
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.edge], ids=lambda row: row.name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import fluxlike as fl
 from fluxlike import losses
+from fluxlike._private.compiler import build
 
 by_entry = pytest.mark.parametrize(
     "name",
@@ -56,6 +58,42 @@ def test_dim_names_the_axis_of_the_classes(name: str, dim: int, kind: str):
     exact(loss(pred.movedim(1, dim), moved, dim=dim, agg=fl.identity), wanted)
 
 
+IMPOSSIBLE = torch.tensor([[1.0, -torch.inf, 0.0], [-torch.inf, 2.0, 1.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5], [0.0, 2.0, 0.0]], ids=str)
+@pytest.mark.parametrize("way", [lambda f: f, fl.jit, fl.vmap], ids=["eager", "jit", "vmap"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_classes_that_are_masked_cost_nothing_where_the_label_is_another(
+    weight: Any, way: Any, dtype: torch.dtype
+):
+    hot, target = onehot(torch.tensor([0, 2]), 3).to(dtype), torch.tensor([0, 2])
+    settings = {"weight": None if weight is None else torch.tensor(weight), "agg": torch.sum, "dim": -1}
+
+    def run(logits: Tensor, target: Tensor) -> Any:
+        return fl.withgradient(lambda p: losses.logitcrossentropy(*p, **settings), (logits, target))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_can_compile", lambda: False)
+        wanted, (of_logits, _) = way(run)(IMPOSSIBLE.to(dtype), target)
+        value, (also_of_logits, of_target) = way(run)(IMPOSSIBLE.to(dtype), hot)
+        again, _ = way(run)(IMPOSSIBLE.to(dtype), hot.bool())
+    assert wanted.isfinite().all()
+    torch.testing.assert_close((value, again, also_of_logits), (wanted, wanted, of_logits))
+    assert of_target.isfinite().all()
+
+
+def test_a_score_that_is_nan_is_not_hidden_by_a_masked_class():
+    logits = IMPOSSIBLE.clone()
+    logits[0, 2] = math.nan
+    assert losses.logitcrossentropy(logits, onehot(torch.tensor([0, 2]), 3)).isnan()
+
+
+def test_a_masked_class_that_is_the_label_costs_infinity_in_both_forms():
+    for target in (torch.tensor([1, 0]), onehot(torch.tensor([1, 0]), 3)):
+        assert losses.logitcrossentropy(IMPOSSIBLE, target).item() == torch.inf
+
+
 def test_images_give_one_loss_a_pixel():
     pred, target = scores(2, 4, 5, 6)(), labels(2, 5, 6)()
     entries = losses.logitcrossentropy(pred, target, agg=fl.identity)
@@ -75,11 +113,57 @@ def test_logits_and_probabilities_give_the_same():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_a_probability_of_zero_costs_a_finite_amount(dtype: torch.dtype):
-    eps = torch.tensor(torch.finfo(dtype).eps, dtype=dtype)
+    computed_in = torch.float32 if dtype == torch.bfloat16 else dtype
+    wanted = torch.tensor(-math.log(torch.finfo(computed_in).eps), dtype=dtype)
     certain = torch.tensor([[1.0, 0.0]], dtype=dtype)
-    torch.testing.assert_close(losses.crossentropy(certain, torch.tensor([1])), -eps.log())
+    torch.testing.assert_close(losses.crossentropy(certain, torch.tensor([1])), wanted)
     wrong = losses.binarycrossentropy(torch.zeros(1, dtype=dtype), torch.ones(1, dtype=dtype))
-    torch.testing.assert_close(wrong, -eps.log())
+    torch.testing.assert_close(wrong, wanted)
+
+
+def test_probabilities_of_zero_in_float16_leave_the_gradient_of_a_softmax_finite():
+    logits = torch.tensor([[0.0, 60.0]], dtype=torch.float16)
+    grad = fl.gradient(lambda x: losses.crossentropy(x.softmax(1), torch.tensor([0])), logits)
+    assert grad.isfinite().all()
+
+
+def test_small_probabilities_in_bfloat16_are_told_apart():
+    probs = torch.tensor([1e-3, 1e-4, 1e-5]).bfloat16()
+    cost = losses.binarycrossentropy(probs, torch.ones(3), agg=None)
+    torch.testing.assert_close(cost, -probs.float().log(), rtol=5e-3, atol=0)
+
+
+def test_confident_classes_in_bfloat16_are_still_pushed():
+    logits, target = torch.tensor([[10.0, 0.0, 0.0]]).bfloat16(), torch.tensor([0])
+    value, grad = fl.withgradient(lambda x: losses.logitcrossentropy(x, target), logits)
+    assert value.item() == pytest.approx(9.08e-5, rel=4e-3)
+    assert grad[0].tolist() == pytest.approx([-9.08e-5, 4.54e-5, 4.54e-5], rel=4e-3)
+    logits, target = torch.tensor([-8.125]).bfloat16(), torch.tensor([0.0021]).bfloat16()
+    assert losses.logitbinarycrossentropy(logits, target).item() == pytest.approx(0.0174, rel=4e-3)
+
+
+def test_counts_that_float16_does_not_hold_are_taken_as_they_are():
+    pred, target = torch.tensor(1000.0).half(), torch.tensor(100_001)
+    value = losses.poisson(pred, target, agg=lambda x: x.double(), eps=0.0)
+    torch.testing.assert_close(value, 1000 - 100_001 * torch.tensor(1000.0).log().double())
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (losses.mse, F.mse_loss),
+        (losses.mae, F.l1_loss),
+        (losses.huber, F.huber_loss),
+        (losses.logitbinarycrossentropy, F.binary_cross_entropy_with_logits),
+        (losses.logitcrossentropy, F.cross_entropy),
+    ],
+)
+def test_dtypes_are_those_of_torch_with_and_without_autocast(ours: Any, theirs: Any):
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        pred, target = torch.rand(3, 4).to(dtype), torch.rand(3, 4).to(dtype)
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                assert ours(pred, target).dtype == theirs(pred, target).dtype
 
 
 def test_eps_is_what_is_added_inside_the_logarithms():
@@ -249,6 +333,10 @@ def test_a_target_of_whole_numbers_is_an_error_where_numbers_are_compared(name: 
     ("call", "text"),
     [
         (lambda p, t: losses.huber(p, t, delta=0), "huber: delta=0; write a number above 0"),
+        (lambda p, t: losses.huber(p, t, delta=math.nan), "huber: delta=nan; write a number above 0"),
+        (lambda p, t: losses.binary_focal(p, t, gamma=math.nan), "gamma=nan; write a number of at least 0"),
+        (lambda p, t: losses.siamese_contrastive(p, t, margin=math.nan), "margin=nan; write a number of at"),
+        (lambda p, t: losses.dice_coeff(p, t, smooth=math.nan), "smooth=nan; write a number of at least 0"),
         (lambda p, t: losses.binary_focal(p, t, gamma=-1), "binary_focal: gamma=-1; write a number of at"),
         (lambda p, t: losses.focal(p, p, gamma=-1), "focal: gamma=-1; write a number of at least 0"),
         (lambda p, t: losses.siamese_contrastive(p, t, margin=-1), "margin=-1; write a number of at least 0"),
@@ -476,3 +564,10 @@ def test_smoothed_labels_stay_in_their_dtype_and_differentiate():
     assert losses.label_smoothing(torch.eye(3, dtype=torch.float16), 0.2).dtype == torch.float16
     grad = fl.gradient(lambda t: losses.label_smoothing(t, 0.25).sum(), torch.eye(3))
     torch.testing.assert_close(grad, torch.full((3, 3), 0.75))
+
+
+@pytest.mark.parametrize(("agg", "write"), [("sum", "torch.sum"), ("none", "None"), ("mean", "torch.mean")])
+def test_a_reduction_by_name_says_what_to_write(agg, write):
+    for loss in (fl.losses.mse, fl.losses.logitcrossentropy, fl.losses.binary_focal):
+        with pytest.raises(TypeError, match=rf"agg='{agg}': write a function .*, such as agg={write}$"):
+            loss(torch.full((2, 3), 0.5), torch.full((2, 3), 0.5), agg=agg)

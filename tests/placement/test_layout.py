@@ -124,6 +124,11 @@ class TestPermuteOfTensors:
         x = torch.eye(3)[:2].to_sparse()
         assert torch.equal(fl.permute(x, "AB", "BA").to_dense(), torch.eye(3)[:, :2])
 
+    @pytest.mark.filterwarnings("ignore:Sparse CSR")
+    def test_a_sparse_tensor_of_rows_has_no_such_view(self):
+        with pytest.raises(TypeError, match=r"found torch\.sparse_csr, .*x\.to_sparse\(\) first"):
+            fl.permute(torch.eye(3).to_sparse_csr(), "AB", "BA")
+
     def test_of_a_number(self):
         assert fl.permute(torch.tensor(3), "", "") == 3
         assert fl.permute(np.array(3), "", "") == 3

@@ -344,12 +344,6 @@ class TestInPlace:
     def test_the_same_layout_is_the_model(self):
         assert fl.convert_layout(MODEL, "torch") is MODEL
 
-    def test_a_gradient_converts_like_its_model(self):
-        grads = fl.gradient(lambda m, x: m(x).sum(), MODEL, torch.randn(2, 2, 5, 5))
-        there = fl.convert_layout(grads, "torch", "flux")
-        assert there.layers[0].weight.shape == (2, 3, 2, 4)
-        assert there.layers[1].running_mean is grads.layers[1].running_mean
-
     def test_ties_stay_where_the_layouts_agree(self):
         dense = fl.Dense(3, 3)
         there = fl.convert_layout(fl.Chain(dense, fl.relu, dense), "torch", "keras")
@@ -405,6 +399,33 @@ class TestInPlace:
         ):
             fl.convert_layout(model, "keras")
 
+    @pytest.mark.parametrize("framework", FRAMEWORKS)
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            fl.Conv((3, 3), 1, 2),
+            fl.Conv((3,), 1, 2, bias=False),
+            fl.ConvTranspose((3, 3), 1, 2),
+            fl.DepthwiseConv((3, 3), 2, 4),
+            fl.Dense(2, 3),
+            fl.Embedding(4, 3),
+            fl.BatchNorm(3),
+            fl.LayerNorm(3),
+            fl.LayerNorm((2, 3)),
+            fl.GRU(2, 3),
+            fl.MultiHeadAttention(4, 2),
+        ],
+        ids=repr,
+    )
+    def test_a_stacked_layer_is_an_error_that_says_to_unstack_it(self, layer, framework):
+        stacked = fl.stack([layer, layer])
+        with pytest.raises(ValueError, match=r"has the shape \(2, .* axes; .* each of fluxlike\.unstack"):
+            fl.convert_layout(stacked, "torch", framework)
+        with pytest.raises(ValueError, match=r"has the shape \(2, .* axes; .* each of fluxlike\.unstack"):
+            fl.foreign_state(fl.Chain(stacked), framework)
+        with pytest.raises((ValueError, TypeError)):
+            fl.convert_layout(stacked, framework)
+
     @pytest.mark.parametrize("bias", [True, False])
     @pytest.mark.parametrize(("channels", "out"), [(2, 2), (2, 4), (4, 4), (4, 2)])
     def test_groups_in_keras(self, channels, out, bias):
@@ -417,6 +438,76 @@ class TestInPlace:
         kernel, layer = torch.rand(3, 3, 2, 2), fl.DepthwiseConv((3, 3), 2, 4)
         here = fl.convert_layout(fl.at(layer, ".weight").set(kernel), "keras")
         assert torch.equal(here.weight, fl.load_foreign_state(layer, [kernel, layer.bias], "keras").weight)
+
+
+class TestCrossCor:
+    """Which kernels are not flipped, from and to Flux."""
+
+    def unflipped(self, model, where):
+        there = fl.convert_layout(model, "torch", "flux", crosscor=where)
+        convs = fl.at(model, lambda path, x: isinstance(x, fl.Conv))
+        return [
+            torch.equal(new.weight, fl.permute(old.weight, "OIHW", "WHIO"))
+            for new, old in zip(
+                fl.at(there, lambda path, x: isinstance(x, fl.Conv)).get(), convs.get(), strict=True
+            )
+        ]
+
+    model = fl.Chain(
+        a=fl.Chain(fl.Conv((2, 2), 1, 1), fl.relu, fl.Conv((2, 2), 1, 1)),
+        b=fl.Conv((2, 2), 1, 1),
+        c=fl.Dense(2, 2),
+    )
+
+    def test_a_layer(self):
+        assert self.unflipped(self.model, ".layers[1]") == [False, False, True]
+        assert self.unflipped(self.model, lambda m: m["a"][0]) == [True, False, False]
+
+    def test_all_below_a_container(self):
+        assert self.unflipped(self.model, ".layers[0]") == [True, True, False]
+        assert self.unflipped(self.model, "") == [True, True, True]
+        assert self.unflipped(self.model, (".layers[1]", ".layers[0].layers[2]")) == [False, True, True]
+
+    def test_a_predicate(self):
+        assert self.unflipped(self.model, lambda path, x: isinstance(x, fl.Conv)) == [True, True, True]
+
+    @pytest.mark.parametrize("place", [".layers[0].layers[2]", ".layers[0].layers[0]"])
+    def test_any_place_of_a_layer_that_is_at_two(self, place):
+        conv = fl.Conv((2, 2), 1, 1)
+        model = fl.Chain(fl.Chain(conv, fl.relu, conv))
+        there = fl.convert_layout(model, "torch", "flux", crosscor=place)
+        assert torch.equal(there[0][0].weight, fl.permute(conv.weight, "OIHW", "WHIO"))
+        assert there[0][0].weight is there[0][2].weight
+        state = fl.foreign_state(model, "flux", crosscor=place)
+        loaded = fl.load_foreign_state(model, state, "flux", crosscor=place)
+        assert torch.equal(loaded[0][0].weight, conv.weight)
+
+    @pytest.mark.parametrize(
+        "where", [".layers[0].layers[0].weight", ".layers[2]", (".layers[1]", ".layers[2]")]
+    )
+    def test_a_place_without_a_conv_is_an_error(self, where):
+        for move in (
+            lambda: fl.convert_layout(self.model, "torch", "flux", crosscor=where),
+            lambda: fl.foreign_state(self.model, "flux", crosscor=where),
+            lambda: fl.load_foreign_state(self.model, [], "flux", crosscor=where),
+        ):
+            with pytest.raises(
+                ValueError, match=r"crosscor=.* is no Conv; .* such as \.layers\[0\]\.layers\[0\]"
+            ):
+                move()
+
+    def test_a_transposed_one_is_none(self):
+        with pytest.raises(ValueError, match="crosscor='': the model has no Conv; leave it out"):
+            fl.convert_layout(fl.ConvTranspose((2, 2), 1, 1), "torch", "flux", crosscor="")
+
+    @pytest.mark.parametrize("framework", ["flax", "keras"])
+    def test_other_frameworks_have_none(self, framework):
+        with pytest.raises(ValueError, match=f"kernels of Flux, and this is from or to {framework}"):
+            fl.foreign_state(self.model["b"], framework, crosscor="")
+        with pytest.raises(ValueError, match=f"kernels of Flux, and this is from or to {framework}"):
+            fl.convert_layout(self.model["b"], framework, crosscor="")
+        with pytest.raises(ValueError, match=f"kernels of Flux, and this is from or to {framework}"):
+            fl.load_foreign_state(self.model["b"], [], framework, crosscor="")
 
 
 def _chain(layer):

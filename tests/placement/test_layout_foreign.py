@@ -253,6 +253,119 @@ class TestMismatches:
             fl.foreign_state(self.model, "jax")
 
 
+class TestCollections:
+    """Of Flax' variables, those collections are read in which layers keep something."""
+
+    model = fl.Chain(fl.Dense(2, 3), fl.BatchNorm(3))
+
+    def variables(self):
+        return {
+            "params": {
+                "Dense_0": {"kernel": f(2, 3), "bias": f(3)},
+                "BatchNorm_0": {"scale": f(3) + 1, "bias": f(3) + 2},
+            },
+            "batch_stats": {"BatchNorm_0": {"mean": f(3) + 3, "var": f(3) + 4}},
+        }
+
+    def test_they_are_read_as_one(self):
+        loaded = fl.load_foreign_state(self.model, self.variables(), "flax")
+        assert np.array_equal(loaded[1].weight.numpy(), f(3) + 1)
+        assert np.array_equal(loaded[1].running_var.numpy(), f(3) + 4)
+
+    def test_numbers_beside_them_are_settings(self):
+        variables = self.variables() | {"step": 3, "rng": np.uint32(1), "empty": {}, "none": None}
+        loaded = fl.load_foreign_state(self.model, variables, "flax")
+        assert same_tensors(loaded, fl.load_foreign_state(self.model, self.variables(), "flax"))
+
+    @pytest.mark.parametrize("name", ["ema_params", "opt_state"])
+    def test_another_with_arrays_is_an_error_that_names_it(self, name):
+        variables = self.variables() | {name: self.variables()["params"]}
+        with pytest.raises(
+            ValueError, match=rf"has arrays in '{name}' beside 'params', .* \{{'params': …\}}"
+        ):
+            fl.load_foreign_state(self.model, variables, "flax")
+
+    def test_one_that_no_layer_of_this_model_uses_too(self):
+        variables = {"params": self.variables()["params"]["Dense_0"], "batch_stats": {"mean": f(3)}}
+        with pytest.raises(ValueError, match="has arrays in 'batch_stats'"):
+            fl.load_foreign_state(fl.Dense(2, 3), variables, "flax")
+
+    def test_two_with_one_name_are_an_error(self):
+        variables = self.variables()
+        variables["batch_stats"]["BatchNorm_0"]["scale"] = f(3)
+        with pytest.raises(ValueError, match=r"two entries for \['BatchNorm_0'\]\['scale'\]"):
+            fl.load_foreign_state(self.model, variables, "flax")
+
+    def test_arrays_in_a_row_are_fine(self):
+        loaded = fl.load_foreign_state(fl.Dense(2, 3), {"params": [f(2, 3), f(3)]}, "flax")
+        assert np.array_equal(loaded.bias.numpy(), f(3))
+
+
+class TestOddStates:
+    """Whatever a file may hold: an error that names the place, none of numpy's or Python's own."""
+
+    model = fl.Chain(fl.Dense(2, 3))
+
+    @pytest.mark.parametrize("state", [None, 3, "weights.h5", object()])
+    def test_no_state_at_all(self, state):
+        found = "None" if state is None else f"a {type(state).__name__}"
+        with pytest.raises(TypeError, match=rf"nested dicts or lists of arrays, .*; found {found}$"):
+            fl.load_foreign_state(self.model, state, "keras")
+
+    @pytest.mark.parametrize("array", [np.array([[None] * 3] * 2), np.array([["a"] * 3] * 2)])
+    def test_arrays_of_objects_and_text(self, array):
+        with pytest.raises(
+            ValueError, match=r"\.layers\[0\] \(Dense\), from .*, can't take kernel: an array of the dtype"
+        ):
+            fl.load_foreign_state(self.model, {"Dense_0": {"kernel": array, "bias": f(3)}}, "flax")
+
+    @pytest.mark.parametrize(
+        "state",
+        [
+            {"a": f(2, 3), "a/kernel": f(2, 3)},
+            {"a/kernel": f(2, 3), "a": f(2, 3)},
+            {"a/bias": f(3), "/a/bias": f(3), "a/kernel": f(2, 3)},
+            {"a": {"bias": f(3)}, "a/bias": f(3), "a/kernel": f(2, 3)},
+        ],
+    )
+    def test_two_entries_of_one_name(self, state):
+        with pytest.raises(ValueError, match=r"the state has two entries for \['a'\]"):
+            fl.load_foreign_state(self.model, state, "keras")
+
+    def test_dicts_and_names_with_slashes_may_be_mixed(self):
+        state = {"dense": {"bias": f(3)}, "dense/kernel": f(2, 3)}
+        assert np.array_equal(fl.load_foreign_state(self.model, state, "keras")[0].bias.numpy(), f(3))
+
+    def test_names_with_dots_twice(self):
+        state = {"a": {"kernel": f(2, 3)}, "a.kernel": f(2, 3), "bias": f(3)}
+        with pytest.raises(
+            ValueError, match=r"the root \(Dense\), .* finds two arrays of the name a\.kernel"
+        ):
+            fl.load_foreign_state(fl.Dense(2, 3), state, "keras")
+
+    def test_two_directions_of_one_name(self):
+        layer = fl.LSTM(2, 3, bidirectional=True)
+        arrays = {f"{n}/{k}": f(3) for n in ("forward_a", "forward_b") for k in ("kernel", "bias")}
+        with pytest.raises(ValueError, match=r"finds two arrays of the name forward\.kernel"):
+            fl.load_foreign_state(layer, arrays, "keras")
+
+    def test_a_state_that_holds_itself(self):
+        state = {"bias": f(3)}
+        state["a"] = [state]
+        with pytest.raises(ValueError, match=r"the state holds itself at \['a'\]\[0\]"):
+            fl.load_foreign_state(self.model, state, "keras")
+
+    def test_none_in_the_place_of_a_layer(self):
+        with pytest.raises(ValueError, match=r"\.layers\[0\] \(Dense\), from \['layers'\]\[0\], finds None"):
+            fl.load_foreign_state(self.model, {"layers": {0: None}}, "keras")
+
+    def test_a_kernel_of_one_axis(self):
+        state = [f(3), f(4)]
+        for layer in (fl.DepthwiseConv((3, 3), 2, 4), fl.Conv((3, 3), 1, 4), fl.ConvTranspose((3,), 1, 4)):
+            with pytest.raises(ValueError, match=r"\(Conv\w*\), .* can't take kernel"):
+                fl.load_foreign_state(fl.Chain(layer), state, "keras")
+
+
 class TestArrays:
     def load(self, x):
         return fl.load_foreign_state(
@@ -292,6 +405,18 @@ class TestArrays:
         model = fl.BatchNorm(3, momentum=None)
         loaded = fl.load_foreign_state(model, fl.foreign_state(model, "flax"), "flax")
         assert loaded.num_batches_tracked is model.num_batches_tracked
+
+
+def test_a_tensor_of_no_layer_is_copied_too():
+    @fl.functor
+    class Shift:
+        def __init__(self):
+            self.dense, self.shift = fl.Dense(2, 3), torch.zeros(3)
+
+    state = {"dense": {"kernel": torch.ones(2, 3), "bias": torch.ones(3)}, "shift": torch.ones(3)}
+    loaded = fl.load_foreign_state(Shift(), state, "flax")
+    loaded.shift.zero_()
+    assert torch.equal(state["shift"], torch.ones(3))
 
 
 class TestTies:

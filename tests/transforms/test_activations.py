@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import fluxlike as fl
+from fluxlike.transforms import listening
 
 
 @fl.functor
@@ -152,15 +154,41 @@ def test_a_layer_that_stands_at_two_places_has_both_paths() -> None:
     assert list(found) == ["", ".layers[0]", ".layers[1]"]
 
 
-def test_isinstance_and_names_are_those_of_the_layer() -> None:
+def test_types_and_names_are_those_of_the_layer() -> None:
     seen: list[Any] = []
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        seen.extend([isinstance(m.layer, fl.Dense), repr(m.layer), type(m.layer).__qualname__])
+        seen.extend([type(m.layer) is fl.Dense, {fl.Dense: 1}[type(m.layer)], repr(m.layer)])
         return m.layer(x)
 
     fl.activations(calls(forward)(fl.Dense(3, 2)), torch.ones(1, 3))
-    assert seen == [True, "Dense(3, 2)  # 8 parameters", "Dense"]
+    assert seen == [True, 1, "Dense(3, 2)  # 8 parameters"]
+
+
+@pytest.mark.parametrize("look", [fl.activations, fl.summary, fl.outputsize])
+def test_a_model_may_mix_its_layers_with_others_of_their_class(look: Any) -> None:
+    other = Plain(fl.Chain(fl.Dense(3, 3), fl.relu))
+    model = calls(lambda m, x: fl.tree.lerp(m.layer, other, 0.5)(x))(Plain(fl.Chain(fl.Dense(3, 3), fl.relu)))
+    assert look(model, torch.ones(2, 3))
+
+
+def test_a_model_may_stack_its_layers_with_others_of_their_class() -> None:
+    other = fl.Chain(fl.Dense(3, 3), fl.relu)
+    model = calls(lambda m, x: fl.vmap(lambda m: m(x))(fl.stack([m.layer, other])))(
+        fl.Chain(fl.Dense(3, 3), fl.relu)
+    )
+    assert fl.activations(model, torch.ones(2, 3))[""].shape == (2, 2, 3)
+
+
+def test_a_function_in_a_list_is_equal_to_itself_though_it_is_listened_to() -> None:
+    seen: list[Any] = []
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        seen.extend([m.layer[0] == fl.relu, {fl.relu: "found"}[m.layer[0]]])
+        return m.layer[0](x)
+
+    fl.activations(calls(forward)([fl.relu]), torch.ones(1))
+    assert seen == [True, "found"]
 
 
 def test_the_model_is_not_changed() -> None:
@@ -244,12 +272,116 @@ def test_a_model_may_look_at_its_own_activations() -> None:
     assert_close(found[""], model.layer[:2](X), rtol=1e-12, atol=1e-12)
 
 
+def test_a_model_that_looks_inside_is_listened_to_by_each_for_itself() -> None:
+    inner: list[Any] = []
+    model = calls(lambda m, x: inner.append(list(fl.activations(m.layer, x))) or m.layer(x))(mlp())
+    paths = ["", ".layers[0]", ".layers[1]", ".layers[2]"]
+    assert list(fl.activations(model, X)) == ["", *(f".layer{path}" for path in paths)]
+    assert inner == [paths]
+
+
+def test_what_a_jit_inside_calls_is_not_there() -> None:
+    model = calls(lambda m, x: fl.jit(m.layer)(x) + fl.jit(lambda x: m.layer(x))(x))(mlp())
+    for _ in range(2):
+        found = fl.activations(model, X)
+        assert list(found) == [""]
+        assert_close(found[""], 2 * model.layer(X), rtol=1e-12, atol=1e-12)
+    assert_close(model(X), 2 * model.layer(X), rtol=1e-12, atol=1e-12)
+
+
+def test_the_layer_inside_a_weight_norm_is_there() -> None:
+    model = fl.WeightNorm(fl.Chain(fl.Dense(3, 3), fl.relu), "layers[0].weight")
+    paths = ["", ".layer", ".layer.layers[0]", ".layer.layers[1]"]
+    assert list(fl.activations(model, torch.ones(2, 3))) == paths
+
+
+def test_inputs_may_have_names() -> None:
+    model = fl.MultiHeadAttention(4, 2)
+    x, mask = torch.ones(1, 3, 4), torch.eye(3, dtype=torch.bool)
+    assert torch.equal(fl.activations(model, x, mask=mask)[""], model(x, mask=mask))
+
+
 def test_threads_listen_to_their_own_calls() -> None:
     model = mlp()
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: fl.activations(model, i * X)[".layers[0]"], range(20)))
-    for i, y in enumerate(found):
-        assert_close(y, model.layers[0](i * X), rtol=1e-12, atol=1e-12)
+        found = list(pool.map(lambda i: fl.activations(model, i * X), range(20)))
+        plain = list(pool.map(lambda i: model(i * X), range(20)))
+    for i, outputs in enumerate(found):
+        assert list(outputs) == ["", ".layers[0]", ".layers[1]", ".layers[2]"]
+        assert_close(outputs[".layers[0]"], model.layers[0](i * X), rtol=1e-12, atol=1e-12)
+        assert_close(outputs[""], plain[i], rtol=1e-12, atol=1e-12)
+    assert_classes_are_themselves()
+
+
+def test_the_calls_of_other_threads_meanwhile_are_not_reported() -> None:
+    started, done = threading.Event(), threading.Event()
+    layer = fl.Dense(3, 3)
+
+    def wait(m: Any, x: Tensor) -> Tensor:
+        started.set()
+        assert done.wait(10)
+        return m.layer(x)
+
+    with ThreadPoolExecutor(1) as pool:
+        listening = pool.submit(fl.activations, calls(wait)(layer), torch.ones(1, 3))
+        assert started.wait(10)
+        assert list(fl.activations(fl.Chain(layer), torch.ones(2, 3))) == ["", ".layers[0]"]
+        assert layer(torch.ones(2, 3)).shape == (2, 3)
+        done.set()
+        assert list(listening.result()) == ["", ".layer"]
+    assert_classes_are_themselves()
+
+
+def assert_classes_are_themselves() -> None:
+    assert listening._held == {}
+    assert fl.Dense.__call__ is DENSE_CALL
+    assert not hasattr(fl.Dense.__call__, "__wrapped__")
+
+
+DENSE_CALL = fl.Dense.__call__
+
+
+class Inheriting(Plain):
+    """Has its call from its parent."""
+
+
+@fl.functor
+class Static:
+    """Has a call that is no function."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    __call__ = staticmethod(torch.sin)
+
+
+@pytest.mark.parametrize("cls", [Plain, Slots, Frozen, FrozenSlots, Child, Inheriting, Static])
+def test_classes_are_afterwards_what_they_were(cls: Any) -> None:
+    before = [dict(vars(base)) for base in cls.__mro__]
+    subclasses = cls.__subclasses__()
+    found = fl.activations(cls(fl.Dense(3, 3)), torch.ones(1, 3))
+    assert found[""].shape == (1, 3)
+    assert [dict(vars(base)) for base in cls.__mro__] == before
+    assert [list(vars(base)) for base in cls.__mro__] == [list(old) for old in before]
+    assert cls.__subclasses__() == subclasses
+    assert_classes_are_themselves()
+
+
+def test_an_inherited_call_is_reported_once() -> None:
+    found = fl.activations(Child(Child(Inheriting(Plain(fl.Dense(3, 3))))), torch.ones(1, 3))
+    assert list(found) == ["", ".layer", ".layer.layer", ".layer.layer.layer", ".layer.layer.layer.layer"]
+
+
+def test_a_call_changed_by_others_meanwhile_is_left_to_them() -> None:
+    class Patched(Plain):
+        def __call__(self, x: Tensor) -> Tensor:
+            Patched.__call__ = Plain.__call__
+            return x
+
+    fl.activations(Patched(None), torch.ones(1))
+    assert vars(Patched)["__call__"] is not None
+    assert Patched(torch.sin)(torch.zeros(1)).item() == 0.0
+    assert listening._held == {}
 
 
 # Errors
@@ -274,8 +406,16 @@ def test_what_is_no_model_is_an_error(model: Any) -> None:
         fl.activations(model, torch.ones(1, 3))
 
 
-def test_a_class_that_refuses_subclasses_is_an_error_that_names_it() -> None:
-    class Final:
+def test_a_class_that_refuses_subclasses_and_changes_is_listened_to() -> None:
+    closed: list[bool] = []
+
+    class Meta(type):
+        def __setattr__(cls, name: str, value: Any) -> None:
+            if closed:
+                raise TypeError("this class is final")
+            super().__setattr__(name, value)
+
+    class Final(metaclass=Meta):
         def __call__(self, x: Tensor) -> Tensor:
             return x
 
@@ -283,5 +423,13 @@ def test_a_class_that_refuses_subclasses_is_an_error_that_names_it() -> None:
             raise TypeError("this class is final")
 
     fl.functor(Final)
-    with pytest.raises(TypeError, match=r"listens to a .*Final.*this class is final"):
-        fl.activations(Final(), torch.ones(1))
+    closed.append(True)
+    assert list(fl.activations(Final(), torch.ones(1))) == [""]
+
+
+def test_a_failing_model_leaves_its_classes_as_they_were() -> None:
+    model = calls(lambda m, x: m.layer(x) / None)(fl.Dense(3, 3))
+    for look in (fl.activations, fl.outputsize, fl.summary, fl.autosize):
+        with pytest.raises(TypeError):
+            look(model, torch.ones(1, 3))
+        assert_classes_are_themselves()

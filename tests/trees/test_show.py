@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from hypothesis import given, settings
 
@@ -117,6 +118,59 @@ class TestRepr:
             w: Any
 
         assert repr(Data(torch.ones(2))) == "Data(w=float32[2])  # 2 parameters"
+
+    def test_a_constant_whose_repr_raises_is_said_to(self):
+        class Broken:
+            def __repr__(self):
+                raise RuntimeError("no")
+
+        assert re.fullmatch(
+            r"Affine\(\n  scale=<.*Broken, whose repr raises a RuntimeError>,\n  shift=float32\[1\],\n\).*",
+            repr(Affine(Broken(), torch.ones(1))),
+        )
+        assert "whose repr raises" in Affine(Broken(), None)._repr_html_()
+
+    def test_a_layer_inside_whose_repr_raises_is_said_to(self):
+        @fl.functor
+        class Broken:
+            def __repr__(self):
+                raise RuntimeError("no")
+
+            def extra_repr(self):
+                raise RuntimeError("no")
+
+        class Described(Affine):
+            def extra_repr(self):
+                raise IndexError("no")
+
+        assert "Broken, whose repr raises a RuntimeError>" in repr(Affine(Broken(), 1))
+        assert repr(Described(1, 2)) == "Described(scale=1, shift=2)"
+
+    def test_an_array_of_numpy_shows_its_dtype_and_shape(self):
+        assert repr(Affine(np.ones((40, 50)), 1)) == "Affine(scale=float64[40, 50] in numpy, shift=1)"
+
+    def test_a_constant_of_several_lines_is_one_line(self):
+        assert repr(Affine(torch.nn.Sequential(torch.nn.ReLU()), 1)).startswith(
+            "Affine(scale=Sequential( (0): ReLU() ), shift=1)"
+        )
+        long = repr(Affine(torch.nn.Sequential(*[torch.nn.ReLU()] * 99), fl.Dense(1, 1)))
+        assert "…,\n  shift=Dense(1, 1)," in long
+
+    def test_names_can_neither_colour_nor_move_a_terminal(self):
+        shown = repr(fl.Chain(**{"a\x1b[31m\n": fl.Dense(1, 1)}))
+        assert "  a\\x1b[31m\\n=Dense(1, 1),  # 2 parameters\n" in shown
+
+    def test_a_layer_whose_arguments_say_all_is_one_line(self):
+        assert repr(fl.LSTM(3, 4, num_layers=2)) == "LSTM(3, 4, num_layers=2)  # 304 parameters"
+        grads = fl.gradient(lambda m: m(torch.ones(1, 2, 3)).sum(), fl.LSTM(3, 4))
+        assert "LSTM(3, 4)" in repr(grads)
+        read = Reader(fl.LSTM(3, 4)._repr_html_()).texts()
+        assert read[:4] == [
+            "LSTM(3, 4) 144 parameters",
+            "cells = (…) 144 parameters",
+            "LSTMCell(3, 4) 144 parameters",
+            "weight_ih = float32[16, 3]",
+        ]
 
     def test_an_empty_chain_prints(self):
         assert repr(fl.Chain()).startswith("Chain(")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike.scope import draws
+from fluxlike.layers.dropout import dropout
 from fluxlike.scope.seeded import active
 from fluxlike.transforms.motors import derived_again
 
@@ -30,7 +30,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, p
     """
     if derived_again() or (p and active() is not None):
         weights = attention_weights(q, k, mask, causal)
-        return (_drop(weights, p) if p else weights) @ _for_each_head(v, q)
+        return (dropout(weights, p) if p else weights) @ _for_each_head(v, q)
     return F.scaled_dot_product_attention(q, k, v, mask, p, causal, enable_gqa=q.shape[1] != k.shape[1])
 
 
@@ -51,11 +51,3 @@ def _for_each_head(x: Tensor, q: Tensor) -> Tensor:
     """Keys or values, repeated for the heads that share them."""
     heads, groups = q.shape[1], x.shape[1]
     return x if heads == groups else x.repeat_interleave(heads // groups, 1)
-
-
-def _drop(weights: Tensor, p: float) -> Tensor:
-    scope = active()
-    if scope is None:
-        return F.dropout(weights, p, training=True)
-    key, number = scope.next()
-    return draws.dropout(key.data, number, weights, p)

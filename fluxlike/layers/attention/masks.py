@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fluxlike.layers.lengths import inside, require_lengths
+
 __all__ = ["both", "combine", "up_to"]
 
 
@@ -22,19 +24,20 @@ def combine(name: str, q: Tensor, k: Tensor, mask: Tensor | None, lengths: Tenso
         q: queries (N, H, L, D).
         k: keys (N, G, S, D).
         mask: bool or floating, (L, S), (N, L, S) or (N, H, L, S), where an axis may also be 1.
-        lengths: (N,) whole numbers: how many keys of each sequence count.
+        lengths: (N,) integers: how many keys of each sequence count.
 
     Raises:
-        TypeError: a mask that is neither bool nor floating, or lengths that are not whole numbers.
-        ValueError: another shape.
+        TypeError: a mask that is neither bool nor floating, or lengths that are no integers.
+        ValueError: another shape, or lengths outside 0 to S.
     """
     if mask is not None:
         mask = _four_axes(name, mask, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]))
         mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
     if lengths is None:
         return mask
-    _require_lengths(name, lengths, q.shape[0])
-    return both(mask, (torch.arange(k.shape[2], device=k.device) < lengths[:, None])[:, None, None])
+    instead = "mask=keys[:, None] for a mask of the keys (N, S)"
+    require_lengths(name, lengths, q.shape[0], 0, k.shape[2], instead=instead)
+    return both(mask, inside(lengths, k.shape[2], k.device)[:, None, None])
 
 
 def both(mask: Tensor | None, allowed: Tensor) -> Tensor:
@@ -60,17 +63,3 @@ def _four_axes(name: str, mask: Tensor, full: tuple[int, int, int, int]) -> Tens
             f"same; found {tuple(mask.shape)}"
         )
     return wide
-
-
-def _require_lengths(name: str, lengths: Tensor, batch: int) -> None:
-    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        found = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise TypeError(
-            f"{name} takes lengths as a tensor of whole numbers, found {found}; write torch.tensor([…]), or "
-            "mask=keys[:, None] for a mask of the keys"
-        )
-    if lengths.shape != (batch,):
-        raise ValueError(
-            f"{name} takes lengths of shape (N,), here ({batch},), found {tuple(lengths.shape)}; for a mask "
-            "of the keys (N, S) write mask=keys[:, None]"
-        )

@@ -14,7 +14,9 @@ from fluxlike.layers.attention.cache import KVCache
 from fluxlike.layers.attention.kernel import attend, attention_weights
 from fluxlike.layers.attention.positions import RotaryEmbedding
 from fluxlike.layers.auto import autosized
+from fluxlike.layers.autocast import autocast_dtype
 from fluxlike.layers.basic import Dense, Init
+from fluxlike.layers.dropout import require_probability
 from fluxlike.layers.steps import within
 from fluxlike.scope.mode import training
 from fluxlike.trees.functor import functor
@@ -33,7 +35,7 @@ class Projections(NamedTuple):
 @autosized(
     embed_dim=-1,
     kdim=lambda query, key=None, *_, **__: (query if key is None else key).shape[-1],
-    vdim=lambda *inputs, **_: next(x for x in reversed(inputs) if x is not None).shape[-1],
+    vdim=lambda query, key=None, value=None, **_: _last(query, key, value).shape[-1],
 )
 @functor(children=("in_proj", "out_proj"))
 class MultiHeadAttention:
@@ -57,8 +59,8 @@ class MultiHeadAttention:
         init: makes the weights from their shapes. (default: `init.glorot_uniform`)
 
     Attributes:
-        in_proj: a Dense that makes queries, keys and values at once, in this order; or three, `query`, `key`
-            and `value`, where `kdim` or `vdim` is not `embed_dim`.
+        in_proj: a Dense that makes queries, keys and values at once, in this order; where `kdim` or `vdim` is
+            not `embed_dim`, a named tuple of three: `in_proj.query`, `in_proj.key` and `in_proj.value`.
         out_proj: a Dense.
         embed_dim: features of the queries and of the output.
         num_heads: the number of heads.
@@ -71,7 +73,7 @@ class MultiHeadAttention:
     - `mask`: bool, **True where a query may attend** (in torch.nn.MultiheadAttention True means the
       opposite: pass ``~mask``), or floating, added to the scores; of shape (L, S), (N, L, S) or (N, H, L, S),
       with 1 for an axis along which it is the same, so that a mask of keys (N, S) is ``keys[:, None]``.
-    - `lengths`: (N,) whole numbers: only so many keys of each sequence count, the others are padding.
+    - `lengths`: (N,) integers from 0 to S: only so many keys of each sequence count, the others are padding.
     - `causal`: whether query i attends keys up to i only.
     - `cache`: a `KVCache` of the tokens before; attention is causal, S is `max_len` in a mask, and
       ``(output, cache)`` is returned.
@@ -79,9 +81,9 @@ class MultiHeadAttention:
     Output: (N, L, embed_dim).
 
     Raises:
-        ValueError: sizes that do not divide, or a `dropout` outside [0, 1]; from a call: another shape, or
-            more tokens than the cache has memory for. Under `jit` the cache does not know its count when
-            it is traced; there, the kernel that writes to it raises a RuntimeError.
+        ValueError: sizes that do not divide, or a `dropout` outside [0, 1]; from a call: another shape,
+            lengths outside 0 to S, or more tokens than the cache has memory for. Under `jit` the cache does
+            not know its count when it is traced; there, the kernel that writes to it raises a RuntimeError.
         TypeError: `rotary` is no RotaryEmbedding; from a call: a mask of integers, lengths of floats, or a
             cache with keys.
         LayerError: from a call: a projection failed.
@@ -118,8 +120,7 @@ class MultiHeadAttention:
         groups = num_heads if num_kv_heads is None else num_kv_heads
         checks.require_sizes(embed_dim, num_heads, groups)
         checks.require_rotary(rotary, embed_dim // num_heads)
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"MultiHeadAttention(dropout={dropout!r}): write a probability, from 0 to 1")
+        require_probability("MultiHeadAttention", "dropout", dropout)
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, groups
         self.dropout, self.rotary = dropout, rotary
         of_keys = groups * (embed_dim // num_heads)
@@ -228,6 +229,7 @@ class MultiHeadAttention:
         cache = cache.extended(k, v)
         mask = None if mask is None else masks.combine("MultiHeadAttention", q, cache.keys, mask, None)
         keys, values, mask, causal = cache.seen(tokens, mask)
+        keys, values = keys.to(q.dtype), values.to(q.dtype)
         return self._merge(attend(q, keys, values, mask, causal, self._probability())), cache
 
     def _heads(
@@ -263,7 +265,9 @@ class MultiHeadAttention:
         return (q, k) if self.rotary is None else (self.rotary(q, positions), self.rotary(k, positions))
 
     def _merge(self, y: Tensor) -> Tensor:
-        return within(".out_proj", self.out_proj, y.transpose(1, 2).flatten(2))
+        y = within(".out_proj", self.out_proj, y.transpose(1, 2).flatten(2))
+        dtype = autocast_dtype(y)
+        return y if dtype is None else y.to(dtype)
 
     def _probability(self) -> float:
         return self.dropout if self.dropout and training(self) else 0.0
@@ -286,6 +290,11 @@ class MultiHeadAttention:
             + (f", dropout={self.dropout}" if self.dropout else "")
             + (f", rotary={self.rotary!r}" if self.rotary is not None else "")
         )
+
+
+def _last(*inputs: Tensor | None) -> Tensor:
+    """The last that is given."""
+    return next(x for x in reversed(inputs) if x is not None)
 
 
 def _rows(dense: Dense, start: int, stop: int | None) -> Dense:

@@ -14,10 +14,11 @@ from fluxlike.layers.attention.cache import KVCache
 from fluxlike.layers.attention.multihead import MultiHeadAttention
 from fluxlike.layers.attention.positions import RotaryEmbedding
 from fluxlike.layers.auto import autosized
-from fluxlike.layers.basic import Activation, Dense, Init, activation_text
+from fluxlike.layers.basic import Activation, Dense, Init
 from fluxlike.layers.dropout import Dropout, DropPath
 from fluxlike.layers.errors import require_features
 from fluxlike.layers.layernorm import LayerNorm
+from fluxlike.layers.printing import activation_text
 from fluxlike.layers.steps import within
 from fluxlike.trees.functor import functor
 
@@ -165,6 +166,11 @@ class TransformerBlock:
         dim, attention = self.self_attn.embed_dim, self.self_attn
         if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[-1] != dim:
             require_features(type(self).__name__, x, -1, dim, f"(N, L, {dim})", (3,))
+        if cache is not None and not self.causal:
+            raise ValueError(
+                f"{type(self).__name__} has causal=False, and with a cache attention is causal; write "
+                "causal=True where the block is made"
+            )
         y = self._before("norm1", x)
         if cache is None:
             y = within(".self_attn", attention, y, mask=mask, lengths=lengths, causal=self.causal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation
 from fluxlike.layers.errors import explain_mixture, require_activation, require_features
 from fluxlike.layers.recurrent import fused
+from fluxlike.layers.recurrent.autocast import settled
 from fluxlike.random import uniform
 from fluxlike.trees.functor import functor
 from fluxlike.trees.paths import is_node
@@ -51,8 +53,10 @@ class Cell:
     bias_hh: Tensor | None
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool) -> None:
-        if hidden_size < 1:
-            raise ValueError(f"{type(self).__name__}: hidden_size={hidden_size}; write at least 1")
+        for size, n in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if not isinstance(n, Integral) or n < 1:
+                kind = ValueError if isinstance(n, Integral) else TypeError
+                raise kind(f"{type(self).__name__}: {size}={n!r}; write a whole number, at least 1")
         bound, rows = hidden_size**-0.5, self.gates * hidden_size
         self.weight_ih = uniform((rows, input_size), -bound, bound)
         self.weight_hh = uniform((rows, hidden_size), -bound, bound)
@@ -93,13 +97,16 @@ class Cell:
         kernels = self.kernels
         try:
             if kernels is None or not fused.serves():
-                return self.step(self.project(x), state)
-            new = kernels[0](x, state, *self.tensors)
+                y, new = self.step(self.project(x), state)
+            else:
+                new = kernels[0](x, state, *self.tensors)
+                y = as_tuple(new)[0]
         except RuntimeError as error:
             for tensor in (x, *as_tuple(state)):
                 explain_mixture(name, self.weight_ih, tensor, error)
             raise
-        return as_tuple(new)[0], new
+        y, after = settled(y, as_tuple(new), as_tuple(state))
+        return y, after if self.states > 1 else after[0]
 
     def extra_repr(self) -> str:
         activation = getattr(self, "activation", tanh)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Any, ClassVar, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fluxlike.layers.activations import tanh
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation
+from fluxlike.layers.dropout import dropout as drop
+from fluxlike.layers.dropout import require_probability
 from fluxlike.layers.errors import explain_mixture, require_activation
+from fluxlike.layers.lengths import require_lengths
 from fluxlike.layers.recurrent.cells import Cell, GRUCell, LSTMCell, RNNCell, as_tuple, require_state
-from fluxlike.layers.recurrent.lengths import require_lengths
 from fluxlike.layers.recurrent.recurrence import require_steps
 from fluxlike.layers.recurrent.sequence import run
-from fluxlike.scope import draws
 from fluxlike.scope.mode import training
-from fluxlike.scope.seeded import active
 from fluxlike.trees.functor import functor
+from fluxlike.trees.paths import is_node
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -41,8 +41,9 @@ class Recurrent:
         name = type(self).__name__
         if num_layers < 1:
             raise ValueError(f"{name}: num_layers={num_layers}; write at least 1")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"{name}: dropout={dropout!r}; write a probability, from 0 to 1")
+        if not isinstance(bidirectional, bool):
+            raise TypeError(f"{name}: bidirectional={bidirectional!r}; write True or False")
+        require_probability(name, "dropout", dropout)
         if dropout and num_layers == 1:
             raise ValueError(
                 f"{name}: dropout={dropout} acts between layers, and num_layers is 1; write "
@@ -68,7 +69,7 @@ class Recurrent:
         if given:
             require_state(name, state, self.cell.states, self._state_shape(x))
         if lengths is not None:
-            require_lengths(name, lengths, x)
+            require_lengths(name, lengths, x.shape[0], 1, x.shape[1])
         before = as_tuple(state if given else self.initial_state(x))
         try:
             y, after = self._run(x, tuple(s.transpose(0, 1) for s in before), lengths)
@@ -89,18 +90,11 @@ class Recurrent:
         directions, after = 1 + self.bidirectional, []
         for i in range(0, len(self.cells), directions):
             row = slice(i, i + directions)
-            x = self._drop(x) if i else x
+            if i:
+                x = drop(x.transpose(0, 1), self.dropout).transpose(0, 1)  # torch draws in this order
             x, new = run(self.cells[row], x, tuple(s[row] for s in state), lengths, self.bidirectional)
             after.append(new)
         return x, tuple(map(torch.cat, zip(*after, strict=True)))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        """Dropout between two layers."""
-        scope, steps_first = active(), x.transpose(0, 1)
-        if scope is None:  # torch draws in this order
-            return F.dropout(steps_first, self.dropout, training=True).transpose(0, 1)
-        key, number = scope.next()
-        return draws.dropout(key.data, number, x, self.dropout)
 
     def _state_shape(self, x: Tensor) -> tuple[int, int, int]:
         return x.shape[0], len(self.cells), self.cells[0].weight_hh.shape[1]
@@ -115,6 +109,11 @@ class Recurrent:
             )
         require_steps(name, x, wanted, found if len(found) == 3 and found[2] == n else None)
         raise AssertionError
+
+    @property
+    def arguments_say_all(self) -> bool:
+        """Whether the cells need no lines in print: unless their activation is a layer with tensors."""
+        return not any(is_node(getattr(cell, "activation", None)) for cell in self.cells)
 
     def extra_repr(self) -> str:
         cell, directions = self.cells[0], 1 + self.bidirectional
@@ -164,12 +163,7 @@ class RNN(Recurrent):
         >>> rnn(torch.ones(2, 5, 3)).shape
         torch.Size([2, 5, 4])
         >>> rnn
-        RNN(
-          3, 4, relu,
-          cells=(
-            RNNCell(3, 4, relu),  # 36 parameters
-          ),                      # 36 parameters
-        )                         # Total: 4 tensors, 36 parameters, 144 bytes
+        RNN(3, 4, relu)  # 36 parameters
     """
 
     cell = RNNCell
@@ -284,13 +278,7 @@ class GRU(Recurrent):
         >>> gru(torch.ones(2, 5, 3)).shape
         torch.Size([2, 5, 8])
         >>> gru
-        GRU(
-          3, 4, bidirectional=True,
-          cells=(
-            GRUCell(3, 4),  # 108 parameters
-            GRUCell(3, 4),  # 108 parameters
-          ),                # 216 parameters
-        )                   # Total: 8 tensors, 216 parameters, 864 bytes
+        GRU(3, 4, bidirectional=True)  # 216 parameters
     """
 
     cell = GRUCell

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.layers.auto import autosized
-from fluxlike.layers.recurrent.lengths import inside, require_lengths
+from fluxlike.layers.lengths import inside, require_lengths
 from fluxlike.layers.steps import fail
 from fluxlike.transforms.control.scan import scan
 from fluxlike.trees.fmap import fmap
@@ -70,7 +70,7 @@ class Recurrence:
         given = state is not None
         state = state if given else self.initial_state(x)
         if lengths is not None:
-            require_lengths("Recurrence", lengths, x)
+            require_lengths("Recurrence", lengths, x.shape[0], 1, x.shape[1])
 
         def step(x: Tensor, state: Any) -> tuple[Any, Any]:
             return self._guarded(self.cell, x, state)
@@ -136,7 +136,7 @@ def over_time(
             y, state = step(x, state)
             return state, y
     else:
-        rows = xs, inside(lengths, xs.shape[0])
+        rows = xs, inside(lengths, xs.shape[0], xs.device).T
 
         def turn(state: Any, x: Any) -> tuple[Any, Any]:
             y, new = step(x[0], state)

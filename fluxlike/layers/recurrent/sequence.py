@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from fluxlike._private import functorch, higher_order, tracing
+from fluxlike.layers.lengths import require_inside
+from fluxlike.layers.recurrent.autocast import settled
 from fluxlike.layers.recurrent.cells import Cell, as_tuple
 from fluxlike.layers.recurrent.fused import differentiable
 from fluxlike.layers.recurrent.recurrence import over_time
+from fluxlike.transforms.motors import derived_again
 from fluxlike.trees.structure import flatten
 
 __all__ = ["run"]
@@ -41,7 +44,9 @@ def run(
     settings = len(cells[0].tensors) == 4, len(cells) // directions, bidirectional
 
     def by_kernel(tensors: Sequence[Tensor]) -> list[Tensor]:
-        return _by_kernel(kernel, tensors[0], tensors[1:first], tensors[first:], lengths, *settings)
+        state = tuple(tensors[1:first])
+        y, after = _by_kernel(kernel, tensors[0], state, tensors[first:], lengths, *settings)
+        return [y, *after]
 
     def by_formula(tensors: Sequence[Tensor]) -> list[Tensor]:
         others = _with_tensors(cells, tensors[first:])
@@ -58,7 +63,7 @@ def run(
 
 def _has_every_derivative(x: Tensor) -> bool:
     """Whether torch's kernels for the device of an input need no rule: in a trace, it records loops."""
-    return x.device.type == "cpu" and not higher_order.recording()
+    return x.device.type in ("cpu", "meta") and not higher_order.recording()
 
 
 def _kernel_of(cells: Sequence[Cell]) -> Callable[..., Any] | None:
@@ -72,13 +77,15 @@ def _serves(kernel: Callable[..., Any], x: Tensor, lengths: Tensor | None) -> bo
     """Whether a kernel can be called here."""
     if functorch.in_forward_mode():
         return False
-    if lengths is not None and not (tracing.concrete() and x.shape[0] and not x.is_meta):
-        return False  # sizes in it depend on the lengths
-    return not higher_order.recording() or _is_one_operation(kernel, x)
+    if lengths is not None:  # sizes in it depend on them
+        return bool(tracing.concrete() and x.shape[0] and not x.is_meta)
+    if _is_one_operation(kernel, x):
+        return not derived_again()  # its derivative can't be mapped, and its second is slower than a loop's
+    return not higher_order.recording()
 
 
 def _is_one_operation(kernel: Callable[..., Any], x: Tensor) -> bool:
-    """Whether a trace has one operation for a kernel, oneDNN's: others it takes apart, step by step."""
+    """Whether a kernel is one operation, oneDNN's: others on the CPU are taken apart, step by step."""
     onednn = torch.backends.mkldnn
     return (
         kernel is torch.lstm
@@ -93,20 +100,23 @@ def _is_one_operation(kernel: Callable[..., Any], x: Tensor) -> bool:
 def _by_kernel(
     kernel: Callable[..., Any],
     x: Tensor,
-    state: Sequence[Tensor],
+    state: States,
     weights: Sequence[Tensor],
     lengths: Tensor | None,
     biases: bool,
     layers: int,
     bidirectional: bool,
-) -> list[Tensor]:
+) -> tuple[Tensor, States]:
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights))
     settings = biases, layers, 0.0, train, bidirectional
     with _quiet() if x.is_cuda else nullcontext(), torch.set_grad_enabled(train):
         if lengths is None:
             hx = [s.contiguous() for s in state]
-            return list(kernel(x, hx if len(hx) > 1 else hx[0], list(weights), *settings, True))
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            y, *after = kernel(x, hx if len(hx) > 1 else hx[0], list(weights), *settings, True)
+            return settled(y, tuple(after), state)
+        counts = lengths.cpu()
+        require_inside("the kernel", counts, 1, x.shape[1])  # beyond it, packing reads what is not there
+        packed = pack_padded_sequence(x, counts, batch_first=True, enforce_sorted=False)
         data, sizes, order, back = packed
         assert order is not None
         assert back is not None
@@ -115,7 +125,7 @@ def _by_kernel(
     padded, _ = pad_packed_sequence(
         PackedSequence(y, sizes, order, back), batch_first=True, total_length=x.shape[1]
     )
-    return [padded, *(s.index_select(1, back) for s in after)]
+    return settled(padded, tuple(s.index_select(1, back) for s in after), state)
 
 
 @contextmanager
@@ -141,7 +151,7 @@ def _by_formula(
             outputs.append(y)
             last.append(as_tuple(after))
         x = (torch.cat(outputs, -1) if bidirectional else outputs[0]).transpose(0, 1)
-    return x, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+    return settled(x, tuple(torch.stack(parts) for parts in zip(*last, strict=True)), state)
 
 
 def _with_tensors(cells: Sequence[Cell], tensors: Sequence[Tensor]) -> Sequence[Cell]:

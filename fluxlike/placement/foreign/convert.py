@@ -11,13 +11,13 @@ from torch import Tensor
 from fluxlike.placement.foreign.flattened import flattened_features, may_flatten, reorder
 from fluxlike.placement.foreign.parameters import (
     CHANNELS_LAST,
-    Part,
     Site,
-    Values,
     require_framework,
+    require_ranks,
     sites,
     slots,
 )
+from fluxlike.placement.foreign.parts import Part
 from fluxlike.trees import paths
 from fluxlike.trees.places import Where, find_places
 from fluxlike.trees.structure import flatten, structure_of
@@ -39,24 +39,28 @@ def convert_layout(
     Each layer's rule says how: axes in another order, convolution kernels flipped, gates, and a Dense
     after a flatten, whose inputs are reordered. The values stay in the places that they have in our
     model, under our names. Where a framework keeps one array for two tensors of ours (a bias of Flux's
-    LSTM), it is at the first place, and None at the other. To go from the arrays of a checkpoint to a
-    model, with their names, use `load_foreign_state`.
+    LSTM), it is at the first place, and None at the other; there the two are added up, so gradients do
+    not convert like this. To go from the arrays of a checkpoint to a model, with their names, use
+    `load_foreign_state`.
 
     Args:
         model: a model made of our layers, whose tensors hold values in the layout `src`.
         src: ``"flux"``, ``"flax"``, ``"keras"`` or ``"torch"``, which is ours.
         dst: where to, one of the same. (default: ``"torch"``)
         inputs: an example of the model's input, or a tuple of them, in our layout; only the shapes
-            matter. From and to Flax and Keras it is needed where there are convolutions, or a flatten,
-            and a Dense: the model is run on the meta device to see what is flattened. (default: None)
-        crosscor: where the layers are that Flux calls CrossCor, whose kernels are not flipped, as `at`
-            takes places. (default: none)
+            matter. From and to Flax and Keras it is needed where a flatten, or a function or class of
+            your own, may come before or after a Dense: the model is run on the meta device, in test mode,
+            to see what is flattened, and what can't be followed is an error. (default: None)
+        crosscor: where the layers are that Flux calls CrossCor, whose kernels are not flipped, or
+            containers of them, as `at` takes places. (default: none)
 
     Returns:
-        A tree of the same structure and ties.
+        A tree of the same structure and ties. Its tensors may be views of the model's or the same, so
+        clone it, `fluxlike.tree.clone`, before you change either in place.
 
     Raises:
-        ValueError: unknown frameworks, `inputs` missing, or tied tensors that part in the new layout.
+        ValueError: unknown frameworks, `inputs` missing, a place of `crosscor` without a Conv, a stacked
+            model, or tied tensors that part in the new layout.
         TypeError: a tensor of a class without a rule, or that is several arrays there.
         RuntimeError: the model fails on `inputs`.
 
@@ -73,24 +77,51 @@ def convert_layout(
     require_framework("dst", dst, "torch")
     if src == dst:
         return model
+    places = crosscor_entries(model, crosscor, src, dst)
     if src != "torch":
-        here = _apply(model, src, _read, crosscor_entries(model, crosscor))
+        here = _apply(model, src, _read, places)
+        require_ranks(here, src)
         model = in_framework_order(here, src, inputs, ours=True)
     if dst != "torch":
+        require_ranks(model, dst)
         there = in_framework_order(model, dst, inputs, ours=False)
-        model = _apply(there, dst, _write, crosscor_entries(model, crosscor))
+        model = _apply(there, dst, _write, places)
     return model
 
 
-def crosscor_entries(model: Any, where: Where | tuple[Where, ...] | None, /) -> set[tuple[Any, ...]]:
-    """The ways to the layers that Flux calls CrossCor."""
-    return set() if where is None else set(find_places(model, where)[0])
+def crosscor_entries(
+    model: Any, where: Where | tuple[Where, ...] | None, /, *frameworks: str
+) -> set[tuple[Any, ...]]:
+    """The ways to the layers that Flux calls CrossCor: those at or below the places.
+
+    Raises:
+        ValueError: there is none at or below a place, or Flux has no part in it.
+    """
+    if where is None:
+        return set()
+    if "flux" not in frameworks:
+        raise ValueError(
+            f"crosscor= is about kernels of Flux, and this is from or to {frameworks[0]}; leave it out"
+        )
+    known = [site for site in sites(model, "flux") if any(p.crosscor for p in site.parts())]
+    chosen: set[int] = set()
+    for place in find_places(model, where)[0]:
+        below = [site for site in known if site.entries[: len(place)] == place]
+        if not below:
+            raise ValueError(
+                f"crosscor={where!r}: at or below {paths.text_of(model, place)} is no Conv; write the places "
+                f"of layers or of what holds them, such as {known[0].path or repr('')}"
+                if known
+                else f"crosscor={where!r}: the model has no Conv; leave it out"
+            )
+        chosen.update(id(site.layer) for site in below)
+    return {site.entries for site in known if id(site.layer) in chosen}
 
 
 def parts_of(site: Site, framework: str, crosscor: set[tuple[Any, ...]], /) -> list[Part]:
     """The parts of a layer, its kernel as it is if it is a CrossCor."""
     if framework == "flux" and site.entries in crosscor:
-        return [_unflipped(part) for part in site.parts()]
+        return [part.crosscor or part for part in site.parts()]
     return site.parts()
 
 
@@ -106,25 +137,11 @@ def in_framework_order(model: Any, framework: str, inputs: Any, /, *, ours: bool
         if may_flatten(model):
             raise ValueError(
                 f"{framework} flattens images with their channels last, and this model may flatten some "
-                "before a Dense; give an example of its input in our layout, such as "
-                "inputs=torch.zeros(1, 3, 32, 32)"
+                "before a Dense, or a function or a class of your own in it may; give an example of its "
+                "input in our layout, such as inputs=torch.zeros(1, 3, 32, 32)"
             )
         return model
     return reorder(model, flattened_features(model, inputs), ours=ours)
-
-
-def _unflipped(part: Part) -> Part:
-    def read(*xs: Tensor) -> Values:
-        return tuple(_flip(x) for x in part.read(*xs))
-
-    def write(*xs: Tensor) -> Values:
-        return part.write(*(_flip(x) for x in xs))
-
-    return Part(part.ours, part.theirs, read, write, part.collection)
-
-
-def _flip(x: Tensor | None) -> Tensor | None:
-    return x if x is None or x.ndim < 3 else x.flip(tuple(range(2, x.ndim)))
 
 
 Convert = Callable[[Site, Part, list[Any]], Sequence[Any]]
@@ -154,7 +171,7 @@ def _read(site: Site, part: Part, values: list[Any]) -> Sequence[Any]:
         _refuse_several(site, part)
     try:
         return part.read(*values[: len(part.theirs)])
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, IndexError, RuntimeError) as error:
         raise ValueError(f"{site.path or 'the layer'}{part.ours[0]}: {error}") from error
 
 

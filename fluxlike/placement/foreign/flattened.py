@@ -1,58 +1,107 @@
-"""Which features of a model are flattened images, found by running it without data on the meta device."""
+"""Which axes of a model's parameters count flattened images, found by running it without data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from fluxlike.placement.device import to_device
+from fluxlike.placement.dry import on_meta, without_data
 from fluxlike.placement.dtype import f32
+from fluxlike.placement.foreign import following_sums, following_views  # noqa: F401 — the rules
+from fluxlike.placement.foreign.features import (
+    BATCH,
+    CHANNEL,
+    PLAIN,
+    SPATIAL,
+    UNSURE,
+    Axis,
+    Order,
+    Undecided,
+    expand,
+    factors_of,
+    fresh_axis,
+    order_of,
+)
+from fluxlike.placement.foreign.following import Follower, Form, Trace, Use
+from fluxlike.scope.mode import mode
 from fluxlike.trees import paths
+from fluxlike.trees.fmap import fleaves
 from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["Flattened", "flattened_features", "may_flatten", "may_meet", "reorder"]
 
-_on_images: list[Any] = []
-_on_features: list[Any] = []
+_flattens: list[Any] = []
+_harmless: list[Any] = []
+_features: list[type] = []
+_norms: list[type] = []
 
 
-def may_meet(*, images: Iterable[Any], features: Iterable[Any]) -> None:
-    """Say which classes of layers (or functions) take images, and which what may be flattened ones."""
-    _on_images.extend(images)
-    _on_features.extend(features)
+def may_meet(
+    *,
+    flattens: Iterable[Any],
+    harmless: Iterable[Any],
+    features: Iterable[type],
+    norms: Iterable[type],
+) -> None:
+    """Say what flattens, which functions do not, and which classes of layers may take or make features.
+
+    Those of `features` make images too, if a reshape comes after them; those of `norms` only take.
+    """
+    _flattens.extend(flattens)
+    _harmless.extend(harmless)
+    _features.extend(features)
+    _norms.extend(norms)
 
 
 def may_flatten(model: Any, /) -> bool:
-    """Whether a model holds something that takes images, and something that takes features."""
-    nodes = _nodes(model)
-    return all(
-        any(x is t or type(x) is t for x in nodes for t in known) for known in (_on_images, _on_features)
-    )
+    """Whether a model may flatten images before a layer whose parameters count them, or after one."""
+    flattening = taking = False
+    for node in _nodes(model):
+        flattening = flattening or _reshapes(node)
+        taking = (
+            taking or isinstance(node, tuple(_features)) or (flattening and isinstance(node, tuple(_norms)))
+        )
+    return flattening and taking
 
 
-def _nodes(node: Any) -> list[Any]:
-    return [node, *(x for _, child in paths.children(node) for x in _nodes(child))]
+def _nodes(node: Any) -> Iterator[Any]:
+    yield node
+    for _, child in paths.children(node):
+        yield from _nodes(child)
+
+
+def _reshapes(node: Any) -> bool:
+    """Whether a node is a function or a layer that may reshape, as far as we know."""
+    if isinstance(node, (Tensor, type)) or not callable(node):
+        return False
+    if any(node is f for f in (*_flattens, *_harmless)):
+        return any(node is f for f in _flattens)
+    owner = next((c for c in type(node).__mro__ if "__call__" in c.__dict__), type(node))
+    return not owner.__module__.startswith("fluxlike.")
 
 
 @dataclass(frozen=True)
 class Flattened:
-    """An axis of a parameter that counts the entries of images, and their shape (C, \\*spatial)."""
+    """An axis of a parameter that counts the entries of images, and their order."""
 
     axis: int
-    image: tuple[int, ...]
+    order: Order
 
     def index(self, *, ours: bool) -> Tensor:
         """The order of the entries in ours, as places in channels-last ones; or the other way round."""
-        n = torch.Size(self.image).numel()
-        channels, *spatial = self.image
-        if ours:
-            return torch.arange(n).reshape(*spatial, channels).movedim(-1, 0).flatten()
-        return torch.arange(n).reshape(self.image).movedim(0, -1).flatten()
+        found: list[Tensor] = []
+        start = 0
+        for sizes, moves in self.order:
+            n = torch.Size(sizes).numel()
+            entries = torch.arange(start, start + n, device="cpu").reshape(sizes)
+            found.append((entries.movedim(1, 2) if moves else entries).flatten())
+            start += n
+        there = torch.cat(found)
+        return there.argsort() if ours else there
 
 
 def flattened_features(model: Any, inputs: Any, /) -> dict[int, list[Flattened]]:
@@ -64,34 +113,117 @@ def flattened_features(model: Any, inputs: Any, /) -> dict[int, list[Flattened]]
 
     Raises:
         RuntimeError: the model fails on the input.
-        ValueError: a parameter would have to be in two orders.
+        ValueError: a parameter would have to be in two orders, or in one that nothing tells.
     """
-    there = f32(to_device(model, "meta"))  # shapes alone matter, so model and input may differ in dtype
-    leaves, treedef = flatten(there)
-    given = f32(to_device(inputs if isinstance(inputs, tuple) else (inputs,), "meta"))
-    tracker = _Tracker({id(x): x for x in leaves if isinstance(x, Tensor)}, given)
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    if any(x.numel() == 0 for x in fleaves(given)):
+        raise ValueError("inputs= is empty; give an example of one entry at least")
+    leaves, treedef = flatten(model)
+    where = structure_of(treedef).paths
+    follower = Follower()
+    forms: dict[int, Form] = {}
     try:
-        with torch.no_grad(), tracker:
-            there(*given)
+        with torch.no_grad(), mode("test"), without_data():
+            there = f32(on_meta(model))  # shapes alone matter, so model and input may differ in dtype
+            here = f32(on_meta(given))
+            with follower:
+                for i, x in enumerate(flatten(there)[0]):
+                    if isinstance(x, Tensor) and not any(x is y for y in flatten(there)[0][:i]):
+                        forms[i] = Form(tuple(fresh_axis(n, PLAIN) for n in x.shape), parameters=(where[i],))
+                        follower.tell(x, forms[i])
+                for x in fleaves(here):
+                    follower.tell(x, Form(_axes_of_input(x), data=True))
+                there(*here)
     except Exception as error:
         raise RuntimeError(
             f"the model fails on inputs= ({type(error).__name__}: {error}); give an example of the shape "
             "that it takes, such as torch.zeros(1, 3, 32, 32)"
         ) from error
-    where = structure_of(treedef).paths
+    for use in follower.uses:
+        _require_explained(use, {where[i]: form for i, form in forms.items()})
+    firsts: dict[int, int] = {}
     found: dict[int, list[Flattened]] = {}
     for i, x in enumerate(leaves):
-        uses = tracker.found.get(id(x), []) if isinstance(x, Tensor) else []
-        for use in uses:
-            clash = next((u for u in uses if u.axis == use.axis and u.image != use.image), None)
-            if clash is not None:
-                raise ValueError(
-                    f"axis {use.axis} of {where[i]} takes flattened images of {use.image} and of "
-                    f"{clash.image} (C, …), and can be reordered for one of them only"
-                )
-        if uses:
-            found[i] = list(dict.fromkeys(uses))
+        first = firsts.setdefault(id(x), i)
+        if first in forms and (uses := _flattened(where[first], forms[first])):
+            found[i] = uses
     return found
+
+
+def _axes_of_input(x: Tensor) -> tuple[Axis, ...]:
+    """Of four axes and more: images; of three: images or sequences, as the layers say."""
+    if x.ndim < 2:
+        return tuple(fresh_axis(n, PLAIN) for n in x.shape)
+    images = [CHANNEL, *[SPATIAL] * (x.ndim - 2)]
+    kinds = images if x.ndim > 3 else [UNSURE if x.ndim == 3 else PLAIN] * (x.ndim - 1)
+    batch = fresh_axis(x.shape[0], BATCH, BATCH)
+    return (batch, *(fresh_axis(n, kind) for n, kind in zip(x.shape[1:], kinds, strict=True)))
+
+
+def _flattened(path: str, form: Form) -> list[Flattened]:
+    found = []
+    for i, axis in enumerate(form.axes):
+        try:
+            order = order_of(axis)
+        except Undecided as error:
+            raise ValueError(f"axis {i} of {path}: {error}; {_HELP}") from error
+        if not order.stays:
+            found.append(Flattened(i, order))
+    return found
+
+
+_HELP = (
+    "convert the layers before and after on their own, and reorder this one by hand; or change the model so "
+    "that the image is flattened by fluxlike.flatten right before it"
+)
+
+
+def _require_explained(use: Use, forms: dict[str, Form]) -> None:
+    """Refuse what meets a parameter and is in an order that may differ there, in a way that nothing tells."""
+    names = " and ".join(use.parameters)
+    if use.clash and not all(map(_stays, use.clash)):
+        _refuse_clash(use, forms)
+    if not all(map(_stays, use.made_of)):
+        raise ValueError(
+            f"{names} is made into another tensor in a way that doesn't show which of its entries belong to "
+            f"which entry of a flattened image; {_HELP}"
+        )
+    for trace in use.traces:
+        if _differs(trace):
+            raise ValueError(
+                f"{names} meets what {trace.by} made of images, and nothing shows how its entries are "
+                f"ordered where channels are last; {_HELP}"
+            )
+
+
+def _refuse_clash(use: Use, forms: dict[str, Form]) -> None:
+    known = [(i, axis) for p in use.parameters if p in forms for i, axis in enumerate(forms[p].axes)]
+    own = next(((i, axis) for i, axis in known for c in use.clash if expand(axis) == expand(c)), None)
+    place = "" if own is None else f"axis {own[0]} of "
+    in_order = sorted(use.clash, key=lambda c: own is None or expand(c) != expand(own[1]))
+    first, second = (tuple(f.size for f in factors_of([axis])) for axis in in_order)
+    raise ValueError(
+        f"{place}{' and '.join(use.parameters)} takes flattened images of {first} and of {second} (C, …), "
+        "and can be reordered for one of them only"
+    )
+
+
+def _stays(axis: Axis) -> bool:
+    try:
+        return order_of(axis).stays
+    except Undecided:
+        return False
+
+
+def _differs(trace: Trace) -> bool:
+    if not all(map(_stays, trace.axes)):
+        return True
+    if trace.known:
+        return False
+    try:
+        return not order_of((tuple(factors_of(trace.axes)),)).stays
+    except Undecided as error:
+        return not (error.unsure and trace.keeps_axes)
 
 
 def reorder(model: Any, found: dict[int, list[Flattened]], /, *, ours: bool) -> Any:
@@ -109,87 +241,3 @@ def reorder(model: Any, found: dict[int, list[Flattened]], /, *, ours: bool) -> 
             done[id(x)] = new
         leaves[i] = done[id(x)]
     return treedef.unflatten(leaves)
-
-
-@dataclass
-class _Features:
-    """What is known of a tensor of features: the images that it flattens, the parameters that made it."""
-
-    image: tuple[int, ...] | None = None
-    makers: list[tuple[Tensor, int]] = field(default_factory=list)
-
-
-class _Tracker(TorchFunctionMode):
-    """Follows images and what is flattened from them through the functions of torch."""
-
-    def __init__(self, parameters: dict[int, Tensor], inputs: Any) -> None:
-        super().__init__()
-        self._parameters = parameters
-        self._images: dict[int, Tensor] = {}
-        self._features: dict[int, tuple[Tensor, _Features]] = {}
-        self.found: dict[int, list[Flattened]] = {}
-        for x in flatten(inputs)[0]:
-            if isinstance(x, Tensor) and x.ndim > 3:
-                self._images[id(x)] = x
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if isinstance(out, Tensor):
-            given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-            self._follow(getattr(func, "__name__", ""), given, out)
-        return out
-
-    def _follow(self, name: str, given: list[Tensor], out: Tensor) -> None:
-        if name.startswith("conv"):
-            self._images[id(out)] = out
-            return
-        for x in given:
-            if id(x) in self._images:
-                self._from_image(name, x, out)
-        known = [self._features[id(x)][1] for x in given if id(x) in self._features]
-        parameters = [x for x in given if id(x) in self._parameters]
-        for features in known or ([_Features()] if parameters else []):
-            self._from_features(name, features, parameters, out)
-
-    def _from_image(self, name: str, x: Tensor, out: Tensor) -> None:
-        if name in _RESHAPES:
-            if out.ndim == 2 and out.shape[0] == x.shape[0] and x.shape[2:].numel() > 1:
-                self._features[id(out)] = out, _Features(tuple(x.shape[1:]))
-        elif out.ndim == x.ndim and name not in _MOVES_AXES:
-            self._images[id(out)] = out
-
-    def _from_features(self, name: str, features: _Features, parameters: list[Tensor], out: Tensor) -> None:
-        if name in _RESHAPES:
-            if out.ndim > 3:  # an image made of features: their makers' outputs are its entries
-                self._images[id(out)] = out
-                for p, axis in features.makers:
-                    self._note(p, axis, tuple(out.shape[1:]))
-            return
-        if name in _MOVES_AXES or out.ndim != 2:
-            return
-        weight = next((p for p in parameters if p.ndim == 2), None) if name in _MULTIPLIES else None
-        if weight is not None:
-            inward = 1 if name == "linear" else 0
-            if features.image:
-                self._note(weight, inward, features.image)
-            makers = [(p, 0 if p.ndim == 1 else 1 - inward) for p in parameters]
-            self._features[id(out)] = out, _Features(None, makers)
-            return
-        each = [p for p in parameters if p.ndim == 1 and p.shape[0] == out.shape[1]]
-        for p in each if features.image else []:
-            self._note(p, 0, features.image or ())
-        self._features[id(out)] = out, _Features(features.image, [*features.makers, *((p, 0) for p in each)])
-
-    def _note(self, p: Tensor, axis: int, image: tuple[int, ...]) -> None:
-        if p.shape[axis] == torch.Size(image).numel() and torch.Size(image[1:]).numel() > 1:
-            self.found.setdefault(id(p), []).append(Flattened(axis, image))
-
-
-_RESHAPES = {"flatten", "reshape", "reshape_as", "unflatten", "view", "view_as"}
-_MOVES_AXES = {
-    "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "adjoint", "__get__",
-}  # fmt: skip
-_MULTIPLIES = {"linear", "matmul", "mm", "__matmul__", "addmm"}

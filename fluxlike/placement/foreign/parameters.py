@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from fluxlike.placement.layout import Layout, permute
+from fluxlike.placement.foreign.parts import Part, Parts, Written, as_part, parts_from
 from fluxlike.trees import paths
 
 __all__ = [
     "CHANNELS_LAST",
     "FRAMEWORKS",
     "ParameterRule",
-    "Part",
     "Site",
-    "Values",
-    "axes",
     "parameter_rule",
     "require_framework",
     "require_known",
+    "require_ranks",
     "rule_of",
-    "same",
     "sites",
     "slots",
 ]
@@ -32,31 +30,6 @@ FRAMEWORKS = ("flux", "flax", "keras")
 #: Where a flatten of images puts the channels last; Flux's reversed memory flattens as torch's does.
 CHANNELS_LAST = ("flax", "keras")
 
-Values = tuple[Tensor | None, ...]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tensors of a layer, and the arrays that hold the same numbers elsewhere.
-
-    Attributes:
-        ours: paths below the layer, such as ``.weight``.
-        theirs: names elsewhere, dotted where nested; ``a|b`` is called a, and b is understood too.
-        read: from their arrays, in order, to our tensors.
-        write: from our tensors (None where the layer has none) to their arrays.
-        collection: where Flax keeps it.
-        in_place: the part that `convert_layout` takes instead. (default: this one)
-    """
-
-    ours: tuple[str, ...]
-    theirs: tuple[str, ...]
-    read: Callable[..., Values]
-    write: Callable[..., Values]
-    collection: str = "params"
-    in_place: Part | None = None
-
-
-Parts = Callable[[Any], Sequence[Part]]
 Names = Callable[[Any], Sequence[str]]
 
 
@@ -65,16 +38,36 @@ class ParameterRule:
     """How one class of layers keeps its parameters in one framework.
 
     Attributes:
-        parts: the parts of a layer.
-        names: what such a layer is called there; the first name is the one to write.
+        cls: the class; its subclasses follow.
+        framework: the framework.
+        parts: what it keeps, as it was written.
+        names: what such a layer is called there, or a function of it; the first name is the one to write.
         rename: what an array is called in the parts, by its name in a checkpoint.
     """
 
-    parts: Parts
-    names: Names
+    cls: type
+    framework: str
+    parts: tuple[Part | Parts | Written, ...]
+    names: tuple[str, ...] | Names
     rename: Callable[[str], str] = str
 
+    def remove(self) -> None:
+        """Take the rule out of the table again.
 
+        Raises:
+            ValueError: it is not in it.
+        """
+        with _lock:
+            if _rules.get((self.cls, self.framework)) is not self:
+                raise ValueError(f"this rule of {self.cls.__name__} in {self.framework} is not registered")
+            del _rules[self.cls, self.framework]
+
+    def names_of(self, layer: Any, /) -> Sequence[str]:
+        """What a layer is called there."""
+        return self.names(layer) if callable(self.names) else self.names
+
+
+_lock = threading.Lock()
 _rules: dict[tuple[type, str], ParameterRule] = {}
 
 
@@ -82,7 +75,7 @@ def parameter_rule(
     cls: type,
     framework: str,
     /,
-    *parts: Part | Parts,
+    *parts: Part | Parts | Written,
     names: Sequence[str] | Names | None = None,
     rename: Callable[[str], str] = str,
 ) -> ParameterRule:
@@ -91,39 +84,54 @@ def parameter_rule(
     Args:
         cls: the class of the layers.
         framework: ``"flux"``, ``"flax"`` or ``"keras"``.
-        parts: parts, made by `same`, `axes` or `Part`, or functions that make a list of them from a
-            layer, whose tensors may be in either layout.
+        parts: what it keeps, a tuple for each. ``(ours, theirs)`` is the path of a tensor below the layer
+            and its name there, for a tensor that is the same there. ``(ours, theirs, src, dst)`` adds the
+            layout there and the one here, in which S stands for the axes that the layer strides along.
+            ``(ours, theirs, read, write)`` has functions from their arrays to our tensors, and back; there
+            `ours` and `theirs` may be tuples. Names are dotted where nested, and those in a collection of
+            Flax start with it, ``"batch_stats/mean"``. A function of a layer that returns a list of such
+            tuples may stand for a tuple.
         names: what such layers are called there, as in the names ``Dense_0`` or ``dense_1``; or a
             function of the layer. (default: the name of the class)
         rename: what an array is called in the parts, by its name in a checkpoint, where that has more
             to it. (default: the same)
 
     Returns:
-        The rule.
+        The rule; its ``remove()`` undoes the registration.
 
     Raises:
-        ValueError: an unknown framework.
+        TypeError: `cls` is no class, or a part is written in another way.
+        ValueError: an unknown framework, layouts of different letters, or the class has another rule.
 
     Example:
-        >>> import fluxlike as fl
-        >>> from fluxlike.placement.foreign.parameters import axes, same
-        >>> class Linear(fl.Dense):
+        >>> import torch, fluxlike as fl
+        >>> class Affine(fl.Dense):
         ...     pass
         >>> rule = fl.parameter_rule(
-        ...     Linear, "flax", axes(".weight", "kernel", "IO", "OI"), same(".bias", "bias")
+        ...     Affine, "flax", (".weight", "matrix", "IO", "OI"), (".bias", "shift"), names=["Affine"]
         ... )
-        >>> list(fl.foreign_state(fl.Chain(Linear(3, 2)), "flax")["params"])
-        ['Linear_0']
+        >>> state = fl.foreign_state(fl.Chain(Affine(3, 2)), "flax")
+        >>> fl.fmap(lambda x: tuple(x.shape), state)
+        {'params': {'Affine_0': {'matrix': (3, 2), 'shift': (2,)}}}
+        >>> rule.remove()
     """
     require_framework("framework", framework)
-
-    def of(layer: Any) -> Sequence[Part]:
-        return [p for part in parts for p in ([part] if isinstance(part, Part) else part(layer))]
-
-    called = tuple(names or (cls.__name__,)) if not callable(names) else ()
-    rule = ParameterRule(of, names if callable(names) else lambda _: called, rename)
-    _rules[cls, framework] = rule
-    return rule
+    if not isinstance(cls, type):
+        raise TypeError(f"parameter_rule takes the class of the layers first, found {cls!r}")
+    if isinstance(names, str):
+        raise TypeError(f"names={names!r}: write a list of names, names=[{names!r}]")
+    for part in parts:
+        as_part(part)
+    called = names if callable(names) else tuple(names or (cls.__name__,))
+    rule = ParameterRule(cls, framework, parts, called, rename)
+    with _lock:
+        known = _rules.setdefault((cls, framework), rule)
+    if known != rule:
+        raise ValueError(
+            f"{cls.__qualname__} has a rule in {framework} already; register a class once, or take the "
+            "first rule out again, rule.remove()"
+        )
+    return known
 
 
 def require_framework(name: str, found: str, /, *more: str) -> None:
@@ -139,7 +147,7 @@ def require_framework(name: str, found: str, /, *more: str) -> None:
 
 def rule_of(x: Any, framework: str, /) -> ParameterRule | None:
     """The rule of a layer's class, or of the nearest class that it inherits from."""
-    return next((_rules[cls, framework] for cls in type(x).__mro__ if (cls, framework) in _rules), None)
+    return next(filter(None, (_rules.get((cls, framework)) for cls in type(x).__mro__)), None)
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,12 @@ class Site:
 
     def parts(self) -> list[Part]:
         """The parts of which the layer has a tensor."""
-        return [p for p in self.rule.parts(self.layer) if any(x is not None for _, x in slots(self, p))]
+        every = parts_from(self.rule.parts, self.layer)
+        return [p for p in every if any(x is not None for _, x in slots(self, p))]
+
+    def names(self) -> Sequence[str]:
+        """What the layer is called there; the first name is the one to write."""
+        return self.rule.names_of(self.layer)
 
 
 def slots(site: Site, part: Part, /) -> list[tuple[tuple[Any, ...], Any]]:
@@ -194,40 +207,18 @@ def require_known(path: str, x: Any, owner: Any, framework: str, /) -> None:
         )
 
 
-def same(ours: str, theirs: str, /, collection: str = "params") -> Part:
-    """A part that is one tensor, the same there but for its name."""
-    return Part((ours,), (theirs,), lambda x: (x,), lambda x: (x,), collection)
+def require_ranks(model: Any, framework: str, /) -> None:
+    """Refuse layers of ours whose tensors have other numbers of axes than their class, as stacked ones do.
 
-
-def axes(ours: str, theirs: str, src: str, dst: str, /, *, flip: bool = False) -> Part:
-    """A part that is one tensor with its axes in another order.
-
-    In a layout, S stands for the spatial axes, as many as there are, and R for the same from last to first.
-
-    Args:
-        ours: the path below the layer.
-        theirs: the name elsewhere.
-        src: the layout elsewhere.
-        dst: the layout here.
-        flip: whether the spatial axes run the other way, too. (default: False)
+    Raises:
+        ValueError: it names the first, and says how to convert a stacked model.
     """
-
-    def layouts(x: Tensor) -> tuple[Layout, Layout, list[int]]:
-        letters = "DHW"[3 - (x.ndim - len(src) + 1) :] if set(src) & set("SR") else ""
-        there, here = (Layout(_spelt_out(layout, letters)) for layout in (src, dst))
-        return there, here, [here.index(c) for c in letters]
-
-    def read(x: Tensor) -> Values:
-        there, here, spatial = layouts(x)
-        y = permute(x, there, here)
-        return (y.flip(spatial) if flip else y,)
-
-    def write(x: Tensor) -> Values:
-        there, here, spatial = layouts(x)
-        return (permute(x.flip(spatial) if flip else x, here, there),)
-
-    return Part((ours,), (theirs,), read, write)
-
-
-def _spelt_out(layout: str, letters: str) -> str:
-    return layout.replace("S", letters).replace("R", letters[::-1])
+    for site in sites(model, framework):
+        for part in site.parts():
+            for path, (_, x), rank in zip(part.ours, slots(site, part), part.ranks or (), strict=False):
+                if isinstance(x, Tensor) and x.ndim != rank:
+                    raise ValueError(
+                        f"{site.path}{path} has the shape {tuple(x.shape)}, and in a "
+                        f"{type(site.layer).__name__} it has {rank} axes; if the model is stacked, convert "
+                        "each of fluxlike.unstack(model)"
+                    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from fluxlike.placement.foreign.alignment import align, with_nesting
+from fluxlike.placement.foreign.alignment import align
+from fluxlike.placement.foreign.checkpoint import one_collection, with_nesting
 from fluxlike.placement.foreign.convert import crosscor_entries, in_framework_order, parts_of
-from fluxlike.placement.foreign.parameters import require_framework, sites
+from fluxlike.placement.foreign.parameters import require_framework, require_ranks, sites
 from fluxlike.placement.foreign.reading import Reading
 from fluxlike.placement.foreign.writing import Writer
 from fluxlike.trees.places import Where
@@ -41,7 +41,8 @@ def load_foreign_state(
         model: a model of ours of the same layers, in the order of the checkpoint. Settings, such as the
             ``eps`` of a BatchNorm, are not in a checkpoint.
         state: nested dicts and lists of arrays. Names with slashes, ``conv2d/kernel``, are nested;
-            Flax' collections may be ``{"params": …, "batch_stats": …}``.
+            Flax' collections may be ``{"params": …, "batch_stats": …}``; those in which no layer of the
+            model keeps anything must be left out.
         src: ``"flux"``, ``"flax"`` or ``"keras"``.
         inputs: as in `convert_layout`.
         crosscor: as in `convert_layout`.
@@ -51,9 +52,9 @@ def load_foreign_state(
 
     Raises:
         ValueError: something is missing or left over, has another shape or dtype, or differs between
-            tied places. All mismatches of arrays are named at once. Or an unknown framework, or `inputs`
-            missing.
-        TypeError: a tensor of a class without a rule.
+            tied places. All mismatches of arrays are named at once. Or an unknown framework, `inputs`
+            missing, or a place of `crosscor` without a Conv.
+        TypeError: a tensor of a class without a rule, or a state that is no dict, list or array.
         RuntimeError: the model fails on `inputs`.
 
     Example:
@@ -64,11 +65,14 @@ def load_foreign_state(
         tensor([[3.]])
     """
     require_framework("src", src)
-    places = crosscor_entries(model, crosscor)
+    places = crosscor_entries(model, crosscor, src)
+    state = with_nesting(state)
+    if src == "flax":
+        state = one_collection(state, _collections(model, src))
     found: dict[str, Tensor] = {}
     faults: dict[str, str] = {}
     owned: set[str] = set()
-    for match in align(model, with_nesting(_merged(state) if src == "flax" else state), src):
+    for match in align(model, state, src):
         parts = [] if match.site is None else parts_of(match.site, src, places)
         reading = Reading(match, parts)
         owned.update(reading.owned)
@@ -100,11 +104,12 @@ def foreign_state(
         Nested dicts of tensors, which `load_foreign_state` reads. For Flux: of the structure of its
         ``Flux.state``. For Flax: the collections ``params`` and, where there are running statistics,
         ``batch_stats``. Layers of a Chain are called ``Conv_0``, ``Dense_0``, … as in a compact module of
-        Flax, ``conv2d``, ``dense``, … as in a new model of Keras, or by the Chain's own names.
+        Flax, ``conv2d``, ``dense``, … as in a new model of Keras, or by the Chain's own names. The tensors
+        may be views of the model's or the same, so clone them before you change either in place.
 
     Raises:
-        ValueError: an unknown framework, `inputs` missing, or values that can't be there, such as two
-            biases of a GRU in Flux.
+        ValueError: an unknown framework, `inputs` missing, a place of `crosscor` without a Conv, a
+            stacked model, or values that can't be there, such as two biases of a GRU in Flux.
         TypeError: a tensor of a class without a rule.
         RuntimeError: the model fails on `inputs`.
 
@@ -115,33 +120,17 @@ def foreign_state(
         (['Dense_0', 'Dense_1'], torch.Size([3, 1]))
     """
     require_framework("dst", dst)
-    places = crosscor_entries(model, crosscor)
+    require_ranks(model, dst)
+    places = crosscor_entries(model, crosscor, dst)
     there = in_framework_order(model, dst, inputs, ours=False)
-    collections = {p.collection for site in sites(there, dst) for p in site.parts()}
-    if collections <= {"params"}:
-        state = Writer(dst, places, "params").nested(there, "", ())
-        return {"params": state} if dst == "flax" else state
-    return {
-        c: Writer(dst, places, c).nested(there, "", ()) for c in ("params", *sorted(collections - {"params"}))
-    }
+    if dst != "flax":
+        return Writer(dst, places, "params").nested(there, "", ())
+    others = sorted(_collections(there, dst) - {"params"})
+    return {c: Writer(dst, places, c).nested(there, "", ()) for c in ("params", *others)}
 
 
-def _merged(state: Any) -> Any:
-    """The collections of Flax as one."""
-    if not isinstance(state, Mapping) or "params" not in state:
-        return state
-    merged: dict[Any, Any] = {}
-    for collection in state.values():
-        _merge(merged, with_nesting(collection))
-    return merged
-
-
-def _merge(into: dict[Any, Any], more: Mapping[Any, Any]) -> None:
-    for key, x in more.items():
-        if isinstance(x, Mapping):
-            _merge(into.setdefault(key, {}), x)
-        else:
-            into[key] = x
+def _collections(model: Any, framework: str) -> set[str]:
+    return {part.collection for site in sites(model, framework) for part in site.parts()} | {"params"}
 
 
 def _filled(model: Any, found: dict[str, Tensor], owned: set[str]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fluxlike.placement.foreign.alignment import holds_tensors, layers_below, step_names
+from fluxlike.placement.foreign.containers import step_names
 from fluxlike.placement.foreign.convert import parts_of
+from fluxlike.placement.foreign.numbering import holds_tensors, layers_below
 from fluxlike.placement.foreign.parameters import Site, rule_of, slots
 from fluxlike.trees import paths
 from fluxlike.trees.values import value_of
@@ -59,7 +60,7 @@ class Writer:
         result: dict[str, Any] = {}
         counts: Counter[str] = Counter()
         for site in layers_below(node, path, entries, self._framework):
-            name = site.rule.names(site.layer)[0]
+            name = site.names()[0]
             number = counts[name]
             counts[name] += 1
             if self._has(site.layer):

@@ -1,9 +1,9 @@
-"""Pooling over whole images: to a given size, and to one number a channel."""
+"""Pooling to a given size: AdaptiveMaxPool and AdaptiveMeanPool."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from fluxlike.layers.sizes import as_window, refuse_shape
 from fluxlike.trees.functor import functor
 
-__all__ = ["AdaptiveMaxPool", "AdaptiveMeanPool", "GlobalMaxPool", "GlobalMeanPool"]
+__all__ = ["AdaptiveMaxPool", "AdaptiveMeanPool"]
 
 
 class _AdaptivePool:
@@ -42,7 +42,8 @@ class AdaptiveMaxPool(_AdaptivePool):
     Input: (N, C, …). Output: (N, C, \\*out_size).
 
     Raises:
-        ValueError: a wrong number of axes.
+        ValueError: a wrong number of axes; from a call, an input of another shape.
+        TypeError: from a call: no tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -63,7 +64,8 @@ class AdaptiveMeanPool(_AdaptivePool):
     Input: (N, C, …). Output: (N, C, \\*out_size).
 
     Raises:
-        ValueError: a wrong number of axes.
+        ValueError: a wrong number of axes; from a call, an input of another shape.
+        TypeError: from a call: no tensor.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -72,46 +74,3 @@ class AdaptiveMeanPool(_AdaptivePool):
     """
 
     _kernels: ClassVar = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
-
-
-def _spatial(name: str, x: Any) -> tuple[int, ...]:
-    if not isinstance(x, Tensor) or x.ndim < 3:
-        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} takes the shape (N, C, …) with at least one spatial axis, found {found}")
-    return tuple(range(2, x.ndim))
-
-
-@functor
-class GlobalMaxPool:
-    """The largest value of each channel: (N, C, …) → (N, C).
-
-    Raises:
-        ValueError: from a call: no spatial axis.
-
-    Example:
-        >>> import torch, fluxlike as fl
-        >>> fl.GlobalMaxPool()(torch.arange(6.0).reshape(1, 2, 3))
-        tensor([[2., 5.]])
-    """
-
-    def __call__(self, x: Tensor) -> Tensor:
-        axes = _spatial("GlobalMaxPool", x)
-        return x.amax(axes)
-
-
-@functor
-class GlobalMeanPool:
-    """The mean of each channel: (N, C, …) → (N, C).
-
-    Raises:
-        ValueError: from a call: no spatial axis.
-
-    Example:
-        >>> import torch, fluxlike as fl
-        >>> fl.GlobalMeanPool()(torch.arange(6.0).reshape(1, 2, 3))
-        tensor([[1., 4.]])
-    """
-
-    def __call__(self, x: Tensor) -> Tensor:
-        axes = _spatial("GlobalMeanPool", x)
-        return x.mean(axes)

@@ -1,0 +1,24 @@
+"""Containers: classes that keep layers in a tuple, and the names that they may have for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["holds_steps", "step_names"]
+
+_containers: dict[type, tuple[str, str]] = {}
+
+
+def holds_steps(cls: type, steps: str, names: str, /) -> None:
+    """Say that a class keeps layers in a tuple at one attribute, and may have names for them at another."""
+    _containers[cls] = steps, names
+
+
+def step_names(node: Any, /) -> tuple[str, list[str] | None] | None:
+    """Where a container keeps its layers, and their names if they have any; None if it is none."""
+    found = next((_containers[cls] for cls in type(node).__mro__ if cls in _containers), None)
+    if found is None:
+        return None
+    names, layers = getattr(node, found[1]), getattr(node, found[0])
+    named = isinstance(layers, tuple) and names is not None and len(names) == len(layers)
+    return found[0], list(names) if named else None
