@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -36,10 +36,10 @@ __all__ = [
     "jvp",
     "level",
     "level_of",
+    "numbers",
     "outside",
     "unwrap",
     "unwrap_dead",
-    "values",
     "vmaps",
     "without_graph",
     "wrap",
@@ -146,12 +146,13 @@ def batch_like(x: Tensor, batch: Tensor, /) -> Tensor:
     return _functorch._add_batch_dim(x, _functorch.maybe_get_bdim(batch), _functorch.maybe_get_level(batch))
 
 
-def values(x: Tensor, /) -> Tensor:
-    """The numbers of a tensor that no transform sees, with the axes that ``vmap`` maps in front."""
+def numbers(x: Tensor, /) -> Any:
+    """The numbers of a tensor on the CPU as numpy has them, with the axes that ``vmap`` maps in front."""
     while level_of(x) > 0:
         axis = _functorch.maybe_get_bdim(x) if is_batch(x) else 0
         x = inner(x).movedim(axis, 0)
-    return x
+    with outside() if active() else nullcontext():
+        return x.numpy()
 
 
 def unwrap_dead(x: Tensor, /) -> Tensor:

@@ -23,8 +23,8 @@ __all__ = ["AlphaDropout", "DropPath", "Dropout", "dropout", "require_probabilit
 class Dropout:
     """In train mode, zero each entry with probability p and scale the others by 1/(1-p).
 
-    (Srivastava et al. 2014.) In test mode, nothing. Draws from the key in scope; where there is none,
-    from torch's generator, so ``torch.manual_seed`` works.
+    (Srivastava et al. 2014, jmlr.org/papers/v15/srivastava14a.) In test mode, nothing. Draws from the key in
+    scope; where there is none, from torch's generator, so ``torch.manual_seed`` works.
 
     Args:
         p: the probability. (default: 0.5)

@@ -184,18 +184,13 @@ def _check_offsets(offsets: Tensor, length: int) -> None:
     Raises:
         ValueError: it says what an offset is.
     """
-    starts = functorch.values(offsets)
-    if starts.ndim == 0 or starts.shape[-1] == 0 or starts.device.type != "cpu" or tracing():
+    if offsets.ndim == 0 or offsets.shape[-1] == 0 or offsets.device.type != "cpu" or tracing():
         return
-    numbers = starts.numpy()
-    if (
-        numbers[..., 0].any()
-        or (numbers[..., 1:] < numbers[..., :-1]).any()
-        or (numbers[..., -1] > length).any()
-    ):
+    starts = functorch.numbers(offsets)
+    if starts[..., 0].any() or (starts[..., 1:] < starts[..., :-1]).any() or (starts[..., -1] > length).any():
         raise ValueError(
             f"EmbeddingBag takes offsets that begin with 0, never fall, and end at most at {length}, the "
-            f"number of indices; found {starts.tolist() if starts.numel() < 20 else starts}"
+            f"number of indices; found {starts.tolist() if starts.size < 20 else starts}"
         )
 
 

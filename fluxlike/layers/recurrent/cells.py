@@ -121,7 +121,9 @@ class Cell:
 @autosized(input_size=-1)
 @functor(children=(*_TENSORS, "activation"))
 class RNNCell(Cell):
-    """One step of a plain recurrence (Elman 1990): ``h ← activation(W_ih·x + b_ih + W_hh·h + b_hh)``.
+    """One step of a plain recurrence (Elman 1990, doi 10.1207/s15516709cog1402_1).
+
+    ``h ← activation(W_ih·x + b_ih + W_hh·h + b_hh)``.
 
     Args:
         input_size: length of the last axis of the input.
