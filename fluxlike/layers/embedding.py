@@ -208,9 +208,10 @@ def _explain_range(name: str, weight: Tensor, indices: Tensor) -> None:
     Raises:
         IndexError: it says the range found.
     """
-    if indices.is_meta or not indices.numel():
+    if indices.device.type != "cpu" or not indices.numel():
         return
-    least, most = int(indices.min()), int(indices.max())
+    found = functorch.numbers(indices)
+    least, most = int(found.min()), int(found.max())
     if least < 0 or most >= weight.shape[0]:
         raise IndexError(
             f"{name} has {weight.shape[0]} vectors, found indices from {least} to {most}"

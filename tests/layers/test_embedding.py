@@ -257,3 +257,8 @@ def test_second_derivatives_of_ragged_bags_hold_each_vector_once(mode):
         return fl.tree.norm(fl.gradient(lambda m: m(indices.reshape(100, 6)).pow(3).sum(), m)) ** 2
 
     torch.testing.assert_close(ragged.weight, fl.gradient(even, layer).weight, rtol=1e-9, atol=1e-9)
+
+
+def test_an_index_outside_the_table_is_named_under_vmap_too():
+    with pytest.raises(IndexError, match=r"Embedding has 3 vectors, found indices from 1 to 3"):
+        fl.vmap(fl.Embedding(3, 2))(torch.tensor([[1, 3]]))
