@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fluxlike.layers.place import Place
+from fluxlike.layers.place import Place, here, place_of
 
 __all__ = [
     "LayerError", "explain_mixture", "got", "note_place", "require_activation", "require_features",
@@ -46,6 +46,11 @@ class LayerError(RuntimeError):
         error = LayerError(step + self.path, self.message)
         error.around = around | self.around
         return error
+
+    def within(self, step: str) -> LayerError:
+        """The same error, for the caller, a node that called the layer at a step below itself."""
+        place = place_of(here())
+        return self if place.layer in self.around else self.below(place.path + step, place.around)
 
     @classmethod
     def of(cls, path: str, layer: Any, x: Any, error: Exception, hint: str = "") -> LayerError:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fluxlike.trees.functor import spec_of
 from fluxlike.trees.paths import children
 
-__all__ = ["Place", "here", "place"]
+__all__ = ["Place", "here", "place_of"]
 
 
 class Place(NamedTuple):
@@ -26,7 +26,7 @@ class Place(NamedTuple):
     around: frozenset[int]
 
 
-def place(frame: FrameType | None) -> Place:
+def place_of(frame: FrameType | None) -> Place:
     """The place of the innermost layer that is running in a frame or around it.
 
     It is found through classes of the user's own too: an object further out counts where it holds the one

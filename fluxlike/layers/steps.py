@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 
 from fluxlike.layers.errors import LayerError, got, note_place
-from fluxlike.layers.place import here, place
+from fluxlike.layers.place import here, place_of
 
 __all__ = ["Steps", "fail", "within"]
 
@@ -92,7 +92,7 @@ def fail(step: str, layer: Any, inputs: tuple[Any, ...], error: Exception, hint:
     The traceback begins below the caller, which the raise puts in front again; so each step is there once.
     """
     below = error.__traceback__ and error.__traceback__.tb_next
-    around = place(here())
+    around = place_of(here())
     x = inputs[0] if len(inputs) == 1 else inputs
     if isinstance(error, LayerError):  # one error and one cause, however deep
         known = around.layer in error.around

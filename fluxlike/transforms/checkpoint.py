@@ -87,10 +87,11 @@ class Checkpoint:
         try:
             return run(self.f, args, kwargs)
         except Exception as error:
-            below = getattr(error, "below", None)  # of a layer inside, whose path starts here
-            if below is None:
+            within = getattr(error, "within", None)  # of a layer inside, whose path starts here
+            found = error if within is None else within(".f")
+            if found is error:
                 raise
-            raise below(".f") from error
+            raise found from error.__cause__
 
 
 def _dropped(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

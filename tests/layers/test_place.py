@@ -61,6 +61,17 @@ def test_an_error_of_another_class_keeps_it_and_notes_the_whole_path():
     assert note.startswith(".encoders['main'].layers[0].encoders['main'].layers[1]: broken")
 
 
+def test_the_path_goes_through_a_checkpoint():
+    for model, path in (
+        (Net(fl.checkpoint(BAD)), ".encoders['main'].f.layers[1]"),
+        (fl.Chain(fl.checkpoint(Net(BAD))), ".layers[0].f.encoders['main'].layers[1]"),
+    ):
+        for call in (CALLS["plain"], CALLS["gradient"]):
+            with pytest.raises(fl.LayerError) as caught:
+                call(model)
+            assert caught.value.path == path
+
+
 def test_a_layer_that_is_made_in_the_call_is_named_from_where_it_is_known():
     @fl.functor
     class Copying:
