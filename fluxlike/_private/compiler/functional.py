@@ -34,11 +34,14 @@ def functional(recorded: Recorded) -> GraphModule:
     # Inductor reads the window of each entry, which is faster than the decomposition's scattered sums.
     table.pop(aten.max_pool2d_with_indices_backward.default, None)
     table[aten.argmax.default], table[aten.argmin.default] = _of_all(aten.argmax), _of_all(aten.argmin)
+    table[aten.complex.default] = _complex
     runner = Interpreter if keeps_strides(recorded.module) else _Layouts
     run = torch.func.functionalize(runner(recorded.module).run, remove="mutations")
-    table.update(get_decompositions(_unknown(recorded.module, table)))
+    extra = get_decompositions(_unknown(recorded.module, table))
     with recorded.mode:
-        module = make_fx(run, decomposition_table=table, tracing_mode="real")(*recorded.inputs)
+        module = make_fx(run, decomposition_table=table | extra, tracing_mode="real")(*recorded.inputs)
+        if extra and any(map(_writes, module.graph.nodes)):  # torch's own way to take one apart
+            module = make_fx(run, decomposition_table=table, tracing_mode="real")(*recorded.inputs)
     module.graph.eliminate_dead_code()
     if all(map(_merges, module.graph.nodes)):
         module.graph = fx_graph_cse(module.graph)
@@ -51,6 +54,16 @@ def _unknown(module: GraphModule, table: dict[Any, Any]) -> list[Any]:
     operations = {n.target for n in module.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
     known = {*table, *torch._inductor.lowering.lowerings, *torch._inductor.lowering.fallbacks}
     return [o for o in operations if o.namespace == "aten" and o not in known]
+
+
+def _writes(n: Node) -> bool:
+    """Whether a node writes to memory, which would be taken for useless here."""
+    return isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable
+
+
+def _complex(real: Tensor, imag: Tensor) -> Tensor:
+    """Complex numbers from their parts."""
+    return torch.view_as_complex(torch.stack(torch.broadcast_tensors(real, imag), -1))
 
 
 def _of_all(find: Any) -> Callable[..., Any]:

@@ -396,3 +396,16 @@ def test_empty_tensors_and_numbers(shape):
 def test_pools_with_windows_that_the_compiler_has_no_kernel_for(window):
     x = randn(2, 3, 16, 2 * window)[:, :, : 16 // window * window]
     require_same(lambda x: F.max_pool2d(x, window), x)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: torch.complex(x, x[:1] * 2).abs(),
+        lambda x: torch.polar(x, x).sum().abs(),
+        lambda x: torch.view_as_real(torch.complex(x, x * x)).square().sum(),
+    ],
+    ids=["complex", "polar", "parts"],
+)
+def test_complex_numbers_made_of_real_ones(f):
+    require_same(f, randn(3) + 2)
