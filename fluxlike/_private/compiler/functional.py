@@ -34,7 +34,6 @@ def functional(recorded: Recorded) -> GraphModule:
     # Inductor reads the window of each entry, which is faster than the decomposition's scattered sums.
     table.pop(aten.max_pool2d_with_indices_backward.default, None)
     table[aten.argmax.default], table[aten.argmin.default] = _of_all(aten.argmax), _of_all(aten.argmin)
-    table[aten.complex.default] = _complex
     runner = Interpreter if keeps_strides(recorded.module) else _Layouts
     run = torch.func.functionalize(runner(recorded.module).run, remove="mutations")
     extra = get_decompositions(_unknown(recorded.module, table))
@@ -59,11 +58,6 @@ def _unknown(module: GraphModule, table: dict[Any, Any]) -> list[Any]:
 def _writes(n: Node) -> bool:
     """Whether a node writes to memory, which would be taken for useless here."""
     return isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable
-
-
-def _complex(real: Tensor, imag: Tensor) -> Tensor:
-    """Complex numbers from their parts."""
-    return torch.view_as_complex(torch.stack(torch.broadcast_tensors(real, imag), -1))
 
 
 def _of_all(find: Any) -> Callable[..., Any]:
