@@ -5,6 +5,8 @@ model, state = fl.update(state, model, grads)
 """
 
 from fluxlike import init, losses, random, schedules
+from fluxlike.bridges.from_torch import from_torch
+from fluxlike.bridges.torch_module import TorchModule
 from fluxlike.bridges.torch_optim import from_torch_optimiser, to_torch_optimiser
 from fluxlike.data.loader import DataLoader
 from fluxlike.data.observations import splitobs
@@ -223,6 +225,7 @@ __all__ = [
     "SinusoidalEmbedding",
     "SkipConnection",
     "SpectralNorm",
+    "TorchModule",
     "TransformerBlock",
     "TransformerDecoderBlock",
     "Upsample",
@@ -266,6 +269,7 @@ __all__ = [
     "fmap_with_path",
     "foreign_state",
     "freeze",
+    "from_torch",
     "from_torch_optimiser",
     "functor",
     "gelu",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fluxlike.layers.adopt import adopted
 from fluxlike.layers.steps import Steps, fail
 from fluxlike.trees.functor import functor
 
@@ -89,7 +90,7 @@ class SkipConnection:
         for name, f in (("layer", layer), ("connection", connection)):
             if not callable(f):
                 raise TypeError(f"SkipConnection takes a callable {name}, found {f!r}")
-        self.layer, self.connection = layer, connection
+        self.layer, self.connection = adopted(layer), adopted(connection)
 
     def __call__(self, x: Any) -> Any:
         try:

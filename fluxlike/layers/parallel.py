@@ -9,6 +9,7 @@ from typing import Any, NoReturn, overload
 import torch
 from torch import Tensor
 
+from fluxlike.layers.adopt import adopted
 from fluxlike.layers.steps import Steps, fail
 from fluxlike.trees.functor import functor
 
@@ -57,7 +58,7 @@ class Parallel(Steps):
 
     def __init__(self, connection: Layer, /, *layers: Layer, **named: Layer) -> None:
         _require_connection("Parallel", connection)
-        self.connection = connection
+        self.connection = adopted(connection)
         self._take_some(layers, named)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -160,7 +161,7 @@ class PairwiseFusion(Steps):
 
     def __init__(self, connection: Callable[[Any, Any], Any], /, *layers: Layer, **named: Layer) -> None:
         _require_connection("PairwiseFusion", connection)
-        self.connection = connection
+        self.connection = adopted(connection)
         self._take_some(layers, named)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-import torch
-
+from fluxlike.layers.adopt import adopted
 from fluxlike.layers.errors import LayerError, got, note_place
 from fluxlike.layers.place import here, place_of
 
-__all__ = ["Steps", "fail", "within"]
+__all__ = ["ELSEWHERE", "Steps", "fail", "within"]
 
 
 class Steps:
@@ -29,7 +28,7 @@ class Steps:
         own = type(self).__name__
         if layers and named:
             raise TypeError(f"{own} takes layers either in order or by name, not both")
-        self.layers = layers or tuple(named.values())
+        self.layers = tuple(map(adopted, layers or named.values()))
         if named:
             self.names = tuple(named)
         for i, layer in enumerate(self.layers):
@@ -59,8 +58,8 @@ class Steps:
 
     def __getattr__(self, name: str) -> Any:
         own = type(self).__name__
-        if name in _ELSEWHERE:
-            raise AttributeError(f"a {own} has no {name!r}: {_ELSEWHERE[name]}")
+        if name in ELSEWHERE:
+            raise AttributeError(f"a {own} has no {name!r}: {ELSEWHERE[name]}")
         raise AttributeError(
             f"a {own} has no {name!r}; its layers are {own.lower()}.layers, named ones {own.lower()}['name']"
         )
@@ -126,19 +125,10 @@ def _check(own: str, i: int, layer: Any) -> None:
             f"step {i} of {own} is {layer!r} of {type(layer).__name__}, which can't be called; "
             f"write the layers one by one, or {own}(*layers)"
         )
-    if isinstance(layer, torch.nn.Module):
-        name = type(layer).__name__
-        holds = any(True for _ in layer.parameters()) or any(True for _ in layer.buffers())
-        if holds or "Dropout" in name:
-            why = "keeps its tensors to itself" if holds else "has a train mode of its own"
-            raise TypeError(
-                f"step {i} of {own} is torch's {name}, which {why}; use fluxlike's layer, or a class of your "
-                "own under @fluxlike.functor"
-            )
 
 
-# What users of torch.nn look for on a module, and what does it here.
-_ELSEWHERE = {
+#: What users of torch.nn look for on a module, and what does it here.
+ELSEWHERE = {
     "train": "gradient trains, everything else tests; fluxlike.mode and fluxlike.trainmode say otherwise",
     "eval": "everything but gradient tests; fluxlike.testmode pins a layer",
     "parameters": "write fluxlike.trainables(model)",

@@ -21,7 +21,7 @@ from fluxlike.trees.functor import leaf, spec_of
 from fluxlike.trees.paths import children
 from fluxlike.trees.structure import flatten, structure_of
 
-__all__ = ["Call", "Listener", "require_model", "same_place"]
+__all__ = ["Call", "Listener", "overheard", "require_model", "same_place"]
 
 
 def require_model(model: Any, by: str, /) -> None:
@@ -120,6 +120,19 @@ def same_place(new: Any, old: Any, /) -> Any:
     if listener is not None and path is not None:
         listener.place(new, path)
     return new
+
+
+def overheard(layer: Any, /) -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
+    """What makes a function report its calls as those of a layer, or None where nobody hears the layer."""
+    listener = _listener.get()
+    path = None if listener is None else listener.path_of(layer)
+    if listener is None or path is None:
+        return None
+
+    def report(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: listener.heard(Call(path, layer, forward, args, kwargs))
+
+    return report
 
 
 @leaf

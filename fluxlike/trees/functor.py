@@ -16,7 +16,7 @@ from fluxlike.trees.nodes import PIN, Spec, adds_attributes, declared, flattener
 
 __all__ = [
     "NAMESPACE", "PIN", "Spec", "default_scalars", "functor", "is_leaf_class", "leaf", "on_register",
-    "spec_of",
+    "register", "spec_of",
 ]  # fmt: skip
 
 NAMESPACE = "fluxlike"
@@ -46,7 +46,7 @@ def spec_of(cls: type, /) -> Spec | None:
         if parent in _specs:
             with _lock:
                 if cls not in _specs:
-                    _register(cls, _specs[parent], inherited=True)
+                    register(cls, _specs[parent], inherited=True)
             return _specs[cls]
     if dataclasses.is_dataclass(cls) and _is_plain_class(cls):
         functor(cls)
@@ -160,7 +160,7 @@ def functor(
     with _lock:
         known = _specs.get(cls)
         if known is None:
-            _register(cls, spec)
+            register(cls, spec)
         elif known != spec:
             raise ValueError(
                 f"{cls.__qualname__} is registered already, as {_say(known)}, and now as "
@@ -239,8 +239,7 @@ def _check_class(cls: type, spec: Spec) -> None:
     if issubclass(cls, torch.nn.Module):
         raise TypeError(
             f"{cls.__qualname__} is a torch.nn.Module, which keeps parameters, modes and hooks in "
-            "itself and can't be a plain tree; train the tree dict(module.named_parameters()), "
-            "and call the module with it by torch.func.functional_call"
+            "itself and can't be a plain tree; write fluxlike.from_torch(module), whose result is one"
         )
     builtin = _builtin_bases(cls)
     if builtin or issubclass(cls, torch.Tensor):
@@ -257,18 +256,29 @@ def _check_class(cls: type, spec: Spec) -> None:
             require_names(cls, option, getattr(spec, option) or (), attributes, "its attributes")
 
 
-def _register(cls: type, spec: Spec, *, inherited: bool = False) -> None:
+def register(cls: type, spec: Spec, /, *, inherited: bool = False) -> None:
+    """Make the objects of a class nodes, without the checks of `functor`."""
     with _lock:
         if cls in _specs:
             return
         flatten, rebuild = flattener(cls, spec, inherited=inherited), rebuilder(cls)
         optree.register_pytree_node(
-            cls, flatten, cast(Any, rebuild), path_entry_type=optree.GetAttrEntry, namespace=NAMESPACE
+            cls, flatten, cast(Any, rebuild), path_entry_type=_Attribute, namespace=NAMESPACE
         )
         pytree.register(cls, flatten, rebuild)
         _specs[cls] = spec
         for hook in _hooks:
             hook(cls)
+
+
+class _Attribute(optree.GetAttrEntry):
+    """The step to an attribute, which need not be an identifier: ``[0]`` in a torch module's children."""
+
+    def codify(self, node: str = "") -> str:
+        name = self.entry
+        if name.isidentifier():
+            return f"{node}.{name}"
+        return f"{node}[{name}]" if name.isdecimal() else f"{node}[{name!r}]"
 
 
 _hooks: list[Callable[[type], None]] = []

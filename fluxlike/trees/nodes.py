@@ -40,6 +40,7 @@ class Spec(NamedTuple):
     trainable: tuple[str, ...] | None = None
     buffers: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
+    riding: tuple[str, ...] = ()  # what is no child where every other attribute is one
 
     def trains(self, name: str) -> bool:
         """Whether parameters below the child `name` are trainable."""
@@ -166,7 +167,9 @@ def flattener(cls: type, spec: Spec, *, inherited: bool = False) -> Flatten:
             and not isinstance(_class_attribute(cls, n), functools.cached_property)
         ]
         names.sort(key=lambda n: order.setdefault(n, len(order)))
-        chosen = spec.children if spec.children is not None else tuple(n for n in names if n != PIN)
+        chosen = spec.children
+        if chosen is None:
+            chosen = tuple(n for n in names if n != PIN and n not in spec.riding)
         for option in ("children", "trainable", "buffers", "scalars"):
             require_names(cls, option, getattr(spec, option) or (), names, "the attributes of this object")
         rides = tuple(n for n in names if n not in chosen)

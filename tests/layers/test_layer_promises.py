@@ -12,11 +12,6 @@ import fluxlike as fl
     ("call", "text"),
     [
         (lambda: fl.Chain(torch.nn.ReLU), r"step 0 of Chain is the class ReLU: write ReLU\("),
-        (
-            lambda: fl.Chain(fl.Dense(1, 1), torch.nn.Linear(1, 1)),
-            r"step 1 of Chain is torch's Linear, which keeps",
-        ),
-        (lambda: fl.Chain(torch.nn.Dropout(0.5)), r"torch's Dropout, which has a train mode of its own"),
         (lambda: fl.Dense(2, 1, "relu"), r"the activation 'relu', which can't be called; write fl.relu"),
         (lambda: fl.Dense(2, 1, False), r"the activation False, which can't be called"),
         (lambda: fl.Conv((3, 3), 1, 1, torch.nn.ReLU), r"Conv got the class ReLU; write ReLU\(\)"),
@@ -33,8 +28,13 @@ def test_a_method_of_a_module_is_answered_with_what_does_it_here(name):
         getattr(fl.Chain(), name)
 
 
-def test_a_stateless_module_of_torch_may_be_a_step():
+def test_a_module_of_torch_may_be_a_step_and_follows_the_mode_of_the_scope():
     assert fl.Chain(torch.nn.ReLU())(torch.tensor([-1.0])).item() == 0
+    model = fl.Chain(torch.nn.Dropout(0.5))
+    x = torch.ones(100)
+    assert torch.equal(model(x), x)
+    with fl.mode("train"):
+        assert (model(x) == 0).any()
 
 
 @pytest.mark.parametrize(("layer", "shape"), [(fl.Dense(2, 1), (1, 2)), (fl.Conv((1,), 2, 1), (1, 2, 3))])

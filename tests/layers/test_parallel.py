@@ -144,10 +144,16 @@ def test_a_step_that_is_not_callable_is_an_error_that_names_it(name, make):
         make(double, None)
     with pytest.raises(TypeError, match=f"step 0 of {name} is the class Dense: write Dense"):
         make(fl.Dense)
-    with pytest.raises(TypeError, match=f"step 0 of {name} is torch's Linear, which keeps its tensors"):
-        make(torch.nn.Linear(1, 1))
     with pytest.raises(TypeError, match=f"{name} takes layers either in order or by name, not both"):
         make(double, head=double)
+
+
+@every_kind
+def test_a_torch_module_becomes_a_layer(name, make):
+    linear = torch.nn.Linear(1, 1)
+    layer = make(linear)[0]
+    assert isinstance(layer, fl.TorchModule)
+    assert torch.equal(layer(torch.ones(2, 1)), linear(torch.ones(2, 1)))
 
 
 @every_kind

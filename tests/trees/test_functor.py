@@ -583,7 +583,7 @@ class TestRegistrationErrors:
             fl.functor(Layer, children=("w",), buffers=("mean",))
 
     def test_a_torch_module(self):
-        with pytest.raises(TypeError, match=r"is a torch\.nn\.Module.*functional_call"):
+        with pytest.raises(TypeError, match=r"is a torch\.nn\.Module.*from_torch"):
             fl.functor(type("Net", (torch.nn.Module,), {}))
 
     @pytest.mark.parametrize("base", [dict, list, tuple, int, str, OrderedDict, Exception])

@@ -1,0 +1,169 @@
+"""The one file that touches the private parts of `torch.nn.Module`.
+
+A module keeps its parameters, buffers and submodules in dicts that its own ``__setattr__`` guards; they
+are written directly here, as `torch.func.functional_call` does, so that any tensor may stand for a
+parameter. What a call leaves on a module is taken off again afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from types import CodeType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+
+__all__ = [
+    "Contents",
+    "CALL",
+    "NORMS",
+    "buffers_of",
+    "children_of",
+    "hooked",
+    "hooks_of",
+    "is_uninitialised",
+    "parameters_of",
+    "replace_tensors",
+    "same_settings",
+    "stripped_copy",
+]
+
+#: The code that runs the hooks and the forward of every module.
+CALL: CodeType = nn.Module._call_impl.__code__
+
+#: The classes that keep running statistics, which their kernels write without declaring it.
+NORMS = _NormBase
+
+
+def parameters_of(module: nn.Module, /) -> dict[str, Tensor | None]:
+    """The module's own parameters by name, None where it has none of that name."""
+    return module._parameters  # type: ignore[return-value]
+
+
+def buffers_of(module: nn.Module, /) -> dict[str, Tensor | None]:
+    """The module's own buffers by name, None where it has none of that name."""
+    return module._buffers
+
+
+def children_of(module: nn.Module, /) -> dict[str, nn.Module | None]:
+    """The modules right below, by name."""
+    return module._modules
+
+
+def is_uninitialised(x: Any, /) -> bool:
+    """Whether a parameter or buffer waits for the first call of a lazy module."""
+    return is_lazy(x)
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+def hooks_of(module: nn.Module, /) -> Iterator[Callable[..., Any]]:
+    """The functions that were hooked to a module."""
+    for name in _HOOKS:
+        yield from getattr(module, name, {}).values()
+
+
+def same_settings(a: nn.Module, b: nn.Module, same: Callable[[Any, Any], bool], /) -> bool:
+    """Whether two modules are of one class, hold things of the same names, and have the same settings.
+
+    Args:
+        a: a module.
+        b: another one.
+        same: whether two settings agree.
+    """
+    if type(a) is not type(b):
+        return False
+    mine, theirs = vars(a), vars(b)
+    if mine.keys() != theirs.keys():
+        return False
+    for name in _HELD:
+        if mine[name].keys() != theirs[name].keys():
+            return False
+    for name in _HOOKS:
+        hooks = [list(getattr(m, name).values()) for m in (a, b)]
+        if len(hooks[0]) != len(hooks[1]) or not all(x is y for x, y in zip(*hooks, strict=True)):
+            return False
+    others = mine.keys() - _HELD - set(_HOOKS) - {"training"}
+    return all(mine[name] is theirs[name] or same(mine[name], theirs[name]) for name in others)
+
+
+_HELD = {"_parameters", "_buffers", "_modules"}
+
+
+def hooked(module: nn.Module, /) -> bool:
+    """Whether a call of the module runs more than its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def stripped_copy(module: nn.Module, stand_in: Callable[[Tensor], Tensor], /) -> nn.Module:
+    """A deep copy of a module in which something else stands for its parameters and buffers.
+
+    Hooks are shared, unless they belong to a module of the tree; other tensors among its attributes are
+    copied.
+    """
+    inside = {id(m) for m in module.modules()}
+    memo: dict[int, Any] = {}
+    kept: list[Any] = []
+    for m in module.modules():
+        for x in (*parameters_of(m).values(), *buffers_of(m).values()):
+            if x is not None and id(x) not in memo:
+                memo[id(x)] = stand_in(x)
+        for hook in hooks_of(m):
+            if id(getattr(hook, "__self__", None)) not in inside:
+                memo[id(hook)] = hook
+        for x in vars(m).values():
+            if isinstance(x, Tensor) and id(x) not in memo and not x.is_leaf:
+                memo[id(x)] = x.detach().clone()  # what a hook computed, such as a normalised weight
+        kept.append(m)
+    return copy.deepcopy(module, memo)
+
+
+def replace_tensors(module: nn.Module, new: Callable[[Tensor], Tensor], /) -> None:
+    """Put others in the places of all parameters and buffers of a module, a tied one once."""
+    done: dict[int, Tensor] = {}
+    for m in module.modules():
+        for held in (parameters_of(m), buffers_of(m)):
+            for name, x in held.items():
+                if x is not None:
+                    if id(x) not in done:
+                        done[id(x)] = new(x)
+                    held[name] = done[id(x)]
+
+
+class Contents:
+    """What one module holds, to be filled for a call and put back afterwards.
+
+    Attributes:
+        attributes: its attributes, among them ``training``.
+        parameters: its parameters by name.
+        buffers: its buffers by name.
+        modules: the modules right below, by name.
+    """
+
+    __slots__ = ("_before", "attributes", "buffers", "modules", "parameters")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.attributes = module.__dict__
+        self.parameters, self.buffers = parameters_of(module), buffers_of(module)
+        self.modules = children_of(module)
+        held = (self.attributes, self.parameters, self.buffers, self.modules)
+        self._before = tuple((d, dict(d)) for d in held)
+
+    def restore(self) -> None:
+        """Make the module what it was."""
+        for now, before in self._before:
+            now.clear()
+            now.update(before)

@@ -1,0 +1,82 @@
+"""The classes of the nodes that stand for torch modules: one for each class of modules."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from fluxlike._private.modules import NORMS
+from fluxlike.placement.dtype import stays_float32
+from fluxlike.trees.functor import register
+from fluxlike.trees.nodes import Spec
+
+__all__ = ["RIDING", "class_for"]
+
+#: The attribute of a node that is no child: what runs its calls.
+RIDING = "_torch"
+
+
+_classes: dict[tuple[type, type, tuple[str, ...]], type] = {}
+_lock = threading.Lock()
+
+
+def class_for(base: type, kind: type[nn.Module], buffers: tuple[str, ...]) -> type:
+    """The class of the nodes for modules of a class: `base`, under the module's name.
+
+    Args:
+        base: what all of them have in common.
+        kind: the class of the modules.
+        buffers: which of the modules' tensors are not trained. It is part of the class because a place is
+            trainable or not by the class of its node.
+    """
+    known = _classes.get((base, kind, buffers))
+    if known is not None:
+        return known
+    with _lock:
+        return _classes.get((base, kind, buffers)) or _classes.setdefault(
+            (base, kind, buffers), _made(base, kind, buffers)
+        )
+
+
+def _made(base: type, kind: type[nn.Module], buffers: tuple[str, ...]) -> type:
+    bases: tuple[type, ...] = (_Listed, base) if issubclass(kind, _LISTS) else (base,)
+    attributes = {
+        "__module__": base.__module__,
+        "__doc__": f"A {kind.__module__}.{kind.__qualname__} as a node of a tree.",
+        "torch_class": kind,
+        "_buffer_names": buffers,
+    }
+    cls = type(kind.__name__, bases, attributes)
+    register(cls, Spec(buffers=buffers, riding=(RIDING,)))
+    if issubclass(kind, NORMS):  # whose kernels take 16-bit inputs with statistics of float32
+        stays_float32(cls)
+    return cls
+
+
+_LISTS = (nn.Sequential, nn.ModuleList, nn.ParameterList, nn.ModuleDict, nn.ParameterDict)
+
+
+class _Listed:
+    """What nodes have that stand for torch's containers: a length, indices, and a loop over the children."""
+
+    def _children(self) -> dict[str, Any]:
+        return {name: x for name, x in vars(self).items() if name not in (RIDING, "_pinned_mode")}
+
+    def __len__(self) -> int:
+        return len(self._children())
+
+    def __iter__(self) -> Iterator[Any]:
+        held = self._children()
+        keyed = issubclass(self.torch_class, (nn.ModuleDict, nn.ParameterDict))  # type: ignore[attr-defined]
+        return iter(held if keyed else held.values())
+
+    def __getitem__(self, key: Any) -> Any:
+        held = self._children()
+        if isinstance(key, str):
+            if key not in held:
+                raise KeyError(f"no child {key!r}; there are {', '.join(held) or 'none'}")
+            return held[key]
+        return tuple(held.values())[key]

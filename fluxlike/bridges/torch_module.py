@@ -1,0 +1,129 @@
+"""`TorchModule`: the node of a tree that stands for a torch module and runs its forward."""
+
+from __future__ import annotations
+
+from types import FrameType, MethodType, TracebackType
+from typing import Any
+
+from torch import nn
+
+from fluxlike._private.modules import CALL
+from fluxlike.bridges.skeleton import Run, Skeleton
+from fluxlike.bridges.torch_classes import RIDING, class_for
+from fluxlike.layers.steps import ELSEWHERE, fail
+from fluxlike.trees.functor import leaf
+from fluxlike.trees.nodes import PIN
+from fluxlike.trees.paths import children
+
+__all__ = ["TorchModule"]
+
+
+class TorchModule:
+    """A torch module as a node of a tree, as `from_torch` makes it.
+
+    Its attributes are the parameters, buffers and submodules of the module under their own names, so
+    ``model.layer1[0].conv1.weight`` is where torch has it. A call runs the module's own forward with these
+    tensors; the mode follows the scope, and buffers that the forward writes come back as `Assigned`.
+    Other methods of the module can be called too, and its other attributes read.
+
+    Attributes:
+        torch_class: the class of the module.
+
+    Raises:
+        LayerError: from a call: a module inside failed. It names its path and what it got.
+        AttributeError: there is no such attribute, or it changes a module in place; it says what to write.
+    """
+
+    torch_class: type[nn.Module]
+    _buffer_names: tuple[str, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        run = Run(self)
+        try:
+            with run as module:
+                return module(*args, **kwargs)
+        except Exception as error:
+            _explain(self, run, error)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in (PIN, RIDING):
+            raise AttributeError(name)
+        own = type(self).__name__
+        if name in ELSEWHERE:
+            raise AttributeError(f"{own} is a node of a tree and has no {name!r}: {ELSEWHERE[name]}")
+        if name.endswith("_") and not name.startswith("_"):
+            raise AttributeError(f"{own} is a node of a tree, which has no method in place, {name!r}")
+        run = Run(self)
+        with run as module:
+            found = getattr(module, name)
+            if isinstance(found, MethodType) and found.__self__ is module:
+                return _Method(self, name)
+            return run.nodes.get(id(found), found) if isinstance(found, nn.Module) else found
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(getattr(self, RIDING).module)} - set(ELSEWHERE))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.torch_class, self._buffer_names, vars(self))
+
+    def extra_repr(self) -> str:
+        """The arguments of the module in print."""
+        skeleton: Skeleton = getattr(self, RIDING)
+        return skeleton.module.extra_repr()
+
+
+def _unpickled(kind: type[nn.Module], buffers: tuple[str, ...], attributes: dict[str, Any]) -> TorchModule:
+    node: TorchModule = object.__new__(class_for(TorchModule, kind, buffers))
+    node.__dict__.update(attributes)
+    return node
+
+
+@leaf
+class _Method:
+    """A method of a torch module, to be run with the tensors of a node."""
+
+    def __init__(self, node: TorchModule, name: str) -> None:
+        self.__self__, self.__name__ = node, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        run = Run(self.__self__)
+        try:
+            with run as module:
+                return getattr(module, self.__name__)(*args, **kwargs)
+        except Exception as error:
+            _explain(self.__self__, run, error)
+
+    def __repr__(self) -> str:
+        return f"<the method {self.__name__} of a {type(self.__self__).__name__}>"
+
+
+def _explain(node: TorchModule, run: Run, error: Exception) -> Any:
+    """Raise an error of the forward again, with the path of the module inside that failed."""
+    found = _innermost(error.__traceback__, run)
+    if found is None:
+        raise error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+    inner, args = found
+    fail(_path_to(node, inner), inner, args, error)
+
+
+def _innermost(traceback: TracebackType | None, run: Run) -> tuple[Any, tuple[Any, ...]] | None:
+    """The node of the last module that was called below the node itself, and what it got."""
+    found = None
+    while traceback is not None:
+        frame: FrameType = traceback.tb_frame
+        if frame.f_code is CALL:
+            node = run.nodes.get(id(frame.f_locals.get("self")))
+            if node is not None and node is not run.node:
+                found = node, tuple(frame.f_locals.get("args", ()))
+        traceback = traceback.tb_next
+    return found
+
+
+def _path_to(node: Any, wanted: Any) -> str:
+    for step, child in children(node):
+        if child is wanted:
+            return step.text
+        below = _path_to(child, wanted)
+        if below:
+            return step.text + below
+    return ""

@@ -1,0 +1,33 @@
+"""What a layer of layers makes of objects that are no layers yet, such as torch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["adopt", "adopted"]
+
+_table: dict[type, Callable[[Any], Any]] = {}
+
+
+def adopt(cls: type, convert: Callable[[Any], Any], /) -> None:
+    """Have `convert` make a layer of the objects of a class, and of its subclasses, put into a Chain.
+
+    Args:
+        cls: the class.
+        convert: a function from the object to a layer.
+
+    Raises:
+        ValueError: the class is adopted otherwise already.
+    """
+    known = _table.setdefault(cls, convert)
+    if known is not convert:
+        raise ValueError(f"{cls.__qualname__} is adopted by {known!r} already")
+
+
+def adopted(x: Any, /) -> Any:
+    """The layer that stands for an object, by the nearest class in the table; others are kept."""
+    for cls in type(x).__mro__:
+        if cls in _table:
+            return _table[cls](x)
+    return x
