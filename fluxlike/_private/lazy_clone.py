@@ -11,18 +11,26 @@ from torch import Tensor
 
 from fluxlike._private import functorch
 
-__all__ = ["lazy_clone", "was_written"]
+__all__ = ["lazy_clone", "shared_until_written", "was_written"]
 
 
 def lazy_clone(x: Tensor, /) -> Tensor:
-    """A copy of a tensor that carries no graph, made when it is written to, if the memory allows that."""
+    """A copy of a tensor that carries no graph, made when either is written to, if the memory allows that."""
+    copy = shared_until_written(x)
+    return x.detach().clone() if copy is None else copy
+
+
+def shared_until_written(x: Tensor, /) -> Tensor | None:
+    """A plain tensor in the memory of another until either is written to; None if the memory forbids that."""
     x = x.detach()
-    if type(x) is not Tensor or x.device.type not in ("cpu", "cuda") or functorch.active():
-        return x.clone()
+    if type(x) is not Tensor or x.layout is not torch.strided or functorch.active():
+        return None
+    if x.device.type not in ("cpu", "cuda") or x.is_inference():
+        return None
     try:
         return torch._lazy_clone(x)
     except RuntimeError:  # of memory that torch does not own
-        return x.clone()
+        return None
 
 
 def was_written(copy: Tensor, /) -> bool | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluxlike._private.lazy_clone import lazy_clone
+from fluxlike._private.lazy_clone import shared_until_written
 from fluxlike._private.modules import (
     buffers_of,
     children_of,
@@ -27,10 +27,10 @@ __all__ = ["from_torch"]
 def from_torch(module: nn.Module, /, *inputs: Any, **named: Any) -> TorchModule:
     """A torch module as a tree of parameters, which every transform and update takes.
 
-    The children of the tree are those of the module, under the same names. Parameters are shared with the
-    module until the first update makes new ones, so there is no second copy of the weights, and the module
-    is never changed; buffers are copied when somebody writes to them. Calls run the module's own forward,
-    with its hooks, in the mode of the scope instead of the module's, and with draws from the key in scope.
+    The children of the tree are those of the module, under the same names. Tensors lie in the memory of the
+    module until somebody writes to either, so there is no second copy of the weights, and the module is
+    never changed. Calls run the module's own forward, with its hooks, in the mode of the scope instead of
+    the module's, and with draws from the key in scope.
 
     Args:
         module: any `torch.nn.Module`: of torchvision, timm, transformers or your own. Parameters that do
@@ -125,8 +125,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self._nodes: dict[int, TorchModule] = {}
-        self._buffers: dict[int, Tensor] = {}
-        self._skeletons: dict[int, Skeleton] = {}
+        self._leaves: dict[int, Tensor] = {}
 
     def node(self, module: nn.Module, bare: nn.Module) -> TorchModule:
         known = self._nodes.get(id(module))
@@ -137,8 +136,8 @@ class _Builder:
         cls = class_for(TorchModule, type(module), (*buffers, *frozen))
         node: TorchModule = object.__new__(cls)
         attributes = node.__dict__
-        attributes.update(parameters)
-        attributes.update((name, b if b is None else self._buffer(b)) for name, b in buffers.items())
+        for name, x in (*parameters.items(), *buffers.items()):
+            attributes[name] = x if x is None else self._leaf(x)
         skeleton = attributes[RIDING] = Skeleton(bare)
         self._nodes[id(module)] = node
         for name, child in children_of(module).items():
@@ -150,10 +149,13 @@ class _Builder:
                 skeleton.children[name] = getattr(attributes[name], RIDING)
         return node
 
-    def _buffer(self, x: Tensor) -> Tensor:
-        if id(x) not in self._buffers:
-            self._buffers[id(x)] = lazy_clone(x)
-        return self._buffers[id(x)]
+    def _leaf(self, x: Tensor) -> Tensor:
+        if id(x) not in self._leaves:
+            shared = shared_until_written(x)
+            if shared is None:  # a parameter of torch is never written to, any other tensor might be
+                shared = x if isinstance(x, nn.Parameter) else x.detach().clone()
+            self._leaves[id(x)] = shared
+        return self._leaves[id(x)]
 
 
 adopt(nn.Module, from_torch)
