@@ -9,6 +9,13 @@ from typing import Any
 from torch import nn
 
 from fluxlike._private.modules import NORMS
+from fluxlike.layers.basic import Bilinear, Dense
+from fluxlike.layers.batchnorm import BatchNorm
+from fluxlike.layers.conv import Conv
+from fluxlike.layers.conv_transpose import ConvTranspose
+from fluxlike.layers.embedding import Embedding, EmbeddingBag
+from fluxlike.layers.groupnorm import GroupNorm, InstanceNorm
+from fluxlike.layers.layernorm import LayerNorm, RMSNorm
 from fluxlike.placement.dtype import stays_float32
 from fluxlike.trees.functor import register
 from fluxlike.trees.nodes import Spec
@@ -50,11 +57,27 @@ def _made(base: type, kind: type[nn.Module], buffers: tuple[str, ...]) -> type:
         "_buffer_names": buffers,
     }
     cls = type(kind.__name__, bases, attributes)
-    register(cls, Spec(buffers=buffers, riding=(RIDING,)))
+    ours = [layer for theirs, layer in LIKE_OURS if issubclass(kind, theirs)]
     if issubclass(kind, NORMS):  # whose kernels take 16-bit inputs with statistics of float32
         stays_float32(cls)
+    register(cls, Spec(buffers=buffers, riding=(RIDING,)), answers_to=(*kind.__mro__, *ours))
     return cls
 
+
+#: Modules that keep the same tensors under the same names as a layer of ours, whose rules they follow.
+LIKE_OURS = (
+    (nn.Linear, Dense),
+    (nn.Bilinear, Bilinear),
+    (nn.Embedding, Embedding),
+    (nn.EmbeddingBag, EmbeddingBag),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), Conv),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), ConvTranspose),
+    ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), BatchNorm),
+    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), InstanceNorm),
+    (nn.LayerNorm, LayerNorm),
+    (nn.RMSNorm, RMSNorm),
+    (nn.GroupNorm, GroupNorm),
+)
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ParameterList, nn.ModuleDict, nn.ParameterDict)
 

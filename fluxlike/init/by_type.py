@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import seeded
-from fluxlike.trees.functor import spec_of
+from fluxlike.trees.functor import kinds_of, spec_of
 from fluxlike.trees.leaves import can_train
 from fluxlike.trees.structure import flatten, structure_of
 
@@ -149,7 +149,7 @@ def _owner(accessor: optree.PyTreeAccessor) -> optree.PyTreeEntry | None:
 
 
 def _nearest(cls: type, known: Mapping[type, Any]) -> type | None:
-    return next((base for base in cls.__mro__ if base in known), None)
+    return next((base for base in kinds_of(cls) if base in known), None)
 
 
 def _role(owner: optree.PyTreeEntry) -> str | None:

@@ -15,8 +15,8 @@ from fluxlike._private import pytree
 from fluxlike.trees.nodes import PIN, Spec, adds_attributes, declared, flattener, rebuilder, require_names
 
 __all__ = [
-    "NAMESPACE", "PIN", "Spec", "default_scalars", "functor", "is_leaf_class", "leaf", "on_register",
-    "register", "spec_of",
+    "NAMESPACE", "PIN", "Spec", "default_scalars", "functor", "is_leaf_class", "kinds_of", "leaf",
+    "on_register", "register", "spec_of",
 ]  # fmt: skip
 
 NAMESPACE = "fluxlike"
@@ -31,6 +31,7 @@ default_scalars: list[Callable[[type], Sequence[str]]] = []
 
 _specs: dict[type, Spec] = {}
 _leaf_classes: set[type] = set()
+_kinds: dict[type, tuple[type, ...]] = {}
 _lock = threading.RLock()
 
 
@@ -52,6 +53,12 @@ def spec_of(cls: type, /) -> Spec | None:
         functor(cls)
         return _specs[cls]
     return None
+
+
+def kinds_of(cls: type, /) -> tuple[type, ...]:
+    """The classes whose entry in a table counts for a class, the nearest first."""
+    others = (kind for base in cls.__mro__ for kind in _kinds.get(base, ()))
+    return (*cls.__mro__, *others)
 
 
 def is_leaf_class(cls: type, /) -> bool:
@@ -256,8 +263,16 @@ def _check_class(cls: type, spec: Spec) -> None:
             require_names(cls, option, getattr(spec, option) or (), attributes, "its attributes")
 
 
-def register(cls: type, spec: Spec, /, *, inherited: bool = False) -> None:
-    """Make the objects of a class nodes, without the checks of `functor`."""
+def register(cls: type, spec: Spec, /, *, inherited: bool = False, answers_to: Sequence[type] = ()) -> None:
+    """Make the objects of a class nodes, without the checks of `functor`.
+
+    Args:
+        cls: the class.
+        spec: what its children are.
+        inherited: whether the registration is that of a parent. (default: False)
+        answers_to: other classes whose place its objects take, the nearest first: what is said of these
+            in tables by class counts for them. (default: none)
+    """
     with _lock:
         if cls in _specs:
             return
@@ -267,6 +282,7 @@ def register(cls: type, spec: Spec, /, *, inherited: bool = False) -> None:
         )
         pytree.register(cls, flatten, rebuild)
         _specs[cls] = spec
+        _kinds[cls] = tuple(answers_to)
         for hook in _hooks:
             hook(cls)
 

@@ -774,3 +774,57 @@ def test_references_between_modules_reach_the_copy_that_runs():
     model, x = fl.from_torch(module), torch.ones(1, 2)
     assert torch.equal(model(x), module(x))
     assert fl.gradient(lambda m: m(x).sum(), model).a.bias.tolist() == [2, 2]
+
+
+def convolutional():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(40, 3), nn.LayerNorm(3)
+    )
+
+
+@pytest.mark.parametrize("framework", ["flux", "flax", "keras"])
+def test_layouts_are_those_of_our_own_layers(framework):
+    model, x = fl.from_torch(convolutional()), torch.ones(1, 1, 6, 7)
+    ours = fl.Chain(
+        fl.Conv((3, 3), 1, 2), fl.BatchNorm(2), fl.relu, fl.flatten, fl.Dense(40, 3), fl.LayerNorm(3)
+    )
+    for i in (0, 1, 4, 5):
+        for name in ("weight", "bias"):
+            place = lambda m, i=i, name=name: getattr(m.layers[i], name)  # noqa: E731
+            ours = fl.at(ours, place).set(getattr(model[i], name))
+    there = fl.convert_layout(model, "torch", framework, inputs=x)
+    expected = fl.convert_layout(ours, "torch", framework, inputs=x)
+    for i in (0, 1, 4, 5):
+        assert torch.equal(there[i].weight, expected.layers[i].weight)
+    assert fl.tree.allclose(fl.convert_layout(there, framework, inputs=x), model)
+    state = fl.foreign_state(model, framework, inputs=x)
+    assert fl.tree.allclose(fl.load_foreign_state(model, state, framework, inputs=x), model)
+
+
+def test_a_flatten_inside_a_module_of_ones_own_is_seen():
+    class Flat(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)
+
+    model = fl.from_torch(nn.Sequential(nn.Conv2d(1, 2, 3), Flat(), nn.Linear(40, 3)))
+    with pytest.raises(ValueError, match="flax flattens images with their channels last"):
+        fl.convert_layout(model, "torch", "flax")
+    x = torch.ones(1, 1, 6, 7)
+    there = fl.convert_layout(model, "torch", "flax", inputs=x)
+    assert not torch.equal(there[2].weight.mT.sort(1).values, there[2].weight.mT)
+    assert torch.equal(fl.convert_layout(there, "flax", inputs=x)[2].weight, model[2].weight)
+
+
+def test_layers_are_made_anew_by_the_type_of_the_module_or_of_ours():
+    model = fl.reinit(fl.from_torch(convolutional()), {nn.Linear: torch.ones, fl.Conv: torch.zeros})
+    assert (model[4].weight == 1).all()
+    assert (model[0].weight == 0).all()
+    assert (model[1].weight == 1).all()
+
+
+def test_members_of_one_architecture_can_be_stacked_and_others_are_refused():
+    make = lambda p: fl.from_torch(nn.Sequential(nn.Linear(2, 2), nn.Dropout(p)))  # noqa: E731
+    assert fl.stack([make(0.1), make(0.1)])[0].weight.shape == (2, 2, 2)
+    with pytest.raises(ValueError, match=r"the Dropout at \[1\]"):
+        fl.stack([make(0.1), make(0.2)])

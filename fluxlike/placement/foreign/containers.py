@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fluxlike.trees.functor import kinds_of
+
 __all__ = ["holds_steps", "step_names"]
 
 _containers: dict[type, tuple[str, str]] = {}
@@ -16,7 +18,7 @@ def holds_steps(cls: type, steps: str, names: str, /) -> None:
 
 def step_names(node: Any, /) -> tuple[str, list[str] | None] | None:
     """Where a container keeps its layers, and their names if they have any; None if it is none."""
-    found = next((_containers[cls] for cls in type(node).__mro__ if cls in _containers), None)
+    found = next((_containers[cls] for cls in kinds_of(type(node)) if cls in _containers), None)
     if found is None:
         return None
     names, layers = getattr(node, found[1]), getattr(node, found[0])

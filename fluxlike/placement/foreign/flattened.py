@@ -30,6 +30,7 @@ from fluxlike.placement.foreign.following import Follower, Form, Trace, Use
 from fluxlike.scope.mode import mode
 from fluxlike.trees import paths
 from fluxlike.trees.fmap import fleaves
+from fluxlike.trees.functor import kinds_of
 from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["Flattened", "flattened_features", "may_flatten", "may_meet", "reorder"]
@@ -62,9 +63,8 @@ def may_flatten(model: Any, /) -> bool:
     flattening = taking = False
     for node in _nodes(model):
         flattening = flattening or _reshapes(node)
-        taking = (
-            taking or isinstance(node, tuple(_features)) or (flattening and isinstance(node, tuple(_norms)))
-        )
+        kinds = kinds_of(type(node))
+        taking = taking or any(k in kinds for k in (*_features, *(_norms if flattening else ())))
     return flattening and taking
 
 
@@ -80,6 +80,9 @@ def _reshapes(node: Any) -> bool:
         return False
     if any(node is f for f in (*_flattens, *_harmless)):
         return any(node is f for f in _flattens)
+    answers_to = kinds_of(type(node))[len(type(node).__mro__) :]
+    if answers_to:  # what it stands for runs, unless a layer of ours would do in its place
+        return not any(kind.__module__.startswith("fluxlike.") for kind in answers_to)
     owner = next((c for c in type(node).__mro__ if "__call__" in c.__dict__), type(node))
     return not owner.__module__.startswith("fluxlike.")
 

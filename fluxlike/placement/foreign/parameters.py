@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fluxlike.placement.foreign.parts import Part, Parts, Written, as_part, parts_from
 from fluxlike.trees import paths
+from fluxlike.trees.functor import kinds_of
 
 __all__ = [
     "CHANNELS_LAST",
@@ -147,7 +148,7 @@ def require_framework(name: str, found: str, /, *more: str) -> None:
 
 def rule_of(x: Any, framework: str, /) -> ParameterRule | None:
     """The rule of a layer's class, or of the nearest class that it inherits from."""
-    return next(filter(None, (_rules.get((cls, framework)) for cls in type(x).__mro__)), None)
+    return next(filter(None, (_rules.get((cls, framework)) for cls in kinds_of(type(x)))), None)
 
 
 @dataclass(frozen=True)
