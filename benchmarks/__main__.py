@@ -15,6 +15,7 @@ from benchmarks.harness import HEADER
 NAMES = (
     "gradient",
     "layers",
+    "modules",
     "checkpoint",
     "per_example",
     "population",

@@ -8,6 +8,7 @@ module. So calls from several threads, and calls inside calls, don't meet, and n
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -54,10 +55,17 @@ class Skeleton:
         except IndexError:
             return _Slot(self, stripped_copy(self.module, _same))
 
-    def give_back(self, slot: _Slot) -> None:
-        """Say that a copy is free again."""
+    def give_back(self, slot: _Slot, counts: list[int]) -> bool:
+        """Say that a copy is free again; whether it is, or the call left something that holds a module of it.
+
+        That is so where `torch.utils.checkpoint` is to run a part again: it needs the tensors, and the copy
+        goes when it does.
+        """
+        if slot.references() != counts:
+            return False
         slot.restore()
         self._free.append(slot)
+        return True
 
     def __eq__(self, other: object) -> bool:
         """Whether two would do the same with the same tensors: modules of one class and of equal settings."""
@@ -90,7 +98,7 @@ def _unpickled(module: nn.Module, children: dict[str, Skeleton]) -> Skeleton:
 class _Slot:
     """One module of a copy, and those below it."""
 
-    __slots__ = ("children", "contents", "module", "normalises", "parameters", "skeleton")
+    __slots__ = ("_all", "children", "contents", "module", "normalises", "parameters", "skeleton")
 
     def __init__(self, skeleton: Skeleton, module: nn.Module) -> None:
         self.skeleton, self.module = skeleton, module
@@ -103,7 +111,14 @@ class _Slot:
         self.parameters = [
             (name, p is not None and not p.requires_grad) for name, p in self.contents.parameters.items()
         ]
+        self._all: tuple[nn.Module, ...] | None = None
         self.normalises = isinstance(module, NORMS)
+
+    def references(self) -> list[int]:
+        """How often this module and those below are held."""
+        if self._all is None:
+            self._all = tuple(self.module.modules())
+        return list(map(sys.getrefcount, self._all))
 
     def restore(self) -> None:
         """Take everything off again."""
@@ -130,11 +145,19 @@ class _Copied(NamedTuple):
 
 
 class Run:
-    """One call of a node: ``with Run(node) as module:`` gives the module with the node's tensors in it."""
+    """One call of a node: ``with Run(node) as run:`` puts the node's tensors into ``run.module``.
+
+    Attributes:
+        node: the node.
+        nodes: the nodes by the ids of the modules that run for them.
+        kept: whether something holds a module after the call.
+    """
 
     def __init__(self, node: Any) -> None:
         self.node = node
         self._slots: list[tuple[Skeleton, _Slot]] = []
+        self._counts: list[list[int]] = []
+        self.kept = False
         self._copied: list[_Copied] = []
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._filled: dict[int, Any] = {}
@@ -142,7 +165,12 @@ class Run:
         self._eager = not functorch.active()
         self.nodes: dict[int, Any] = {}
 
-    def __enter__(self) -> nn.Module:
+    @property
+    def module(self) -> nn.Module:
+        """The module that runs."""
+        return self._slots[0][1].module
+
+    def __enter__(self) -> Run:
         skeleton = getattr(self.node, RIDING)
         slot = skeleton.take()
         self._slots.append((skeleton, slot))
@@ -151,7 +179,8 @@ class Run:
         except BaseException:
             self.close()
             raise
-        return slot.module
+        self._counts = [slot.references() for _, slot in self._slots]
+        return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         try:
@@ -164,7 +193,7 @@ class Run:
         """Give the modules back."""
         while self._slots:
             skeleton, slot = self._slots.pop()
-            skeleton.give_back(slot)
+            self.kept |= not skeleton.give_back(slot, self._counts.pop() if self._counts else [])
 
     def _fill(self, slot: _Slot, node: Any) -> None:
         attributes: dict[str, Any] = node.__dict__

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fluxlike._private.modules import CALL
+from fluxlike._private.pytree import tensors_in
 from fluxlike.bridges.skeleton import Run, Skeleton
 from fluxlike.bridges.torch_classes import RIDING, class_for
 from fluxlike.layers.steps import ELSEWHERE, fail
@@ -40,8 +41,11 @@ class TorchModule:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = Run(self)
         try:
-            with run as module:
-                return module(*args, **kwargs)
+            with run:
+                out = run.module(*args, **kwargs)
+            if run.kept:
+                _refuse_reentrant(out)
+            return out
         except Exception as error:
             _explain(self, run, error)
 
@@ -54,9 +58,9 @@ class TorchModule:
         if name.endswith("_") and not name.startswith("_"):
             raise AttributeError(f"{own} is a node of a tree, which has no method in place, {name!r}")
         run = Run(self)
-        with run as module:
-            found = getattr(module, name)
-            if isinstance(found, MethodType) and found.__self__ is module:
+        with run:
+            found = getattr(run.module, name)
+            if isinstance(found, MethodType) and found.__self__ is run.module:
                 return _Method(self, name)
             return run.nodes.get(id(found), found) if isinstance(found, nn.Module) else found
 
@@ -88,13 +92,33 @@ class _Method:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = Run(self.__self__)
         try:
-            with run as module:
-                return getattr(module, self.__name__)(*args, **kwargs)
+            with run:
+                out = getattr(run.module, self.__name__)(*args, **kwargs)
+            if run.kept:
+                _refuse_reentrant(out)
+            return out
         except Exception as error:
             _explain(self.__self__, run, error)
 
     def __repr__(self) -> str:
         return f"<the method {self.__name__} of a {type(self.__self__).__name__}>"
+
+
+def _refuse_reentrant(out: Any) -> None:
+    """Refuse torch's older checkpoint, which adds to ``.grad`` on its own and gives no gradients to return."""
+    queue = [x.grad_fn for x in tensors_in(out) if x.grad_fn is not None]
+    seen = set(queue)
+    while queue:
+        step = queue.pop()
+        if step.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                "the module computes a part again by torch.utils.checkpoint with use_reentrant=True, through "
+                "which no gradient can be returned; write use_reentrant=False (in transformers: "
+                "module.gradient_checkpointing_enable({'use_reentrant': False}) before from_torch)"
+            )
+        new = {inner for inner, _ in step.next_functions if inner is not None} - seen
+        seen |= new
+        queue.extend(new)
 
 
 def _explain(node: TorchModule, run: Run, error: Exception) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils.checkpoint import checkpoint
 
 import fluxlike as fl
 
@@ -731,6 +732,51 @@ def test_autocast_and_checkpoint_and_purity(net):
     assert torch.equal(again[0].weight, plain[0].weight)
     assert again[1].num_batches_tracked.value == 1
     fl.check_pure(lambda m, x: fl.gradient(lambda m, x: m(x).square().sum(), m, x), model, x)
+
+
+def test_parts_that_the_module_computes_again_find_their_tensors():
+    class Saving(nn.Module):
+        def __init__(self, reentrant):
+            super().__init__()
+            self.reentrant = reentrant
+            self.inner = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Dropout(0.5))
+            self.head = nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.head(checkpoint(self.inner, x, use_reentrant=self.reentrant))
+
+    torch.manual_seed(0)
+    module, x = Saving(False).double(), torch.randn(6, 3, dtype=torch.float64).requires_grad_()
+    model = fl.from_torch(module)
+    f = lambda m: m(x).square().sum()  # noqa: E731
+    for key in (None, fl.Key(0)):
+        torch.manual_seed(1)
+        grads = fl.gradient(f, model, key=key)
+        assert grads.inner[1].num_batches_tracked.value == 1
+        torch.manual_seed(1)
+        plain = fl.gradient(lambda m: m.head(m.inner(x)).square().sum(), model, key=key)
+        torch.testing.assert_close(grads.inner[0].weight, plain.inner[0].weight)
+    assert len(model._torch._free) <= 1
+    with pytest.raises(ValueError, match=r"use_reentrant=True, through which no gradient can be returned"):
+        fl.gradient(f, fl.from_torch(Saving(True).double()))
+
+
+def test_a_forward_that_gives_its_results_one_by_one_keeps_its_tensors():
+    class Stepwise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, xs):
+            for x in xs:
+                yield self.linear(x)
+
+    model = fl.from_torch(Stepwise())
+    later = model([torch.ones(1, 2), torch.zeros(1, 2)])
+    other = fl.tree.scale(model, 2.0)([torch.ones(1, 2)])
+    assert torch.equal(next(later), model.linear(torch.ones(1, 2)))
+    assert torch.equal(next(other), 2 * model.linear(torch.ones(1, 2)))
+    assert torch.equal(next(later), model.linear(torch.zeros(1, 2)))
 
 
 def test_what_is_no_module_is_told_what_to_write():

@@ -58,7 +58,7 @@ def storage_of(x: Tensor, /) -> torch.UntypedStorage | None:
     """The memory under a tensor, below all transforms; None for one that has none or many."""
     try:
         storage = levels.outside(x, 0).untyped_storage()
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, ValueError):  # the last of a parameter without a shape
         return None
     return None if storage.device.type == "meta" else storage
 
