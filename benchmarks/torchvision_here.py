@@ -38,4 +38,3 @@ def _declare_missing() -> None:
             _library.define(f"{missing[1]}(Tensor x) -> Tensor")
         for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-

@@ -5,12 +5,21 @@ model, state = fl.update(state, model, grads)
 """
 
 from fluxlike import init, losses, random, schedules
+from fluxlike.bridges.arrays import from_array, to_array
+from fluxlike.bridges.foreign_files.flax import load_flax, read_flax
+from fluxlike.bridges.foreign_files.flux import load_flux, read_flux
+from fluxlike.bridges.foreign_files.keras import load_keras, read_keras
 from fluxlike.bridges.from_torch import from_torch
+from fluxlike.bridges.jax_functions import from_jax
+from fluxlike.bridges.to_torch import to_torch
+from fluxlike.bridges.torch_functions import to_jax
 from fluxlike.bridges.torch_module import TorchModule
 from fluxlike.bridges.torch_optim import from_torch_optimiser, to_torch_optimiser
 from fluxlike.data.loader import DataLoader
 from fluxlike.data.observations import splitobs
 from fluxlike.data.onehot import onecold, onehot, onehotbatch
+from fluxlike.files.checkpoints import load_checkpoint, match_checkpoint, read_checkpoint
+from fluxlike.files.report import CheckpointMatch
 from fluxlike.files.tensors import load, save
 from fluxlike.init.by_type import reinit
 from fluxlike.inspect.autosize import autosize
@@ -159,6 +168,7 @@ __all__ = [
     "BatchNorm",
     "Bilinear",
     "Chain",
+    "CheckpointMatch",
     "ClipGlobalNorm",
     "ClipGrad",
     "ClipNorm",
@@ -269,6 +279,8 @@ __all__ = [
     "fmap_with_path",
     "foreign_state",
     "freeze",
+    "from_array",
+    "from_jax",
     "from_torch",
     "from_torch_optimiser",
     "functor",
@@ -292,11 +304,16 @@ __all__ = [
     "leaf",
     "leaky_relu",
     "load",
+    "load_checkpoint",
+    "load_flax",
+    "load_flux",
     "load_foreign_state",
+    "load_keras",
     "load_state_dict",
     "log_softmax",
     "logsigmoid",
     "losses",
+    "match_checkpoint",
     "mish",
     "mode",
     "onecold",
@@ -310,6 +327,10 @@ __all__ = [
     "pullback",
     "pushforward",
     "random",
+    "read_checkpoint",
+    "read_flax",
+    "read_flux",
+    "read_keras",
     "reinit",
     "relu",
     "relu6",
@@ -337,7 +358,10 @@ __all__ = [
     "tanhshrink",
     "testmode",
     "thaw",
+    "to_array",
     "to_device",
+    "to_jax",
+    "to_torch",
     "to_torch_optimiser",
     "trainables",
     "training",

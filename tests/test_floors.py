@@ -68,6 +68,7 @@ MAY_TOUCH_PRIVATE = {
         "compiler/operators",
         "compiler/trace",
         "dispatch",
+        "fake",
         "functorch",
         "fused",
         "guards",

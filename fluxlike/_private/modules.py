@@ -8,6 +8,7 @@ parameter. What a call leaves on a module is taken off again afterwards.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any
@@ -22,9 +23,11 @@ __all__ = [
     "NORMS",
     "buffers_of",
     "children_of",
+    "has_hooks",
     "hooked",
     "hooks_of",
     "is_uninitialised",
+    "member",
     "parameters_of",
     "replace_tensors",
     "same_settings",
@@ -98,6 +101,19 @@ def same_settings(a: nn.Module, b: nn.Module, same: Callable[[Any, Any], bool], 
 _HELD = {"_parameters", "_buffers", "_modules"}
 
 
+def has_hooks(x: Tensor, /) -> bool:
+    """Whether something is called with the gradient of a parameter."""
+    return bool(x._backward_hooks or getattr(x, "_post_accumulate_grad_hooks", None))
+
+
+def member(module: nn.Module, name: str, /) -> Tensor | nn.Module | None:
+    """The module's own parameter, buffer or module of a name, as fast as that goes; None for none."""
+    x: Tensor | None = module._parameters.get(name)
+    if x is None:
+        x = module._buffers.get(name)
+    return module._modules.get(name) if x is None else x
+
+
 def hooked(module: nn.Module, /) -> bool:
     """Whether a call of the module runs more than its forward."""
     return bool(
@@ -143,8 +159,13 @@ def replace_tensors(module: nn.Module, new: Callable[[Tensor], Tensor], /) -> No
                     held[name] = done[id(x)]
 
 
+_CONTAINERS = (dict, OrderedDict, list, set)
+
+
 class Contents:
     """What one module holds, to be filled for a call and put back afterwards.
+
+    Its own containers are put back too: a forward may append to a list, or hook functions to its modules.
 
     Attributes:
         attributes: its attributes, among them ``training``.
@@ -153,7 +174,7 @@ class Contents:
         modules: the modules right below, by name.
     """
 
-    __slots__ = ("_before", "attributes", "buffers", "modules", "parameters")
+    __slots__ = ("_before", "_containers", "attributes", "buffers", "modules", "parameters")
 
     def __init__(self, module: nn.Module) -> None:
         self.attributes = module.__dict__
@@ -161,9 +182,18 @@ class Contents:
         self.modules = children_of(module)
         held = (self.attributes, self.parameters, self.buffers, self.modules)
         self._before = tuple((d, dict(d)) for d in held)
+        self._containers = tuple(
+            (x, copy.copy(x))
+            for x in self.attributes.values()
+            if type(x) in _CONTAINERS and not any(x is d for d in held)
+        )
 
     def restore(self) -> None:
         """Make the module what it was."""
         for now, before in self._before:
             now.clear()
             now.update(before)
+        for container, was in self._containers:
+            if container or was:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(was)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,17 @@ from fluxlike._private.lazy_clone import shared_until_written
 from fluxlike._private.modules import (
     buffers_of,
     children_of,
+    has_hooks,
     is_uninitialised,
     parameters_of,
     stripped_copy,
 )
+from fluxlike.bridges.restored import restored
 from fluxlike.bridges.skeleton import Skeleton
+from fluxlike.bridges.to_torch import converters
 from fluxlike.bridges.torch_classes import RIDING, class_for
 from fluxlike.bridges.torch_module import TorchModule
-from fluxlike.layers.adopt import adopt
+from fluxlike.trees.adopt import adopt
 
 __all__ = ["from_torch"]
 
@@ -68,6 +72,7 @@ def from_torch(module: nn.Module, /, *inputs: Any, **named: Any) -> TorchModule:
                     f"{path}.{name} of the module has no shape yet: write from_torch(module, x) with an "
                     "example of its inputs, or call the module once before"
                 )
+    _warn_of_hooks(module)
     return _Builder().node(module, _copied(module, _on_meta))
 
 
@@ -99,6 +104,16 @@ def _require_module(module: Any) -> None:
                 f"{path or 'the module'} is a scripted module, whose forward is not Python; give the "
                 "module that it was scripted from"
             )
+
+
+def _warn_of_hooks(module: nn.Module) -> None:
+    hooked = [name for name, p in module.named_parameters() if has_hooks(p)]
+    if hooked:
+        warnings.warn(
+            f"hooks on parameters, here of {hooked[0]}, are not run by from_torch: gradients are values that "
+            "gradient returns; change them there, or by a link of the optimiser",
+            stacklevel=3,
+        )
 
 
 def _copied(module: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -133,7 +148,8 @@ class _Builder:
             return known
         parameters, buffers = parameters_of(module), buffers_of(module)
         frozen = [name for name, p in parameters.items() if p is not None and not p.requires_grad]
-        cls = class_for(TorchModule, type(module), (*buffers, *frozen))
+        names = (*parameters, *buffers, *children_of(module))
+        cls = class_for(TorchModule, type(module), names, (*buffers, *frozen))
         node: TorchModule = object.__new__(cls)
         attributes = node.__dict__
         for name, x in (*parameters.items(), *buffers.items()):
@@ -159,3 +175,4 @@ class _Builder:
 
 
 adopt(nn.Module, from_torch)
+converters[TorchModule] = restored

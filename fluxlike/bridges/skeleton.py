@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fluxlike._private import functorch
-from fluxlike._private.lazy_clone import lazy_clone, was_written
+from fluxlike._private.lazy_clone import lazy_clone, shared_until_written, was_written
 from fluxlike._private.modules import NORMS, Contents, children_of, same_settings, stripped_copy
 from fluxlike.bridges.torch_classes import RIDING
+from fluxlike.scope import example
 from fluxlike.scope.assigned import assign, current, is_held
 from fluxlike.scope.mode import training
 from fluxlike.transforms.listening import overheard
@@ -29,7 +30,7 @@ from fluxlike.trees.nodes import PIN
 from fluxlike.trees.structure import flatten
 from fluxlike.trees.values import value_of
 
-__all__ = ["Run", "Skeleton"]
+__all__ = ["Run", "Skeleton", "Stand"]
 
 
 @leaf
@@ -98,7 +99,9 @@ def _unpickled(module: nn.Module, children: dict[str, Skeleton]) -> Skeleton:
 class _Slot:
     """One module of a copy, and those below it."""
 
-    __slots__ = ("_all", "children", "contents", "module", "normalises", "parameters", "skeleton")
+    __slots__ = (
+        "_all", "children", "contents", "module", "normalises", "parameters", "recurrent", "skeleton",
+    )  # fmt: skip
 
     def __init__(self, skeleton: Skeleton, module: nn.Module) -> None:
         self.skeleton, self.module = skeleton, module
@@ -113,6 +116,8 @@ class _Slot:
         ]
         self._all: tuple[nn.Module, ...] | None = None
         self.normalises = isinstance(module, NORMS)
+        # torch's fused kernels would take a copy of these weights, and don't write to them.
+        self.recurrent = isinstance(module, nn.RNNBase)
 
     def references(self) -> list[int]:
         """How often this module and those below are held."""
@@ -155,10 +160,12 @@ class Run:
 
     def __init__(self, node: Any) -> None:
         self.node = node
+        self._alone = example.alone()
         self._slots: list[tuple[Skeleton, _Slot]] = []
         self._counts: list[list[int]] = []
         self.kept = False
-        self._copied: list[_Copied] = []
+        self._copied: list[_Copied] = []  # buffers
+        self._kept: list[_Copied] = []  # parameters, which no call may write
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._filled: dict[int, Any] = {}
         self._training = training()
@@ -201,6 +208,8 @@ class Run:
         self.nodes[id(slot.module)] = node
         pin = attributes.get(PIN)
         contents.attributes["training"] = self._training if pin is None else pin == "train"
+        if self._alone and slot.normalises and contents.attributes["training"]:
+            raise ValueError(f"{type(slot.module).__name__} is in train mode; {example.NO_BATCH}")
         for name, frozen in slot.parameters:
             x = attributes[name]
             if isinstance(x, Tensor):
@@ -208,6 +217,8 @@ class Run:
                     x = self._copy(contents.parameters, name, slot, x)
                 elif x.requires_grad:
                     x = value_of(x)
+                elif self._eager and not slot.recurrent:
+                    x = self._guarded(contents.parameters, name, slot, x)
             contents.parameters[name] = x
         for name in contents.buffers:
             x = attributes[name]
@@ -239,13 +250,14 @@ class Run:
         if skeleton is None:
             if not callable(node) or isinstance(node, type):
                 raise TypeError(f"the module {name!r} was replaced by {node!r}, which can't be called")
-            return _Stand(node)
+            return Stand(node)
         slot = skeleton.take()
         self._slots.append((skeleton, slot))
         self._fill(slot, node)
         return slot.module
 
     def _copy(self, held: dict[str, Tensor | None], name: str, slot: _Slot, x: Tensor) -> Tensor:
+        """A copy of a tensor for the forward, made when it writes to it."""
         known = self._copies.get(id(x))
         if known is None:
             start = current(x)
@@ -253,8 +265,26 @@ class Run:
         self._copied.append(_Copied(held, name, slot, x, *known))
         return known[1]
 
+    def _guarded(self, held: dict[str, Tensor | None], name: str, slot: _Slot, x: Tensor) -> Tensor:
+        """A parameter for a plain call, which is not to write to it."""
+        known = self._copies.get(id(x))
+        if known is None:
+            shared = shared_until_written(x)
+            if shared is None:
+                return x
+            known = self._copies[id(x)] = x, shared
+        self._kept.append(_Copied(held, name, slot, x, *known))
+        return known[1]
+
     def _report(self) -> None:
-        """Assign what the forward has written."""
+        """Assign the buffers that were written, and refuse a parameter that was."""
+        for one in self._kept:
+            if one.held.get(one.name) is not one.copy or self._was_written(one):
+                raise RuntimeError(
+                    f"the call writes the parameter {one.name!r} of a {type(one.slot.module).__name__}, and "
+                    "a tree is never changed in place; change the module before from_torch, or make a new "
+                    "tree with fluxlike.at, fluxlike.reinit or fluxlike.update"
+                )
         told: set[int] = set()
         for one in self._copied:
             if not one.slot.module.training or id(one.origin) in told or not is_held(one.origin):
@@ -288,7 +318,7 @@ def _same_leaves(a: Any, b: Any) -> bool:
     return len(mine) == len(theirs) and all(x is y for x, y in zip(mine, theirs, strict=True))
 
 
-class _Stand(nn.Module):
+class Stand(nn.Module):
     """What is called where a module was replaced by a layer of ours, or by any callable."""
 
     def __init__(self, layer: Callable[..., Any]) -> None:

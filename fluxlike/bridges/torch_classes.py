@@ -1,4 +1,4 @@
-"""The classes of the nodes that stand for torch modules: one for each class of modules."""
+"""The classes of the nodes that stand for torch modules: one for each class of modules and their names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fluxlike._private.modules import NORMS
+from fluxlike._private.modules import NORMS, children_of
 from fluxlike.layers.basic import Bilinear, Dense
 from fluxlike.layers.batchnorm import BatchNorm
 from fluxlike.layers.conv import Conv
@@ -18,7 +18,7 @@ from fluxlike.layers.groupnorm import GroupNorm, InstanceNorm
 from fluxlike.layers.layernorm import LayerNorm, RMSNorm
 from fluxlike.placement.dtype import stays_float32
 from fluxlike.trees.functor import register
-from fluxlike.trees.nodes import Spec
+from fluxlike.trees.nodes import PIN, Spec
 
 __all__ = ["RIDING", "class_for"]
 
@@ -26,26 +26,27 @@ __all__ = ["RIDING", "class_for"]
 RIDING = "_torch"
 
 
-_classes: dict[tuple[type, type, tuple[str, ...]], type] = {}
+_classes: dict[tuple[Any, ...], type] = {}
 _lock = threading.Lock()
 
 
-def class_for(base: type, kind: type[nn.Module], buffers: tuple[str, ...]) -> type:
+def class_for(base: type, kind: type[nn.Module], names: tuple[str, ...], buffers: tuple[str, ...]) -> type:
     """The class of the nodes for modules of a class: `base`, under the module's name.
 
     Args:
         base: what all of them have in common.
         kind: the class of the modules.
+        names: of the children, in their order. They are part of the class because all nodes of one have
+            them in one order, and a module says the order of its own.
         buffers: which of the modules' tensors are not trained. It is part of the class because a place is
             trainable or not by the class of its node.
     """
-    known = _classes.get((base, kind, buffers))
+    key = base, kind, names, buffers
+    known = _classes.get(key)
     if known is not None:
         return known
     with _lock:
-        return _classes.get((base, kind, buffers)) or _classes.setdefault(
-            (base, kind, buffers), _made(base, kind, buffers)
-        )
+        return _classes.get(key) or _classes.setdefault(key, _made(base, kind, buffers))
 
 
 def _made(base: type, kind: type[nn.Module], buffers: tuple[str, ...]) -> type:
@@ -56,6 +57,8 @@ def _made(base: type, kind: type[nn.Module], buffers: tuple[str, ...]) -> type:
         "torch_class": kind,
         "_buffer_names": buffers,
     }
+    if issubclass(kind, (nn.ParameterList, nn.ParameterDict)):
+        attributes["extra_repr"] = None  # theirs prints the parameters, as the tree does
     cls = type(kind.__name__, bases, attributes)
     ours = [layer for theirs, layer in LIKE_OURS if issubclass(kind, theirs)]
     if issubclass(kind, NORMS):  # whose kernels take 16-bit inputs with statistics of float32
@@ -79,14 +82,19 @@ LIKE_OURS = (
     (nn.GroupNorm, GroupNorm),
 )
 
-_LISTS = (nn.Sequential, nn.ModuleList, nn.ParameterList, nn.ModuleDict, nn.ParameterDict)
+#: Those whose members are modules; they may hold tensors of their own beside them.
+_MODULES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_LISTS = (*_MODULES, nn.ParameterList, nn.ParameterDict)
 
 
 class _Listed:
     """What nodes have that stand for torch's containers: a length, indices, and a loop over the children."""
 
     def _children(self) -> dict[str, Any]:
-        return {name: x for name, x in vars(self).items() if name not in (RIDING, "_pinned_mode")}
+        attributes = vars(self)
+        if not issubclass(self.torch_class, _MODULES):  # type: ignore[attr-defined]
+            return {name: x for name, x in attributes.items() if name not in (RIDING, PIN)}
+        return {name: attributes[name] for name in children_of(attributes[RIDING].module)}
 
     def __len__(self) -> int:
         return len(self._children())

@@ -55,8 +55,12 @@ class TorchModule:
         own = type(self).__name__
         if name in ELSEWHERE:
             raise AttributeError(f"{own} is a node of a tree and has no {name!r}: {ELSEWHERE[name]}")
-        if name.endswith("_") and not name.startswith("_"):
-            raise AttributeError(f"{own} is a node of a tree, which has no method in place, {name!r}")
+        if name in _OF_MODULES or (name.endswith("_") and not name.startswith("_")):
+            raise AttributeError(
+                f"{own} is a node of a tree and has no {name!r}, which changes or looks through a module in "
+                "place; call it on the module before from_torch, or write fluxlike.at, fmap or trainables"
+            )
+        _require_attribute(getattr(self, RIDING).module, name)
         run = Run(self)
         with run:
             found = getattr(run.module, name)
@@ -65,10 +69,11 @@ class TorchModule:
             return run.nodes.get(id(found), found) if isinstance(found, nn.Module) else found
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(getattr(self, RIDING).module)} - set(ELSEWHERE))
+        return sorted({*super().__dir__(), *dir(getattr(self, RIDING).module)} - {*ELSEWHERE, *_OF_MODULES})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.torch_class, self._buffer_names, vars(self))
+        names = tuple(name for name in vars(self) if name not in (RIDING, PIN))
+        return _unpickled, (self.torch_class, names, self._buffer_names, vars(self))
 
     def extra_repr(self) -> str:
         """The arguments of the module in print."""
@@ -76,8 +81,27 @@ class TorchModule:
         return skeleton.module.extra_repr()
 
 
-def _unpickled(kind: type[nn.Module], buffers: tuple[str, ...], attributes: dict[str, Any]) -> TorchModule:
-    node: TorchModule = object.__new__(class_for(TorchModule, kind, buffers))
+#: The methods that every module has, but for those that only read.
+_OF_MODULES = {name for name, x in vars(nn.Module).items() if callable(x) and not name.startswith("_")} - {
+    "extra_repr",
+    "forward",
+    "get_submodule",
+    "get_parameter",
+    "get_buffer",
+}
+
+
+def _require_attribute(module: nn.Module, name: str) -> None:
+    """Raise where neither the module nor its class can have an attribute, before any tensor is put in it."""
+    kind: Any = type(module)
+    if kind.__getattr__ is nn.Module.__getattr__ and not hasattr(kind, name) and not hasattr(module, name):
+        raise AttributeError(f"{kind.__name__} has no attribute {name!r}")
+
+
+def _unpickled(
+    kind: type[nn.Module], names: tuple[str, ...], buffers: tuple[str, ...], attributes: dict[str, Any]
+) -> TorchModule:
+    node: TorchModule = object.__new__(class_for(TorchModule, kind, names, buffers))
     node.__dict__.update(attributes)
     return node
 
@@ -105,7 +129,7 @@ class _Method:
 
 
 def _refuse_reentrant(out: Any) -> None:
-    """Refuse torch's older checkpoint, which adds to ``.grad`` on its own and gives no gradients to return."""
+    """Refuse torch's older checkpoint, which adds to ``.grad`` and gives no gradients to return."""
     queue = [x.grad_fn for x in tensors_in(out) if x.grad_fn is not None]
     seen = set(queue)
     while queue:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.optimisers.state import ParamState
+from fluxlike.trees.paths import dotted
 
 __all__ = ["dotted", "match", "named_parameters", "owned"]
 
@@ -25,11 +25,6 @@ def named_parameters(module: Any) -> dict[str, Tensor]:
         )
     items = module.items() if isinstance(module, Mapping) else enumerate(module)
     return {str(name): p for name, p in items}
-
-
-def dotted(path: str) -> str:
-    """The path of a leaf as torch writes names: ``.layers[0]['w']`` as ``layers.0.w``."""
-    return ".".join(a or b or c for a, b, c in re.findall(r"\.([^.\[\]]+)|\['([^']*)'\]|\[([^\]']*)\]", path))
 
 
 def match(found: dict[str, ParamState], named: dict[str, Tensor]) -> dict[str, tuple[Tensor, ParamState]]:

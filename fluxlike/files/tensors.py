@@ -1,42 +1,33 @@
 """`save` and `load`: any tree in one safetensors file, with its structure as JSON.
 
 Tensors are stored once, under the path of their first place. The header's metadata lists every leaf
-by path: which stored tensor it is, or the plain value itself. Functions and other objects are
-written as their names, to be compared, never imported: loading runs no code.
+by path: which stored tensor it is, or the plain value itself. Loading runs no code, believes no size
+that the tree expected does not have, and finds damage by checksums.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import enum
-import functools
-import json
-import math
 import os
-import re
 import secrets
-from collections.abc import Container, Iterator
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optree
 import torch
 from torch import Tensor
 
-from fluxlike.trees import paths
-from fluxlike.trees.functor import NAMESPACE, spec_of
+from fluxlike.files import description
+from fluxlike.files.description import STORED, Description, Places
+from fluxlike.files.reader import Stored, TensorFile, bytes_of, shown
 from fluxlike.trees.leaves import Assigned
-from fluxlike.trees.nodes import PIN
-from fluxlike.trees.show import value_text
 from fluxlike.trees.state_dict import fit, is_plain
 from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["load", "save"]
 
 _FORMAT = "fluxlike"
-_VERSION = 1
 
 
 def save(path: str | os.PathLike[str], tree: Any, /) -> None:
@@ -71,9 +62,9 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
         raise TypeError(f"save takes the path first, found a {type(path).__name__}: write save(path, tree)")
     leaves, treedef = flatten(tree)
     where = structure_of(treedef).paths
-    stored = _Stored()
+    stored = _Storing()
     entries = {p: stored.entry(p, x) for p, x in zip(where, leaves, strict=True)}
-    about = {"version": _VERSION, "leaves": entries, "nodes": dict(_nodes(tree, ""))}
+    about = description.written(tree, entries, stored.checksums)
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent} to save into")
@@ -81,25 +72,28 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
     try:
         with open(temporary, "xb") as file:
             mode = os.fstat(file.fileno()).st_mode  # safetensors makes files that only we may read
-        save_file(stored.tensors, temporary, metadata={_FORMAT: json.dumps(about)})
+        save_file(stored.tensors, temporary, metadata={_FORMAT: about})
+        with TensorFile(temporary):
+            pass  # what is too large to be read is not written
         os.chmod(temporary, mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except KeyError as error:
         raise ValueError(f"can't save to {path}: safetensors has no dtype {error}") from error
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"can't save to {path}: {error}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
 
 
-class _Stored:
+class _Storing:
     """The tensors of a file, each once, by the name under which it is stored."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.checksums: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._kept: list[Tensor] = []  # while names go by id, no id may be used again
         self._memory: set[int] = set()
@@ -117,17 +111,7 @@ class _Stored:
             except TypeError:
                 raise ValueError(f"{path} is a numpy array of {x.dtype}, which can't be saved") from None
             return {kind: self._store(path, tensor, path), **_view(tensor)}
-        if isinstance(x, enum.Enum):
-            return {"name": _object_name(x)}
-        if isinstance(x, bytes):
-            return {"bytes": base64.b64encode(x).decode()}
-        if isinstance(x, complex):
-            return {"complex": [repr(x.real), repr(x.imag)]}
-        if isinstance(x, float) and not math.isfinite(x):
-            return {"float": repr(float(x))}
-        if x is None or type(x) in (bool, int, float, str):
-            return {"value": x}
-        return {"name": _object_name(x)}
+        return description.plain_entry(x)
 
     def _store(self, path: str, x: Tensor, name: str) -> str:
         if id(x) in self._names:
@@ -151,41 +135,12 @@ class _Stored:
             x = x.clone()
         self._memory.add(memory)
         self.tensors[name] = x
+        self.checksums[name] = zlib.crc32(bytes_of(x)) if x.numel() else 0
         return name
 
 
 def _view(x: Tensor) -> dict[str, str]:
     return {"as": "complex128"} if x.dtype == torch.complex128 else {}
-
-
-def _object_name(x: Any) -> str:
-    if isinstance(x, enum.Enum):
-        return f"{type(x).__name__}.{x.name}"
-    if isinstance(x, functools.partial):
-        given = [repr(a) if _printable(a) else _object_name(a) for a in (*x.args, *x.keywords.values())]
-        labels = [*[""] * len(x.args), *(f"{k}=" for k in x.keywords)]
-        inside = "".join(f", {label}{text}" for label, text in zip(labels, given, strict=True))
-        return f"partial({_object_name(x.func)}{inside})"
-    return getattr(x, "__name__", None) or f"{type(x).__name__} object"
-
-
-def _nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each node its class by name, and its plain attributes that are not children, in print."""
-    if not paths.is_node(node):
-        return
-    settings = {}
-    if spec_of(type(node)) is not None:
-        static: Any = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)[1]
-        settings = {n: repr(v) for n, v in static[1].values.items() if _printable(v)}
-    yield path, {"class": type(node).__name__, "settings": settings}
-    for step, child in paths.children(node):
-        yield from _nodes(child, path + step.text)
-
-
-def _printable(x: Any) -> bool:
-    if isinstance(x, (tuple, list)):
-        return all(map(_printable, x))
-    return x is None or isinstance(x, (bool, int, float, str))
 
 
 def load(path: str | os.PathLike[str], /, like: Any) -> Any:
@@ -201,8 +156,8 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
         A tree of the structure and ties of `like`.
 
     Raises:
-        ValueError: the file is truncated or was not written by `save`; or a leaf is missing, is not in
-            `like`, or has another shape, dtype, type, name or setting. All mismatches are named.
+        ValueError: the file is truncated, damaged or was not written by `save`; or a leaf is missing, is
+            not in `like`, or has another shape, dtype, type, name or setting. All mismatches are named.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -215,13 +170,16 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
     """
     leaves, treedef = flatten(like)
     where = structure_of(treedef).paths
-    found, names, nodes = _read(path)
-    differing = _compare_nodes(like, nodes)
-    wanted = {p: x for p, x in zip(where, leaves, strict=True) if _outside(p, differing)}
-    found = {p: x for p, x in found.items() if _outside(p, differing)}
-    names = {p: x for p, x in names.items() if _outside(p, differing)}
-    faults = [fault for p, fault in differing.items() if _outside(p, differing)]
-    faults += _compare_names(wanted, names, found)
+    with TensorFile(path) as file:
+        about = _description(path, file)
+        found = _values(path, file, about, dict(zip(where, leaves, strict=True)))
+    differing = description.compare_nodes(like, about.nodes)
+    places = Places(differing)
+    wanted = {p: x for p, x in zip(where, leaves, strict=True) if not places.above(p)}
+    found = {p: x for p, x in found.items() if not places.above(p)}
+    names = {p: x for p, x in about.names().items() if not places.above(p)}
+    faults = [fault for p, fault in differing.items() if not places.above(p)]
+    faults += description.compare_names(wanted, names, found)
     plain = {p: x for p, x in found.items() if p not in wanted or is_plain(wanted[p])}
     known = {p for p in where if p not in wanted or (p in names and is_plain(wanted[p]))}
     tree = fit(like, plain, what=f"the file {path}", faults=faults, skip=known)
@@ -236,116 +194,79 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
     return treedef.unflatten(loaded)
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-    """The values of a file by path, the names of its objects by path, and its nodes."""
-    from safetensors import SafetensorError, safe_open
-
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if _FORMAT not in metadata:
-                raise ValueError(
-                    f"{path} is a safetensors file, but not one that fluxlike.save wrote; read its tensors "
-                    "with safetensors.torch.load_file"
-                )
-            # Copies, because the file's own memory is mapped and may change under us.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
-    try:
-        about = json.loads(metadata[_FORMAT])
-        if about["version"] != _VERSION:
-            raise ValueError(f"it is of version {about['version']!r}; this fluxlike reads {_VERSION}")
-        names = {p: e["name"] for p, e in about["leaves"].items() if "name" in e}
-        found = {p: _value(e, tensors) for p, e in about["leaves"].items() if "name" not in e}
-        nodes = {
-            p: {"class": str(n["class"]), "settings": dict(n["settings"])} for p, n in about["nodes"].items()
-        }
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        IndexError,
-        RecursionError,
-        RuntimeError,
-    ) as error:
+def _description(path: str | os.PathLike[str], file: TensorFile) -> Description:
+    if _FORMAT not in file.metadata:
         raise ValueError(
-            f"{path} has a header that can't be read: {type(error).__name__}: {error}"
-        ) from error
-    return found, names, nodes
+            f"{path} is a safetensors file, but not one that fluxlike.save wrote; read its tensors into a "
+            "model with fluxlike.load_checkpoint"
+        )
+    try:
+        about = description.parse(file.metadata[_FORMAT])
+        named = {entry[kind] or "tree" for entry in about.leaves.values() for kind in STORED if kind in entry}
+        stray = about.checksums.keys() ^ file.tensors.keys() or named ^ file.tensors.keys()
+        if stray:
+            raise ValueError(f"{shown(min(stray))} is not both stored and described")
+    except ValueError as error:
+        raise ValueError(f"{path} has a header that can't be read: {error}") from error
+    return about
 
 
-def _value(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
-    """One leaf, from what the header says of it."""
-    for kind in ("tensor", "assigned", "array", "scalar"):
-        if kind in entry:
+def _values(
+    path: str | os.PathLike[str], file: TensorFile, about: Description, wanted: dict[str, Any]
+) -> dict[str, Any]:
+    """The values by path. A tensor that is not of the size of any leaf it is for stays unread."""
+    places = [(p, e, kind) for p, e in about.leaves.items() for kind in STORED if kind in e]
+    fitting = {
+        e[kind] or "tree"
+        for p, e, kind in places
+        if _bytes(wanted.get(p)) == _size(file.tensors[e[kind] or "tree"])
+    }
+    tensors = {
+        name: file.read(name, about.checksums[name])
+        if name in fitting
+        else torch.empty(stored.shape, dtype=stored.dtype, device="meta")
+        for name, stored in file.tensors.items()
+    }
+    viewed: dict[str, tuple[bool, str | None, Tensor]] = {}  # once, so that ties stay ties
+    found: dict[str, Any] = {}
+    try:
+        for p, entry in about.leaves.items():
+            kind = next(iter(entry))
+            if kind not in STORED:
+                if kind != "name":
+                    found[p] = description.plain_value(entry)
+                continue
             name = entry[kind] or "tree"
-            if entry.get("as") == "complex128" and not tensors[name].is_complex():
-                tensors[name] = torch.view_as_complex(tensors[name])  # once, so that ties stay ties
-            x = tensors[name]
-            if kind == "tensor":
-                return x
-            if kind == "assigned":
-                return Assigned(x)
-            return x.numpy() if kind == "array" else x.numpy()[()]
-    if "bytes" in entry:
-        return base64.b64decode(entry["bytes"])
-    if "complex" in entry:
-        return complex(*map(float, entry["complex"]))
-    if "float" in entry:
-        return float(entry["float"])
-    value = entry["value"]
-    if not (value is None or isinstance(value, (bool, int, float, str))):
-        raise TypeError(f"a plain value is a {type(value).__name__}")
-    return value
+            in_numpy, view = kind in ("array", "scalar"), entry.get("as")
+            if name not in viewed:
+                x = torch.view_as_complex(tensors[name]) if view else tensors[name]
+                viewed[name] = in_numpy, view, x
+            elif viewed[name][:2] != (in_numpy, view):
+                raise ValueError(f"{shown(p)} is {shown(name)} in another view")
+            found[p] = _as_kind(kind, viewed[name][2])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} has a header that can't be read: {error}") from error
+    return found
 
 
-def _compare_names(wanted: dict[str, Any], names: dict[str, str], found: dict[str, Any]) -> list[str]:
-    """What is wrong with the functions and other objects of the model."""
-    faults = []
-    for path, x in wanted.items():
-        place, here = path or "the root", value_text(x)
-        if is_plain(x):
-            if path in names:
-                faults.append(f"{place} is {names[path]} in the file, the model has {here}")
-        elif path in found:
-            faults.append(f"{place} is a {type(found[path]).__name__} in the file, the model has {here}")
-        elif path not in names:
-            faults.append(f"{place} is missing")
-        elif names[path] != _object_name(x):
-            faults.append(f"{place} is {names[path]} in the file, the model has {here}")
-    return faults + [f"{p} is not in the model" for p in names if p not in wanted]
+def _size(stored: Stored) -> int:
+    return stored.end - stored.start
 
 
-def _compare_nodes(like: Any, nodes: dict[str, Any]) -> dict[str, str]:
-    """By path, what is wrong with the classes and settings: other ones would give other predictions."""
-    faults = {}
-    wanted = dict(_nodes(like, ""))
-    for path, mine in wanted.items():
-        theirs = nodes.get(path)
-        if theirs is None:
-            continue  # its leaves are missing too, or it has none and is named below
-        if theirs["class"] != mine["class"]:
-            found = theirs["class"]
-            faults[path] = f"{path or 'the root'} is a {found} in the file, the model has a {mine['class']}"
-            continue
-        for name in mine["settings"].keys() | theirs["settings"].keys():
-            a, b = theirs["settings"].get(name), mine["settings"].get(name)
-            # A setting that only one of them has was added to the class, or removed; a pin was not.
-            if a != b and (name == PIN or (a is not None and b is not None)):
-                what = f"the pinned mode of {path or 'the root'}" if name == PIN else f"{path}.{name}"
-                faults[f"{path}.{name}"] = f"{what} is {a} in the file, the model has {b}"
-    for path in nodes.keys() - wanted.keys():
-        faults[path] = f"{path} is a {nodes[path]['class']} in the file, the model has none"
-    for path in wanted.keys() - nodes.keys():
-        faults[path] = f"{path} is a {wanted[path]['class']} in the model, the file has none"
-    return faults
+def _bytes(x: Any) -> int | None:
+    """The bytes that a leaf's values take, or None where it holds no tensor."""
+    if isinstance(x, Assigned):
+        x = x.value
+    if isinstance(x, Tensor):
+        return x.numel() * x.element_size()
+    return x.nbytes if isinstance(x, (np.ndarray, np.generic)) else None
 
 
-def _outside(path: str, places: Container[str]) -> bool:
-    """Whether a path lies below none of some places, whose own mismatch says all."""
-    steps = re.findall(r"\.[^.\[]+|\[[^\]]*\]", path)
-    return not any("".join(steps[:n]) in places for n in range(len(steps)))
+def _as_kind(kind: str, x: Tensor) -> Any:
+    if kind == "tensor":
+        return x
+    if kind == "assigned":
+        return Assigned(x)
+    if x.is_meta:  # a shape alone, to be compared
+        return np.broadcast_to(torch.empty((), dtype=x.dtype, device="cpu").numpy(), x.shape)
+    return x.numpy() if kind == "array" else x.numpy()[()]

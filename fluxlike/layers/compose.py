@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fluxlike.layers.adopt import adopted
 from fluxlike.layers.steps import Steps, fail
+from fluxlike.trees.adopt import adopted
 from fluxlike.trees.functor import functor
 
 __all__ = ["Chain", "SkipConnection"]

@@ -9,8 +9,8 @@ from typing import Any, NoReturn, overload
 import torch
 from torch import Tensor
 
-from fluxlike.layers.adopt import adopted
 from fluxlike.layers.steps import Steps, fail
+from fluxlike.trees.adopt import adopted
 from fluxlike.trees.functor import functor
 
 __all__ = ["Maxout", "PairwiseFusion", "Parallel"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from fluxlike.layers.adopt import adopted
 from fluxlike.layers.errors import LayerError, got, note_place
 from fluxlike.layers.place import here, place_of
+from fluxlike.trees.adopt import adopted
 
 __all__ = ["ELSEWHERE", "Steps", "fail", "within"]
 

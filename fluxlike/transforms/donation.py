@@ -97,10 +97,10 @@ def _require_own(place: str, x: Tensor) -> None:
         problem = "was made under torch.inference_mode and is read-only"
     elif x.grad_fn is not None:
         problem, hint = "was computed with a graph, which still needs it", "detach it first"
-    elif x.device.type == "cpu" and (not x.untyped_storage().resizable() or x.is_shared()):
+    elif not x.untyped_storage().resizable() or (x.device.type == "cpu" and x.is_shared()):
         problem = (
-            "lies in memory that torch does not own alone (a numpy array, a file, shared memory), which may "
-            "be read-only"
+            "lies in memory that torch does not own alone (an array of numpy or JAX, a file, shared memory), "
+            "which may be read-only"
         )
     elif not x.is_contiguous() and _overlaps_itself(x):
         problem = "is expanded or overlaps itself"

@@ -16,7 +16,8 @@ from fluxlike.scope.seeded import Draws, enter, leave
 from fluxlike.transforms.called import Called
 from fluxlike.transforms.loss import scalar_loss
 from fluxlike.transforms.motors import Motor, open_motor
-from fluxlike.trees.functor import NAMESPACE, spec_of
+from fluxlike.trees.functor import NAMESPACE
+from fluxlike.trees.paths import is_node
 from fluxlike.trees.places import Where
 
 __all__ = ["gradient", "withgradient"]
@@ -131,9 +132,9 @@ def _close(value: Any, run: Motor) -> Any:
             return run.close(x)
         if isinstance(x, assigned.Assigned):
             return assigned.Assigned(run.close(x.value))
-        if not isinstance(x, type) and spec_of(type(x)) is not None:
-            return _close(x, run)  # of a subclass of a functor that was not seen before
-        if isinstance(x, Mapping):  # one that is no node, such as the outputs of transformers
+        if is_node(x):
+            return _close(x, run)  # of a class that was not seen before
+        if isinstance(x, Mapping):  # one that is no node
             entries = {key: _close(entry, run) for key, entry in x.items()}
             if not isinstance(x, MutableMapping):
                 return entries

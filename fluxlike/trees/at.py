@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fluxlike.trees import paths
+from fluxlike.trees.adopt import adopted
 from fluxlike.trees.places import Entries, Where, find_places
 
 __all__ = ["At", "at"]
@@ -64,6 +65,8 @@ class At:
     def set(self, value: Any, /) -> Any:
         """A new tree with `value` at the place; of several places, a tuple of as many values.
 
+        A torch module becomes a tree by `from_torch`.
+
         Raises:
             ValueError: several places, and not as many values.
 
@@ -73,7 +76,7 @@ class At:
             {'a': 1, 'b': 'new'}
         """
         if not self._several:
-            return paths.replace(self._tree, {self._places[0]: value})
+            return paths.replace(self._tree, {self._places[0]: adopted(value)})
         if not isinstance(value, (tuple, list)) or len(value) != len(self._places):
             found = (
                 f"{len(value)} values" if isinstance(value, (tuple, list)) else f"one {type(value).__name__}"
@@ -85,7 +88,7 @@ class At:
         for i, place in enumerate(self._places):
             if place in self._places[:i]:
                 raise ValueError(f"the place {paths.text_of(self._tree, place)} is chosen twice")
-        return self._replace(dict(zip(self._places, value, strict=True)))
+        return self._replace(dict(zip(self._places, map(adopted, value), strict=True)))
 
     def apply(self, f: Callable[[Any], Any], /) -> Any:
         """A new tree with ``f(old)`` at each place.
@@ -95,7 +98,7 @@ class At:
             >>> fl.at([1, 2.0, 3], lambda path, x: isinstance(x, int)).apply(lambda x: 10 * x)
             [10, 2.0, 30]
         """
-        return self._replace({entries: f(self._get(entries)) for entries in self._places})
+        return self._replace({entries: adopted(f(self._get(entries))) for entries in self._places})
 
     def _get(self, entries: Entries) -> Any:
         return paths.descend(self._tree, entries)

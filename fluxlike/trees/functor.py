@@ -203,7 +203,8 @@ def leaf(cls: C, /) -> C:
         raise TypeError(f"leaf takes a class, found {cls!r}")
     if cls in _specs:
         raise ValueError(f"{cls.__qualname__} is a functor already; a class is a node or a leaf")
-    if optree.register_pytree_node.get(cls) is not None or optree.is_namedtuple_class(cls):
+    known = optree.register_pytree_node.get(cls, namespace=NAMESPACE)
+    if known is not None or optree.is_namedtuple_class(cls):
         raise TypeError(
             f"{cls.__qualname__} is a container that trees look into; wrap it in a class of your own"
         )

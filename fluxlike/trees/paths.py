@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import optree
 
-from fluxlike.trees.functor import NAMESPACE, spec_of
+from fluxlike.trees.containers import is_known
+from fluxlike.trees.functor import NAMESPACE
 
-__all__ = ["Step", "children", "descend", "is_node", "lookup", "replace", "steps", "text", "text_of"]
+__all__ = [
+    "Step", "children", "descend", "dotted", "is_node", "lookup", "replace", "steps", "text", "text_of",
+]  # fmt: skip
 
 
 class Step(NamedTuple):
@@ -39,10 +42,16 @@ def _entries(treedef: optree.PyTreeSpec) -> list[optree.PyTreeEntry]:
     return [accessor[0] for accessor in treedef.one_level().accessors()]  # type: ignore[union-attr]
 
 
+def dotted(path: str, /) -> str:
+    """The path of a leaf as torch writes names: ``.layers[0]['w']`` as ``layers.0.w``."""
+    return ".".join(a or b or c for a, b, c in re.findall(r"\.([^.\[\]]+)|\['([^']*)'\]|\[([^\]']*)\]", path))
+
+
 def is_node(x: Any, /) -> bool:
     """Whether `x` is a container or an object of a registered class."""
-    spec_of(type(x))  # registers a subclass of a functor on first sight
-    return not optree.tree_is_leaf(x, none_is_leaf=True, namespace=NAMESPACE)
+    if optree.tree_is_leaf(x, none_is_leaf=True, namespace=NAMESPACE):
+        return is_known(type(x))  # which registers it on first sight
+    return True
 
 
 def children(node: Any, /) -> Iterator[tuple[Step, Any]]:

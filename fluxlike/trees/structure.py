@@ -16,6 +16,7 @@ import optree
 import torch
 
 from fluxlike.trees import paths
+from fluxlike.trees.containers import is_known
 from fluxlike.trees.functor import NAMESPACE, spec_of
 from fluxlike.trees.leaves import is_harmless, what_holds_tensors
 from fluxlike.trees.nodes import TENSORS_RIDE
@@ -48,7 +49,7 @@ def _look_closer(leaves: list[Any], treedef: optree.PyTreeSpec, is_leaf: IsLeaf 
     for i, x in enumerate(leaves):
         if is_leaf is not None and is_leaf(x):
             continue
-        if not isinstance(x, type) and spec_of(type(x)) is not None:
+        if is_known(type(x)):
             return True  # now, or by another thread since the tree was flattened
         held = what_holds_tensors(x)
         if held is not None:
@@ -61,9 +62,8 @@ def _report_unregistered(path: str, x: Any, held: str) -> NoReturn:
     name = type(x).__qualname__
     if isinstance(x, torch.nn.Module):
         hint = (
-            "a torch.nn.Module keeps its parameters to itself; use the tree "
-            "dict(module.named_parameters()), and call the module with it by "
-            "torch.func.functional_call"
+            "a torch.nn.Module keeps its parameters to itself; write fluxlike.from_torch(module), whose "
+            "result is a tree"
         )
     elif type(x).__name__ in ("partial", "method"):
         hint = (
@@ -224,9 +224,9 @@ def _first_difference(
 ) -> str:
     where = path or "the root"
     mine, theirs = found.type, wanted.type
-    if mine is not theirs:
-        return f"at {where}, {name} has {_say(mine)}, {like} has {_say(theirs)}"
     entries, expected = found.entries(), wanted.entries()
+    if mine is not theirs and (_say(mine) != _say(theirs) or list(entries) == list(expected)):
+        return f"at {where}, {name} has {_say(mine)}, {like} has {_say(theirs)}"
     if list(entries) != list(expected):
         missing = [e for e in expected if e not in entries]
         extra = [e for e in entries if e not in expected]

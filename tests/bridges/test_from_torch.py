@@ -567,14 +567,62 @@ def test_other_methods_and_attributes_of_the_module_work_on_the_tree():
     assert torch.equal(model.encode(x, times=2), model.body(x) * 2)
     grads = fl.gradient(lambda m: m.encode(x).sum(), model)
     assert grads.body.bias.tolist() == [1, 1, 1]
-    with pytest.raises(AttributeError, match=r"no method in place, 'reset_'"):
-        model.reset_()
+    for name in ("reset_", "apply", "double", "register_forward_hook", "named_modules", "compile"):
+        with pytest.raises(AttributeError, match=f"is a node of a tree and has no '{name}'"):
+            getattr(model, name)
     with pytest.raises(AttributeError, match=r"no 'eval': everything but gradient tests"):
         model.eval()
     with pytest.raises(AttributeError, match="nothing"):
         model.nothing  # noqa: B018
     assert "encode" in dir(model)
     assert "eval" not in dir(model)
+
+
+def test_a_call_that_writes_a_parameter_is_refused_and_changes_nothing():
+    class Clipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x):
+            self.linear.weight.data.clamp_(-0.01, 0.01)
+            return self.linear(x)
+
+        def replace(self):
+            self.linear.weight = nn.Parameter(torch.zeros(2, 2))
+
+    model = fl.fmap(torch.clone, fl.from_torch(Clipping()))
+    before = model.linear.weight.clone()
+    with pytest.raises(RuntimeError, match="writes the parameter 'weight' of a Linear, and a tree is never"):
+        model(torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match="writes the parameter 'weight' of a Linear"):
+        model.replace()
+    with pytest.raises(RuntimeError, match="writes the parameter 'weight' of a Linear"):
+        model.linear.reset_parameters()
+    assert torch.equal(model.linear.weight, before)
+
+
+def test_hooks_on_parameters_are_warned_of():
+    linear = nn.Linear(2, 2)
+    linear.bias.register_hook(lambda g: 2 * g)
+    with pytest.warns(UserWarning, match="hooks on parameters, here of bias, are not run"):
+        fl.from_torch(linear)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.InstanceNorm1d])
+def test_one_example_alone_has_no_statistics_of_a_batch(norm):
+    model = fl.from_torch(nn.Sequential(norm(3, track_running_stats=True), nn.Flatten(), nn.Linear(3, 1)))
+    x = torch.ones(4, 3, 1)
+    f = lambda m, x: m(x).sum()  # noqa: E731
+    with pytest.raises(ValueError, match=r"is in train mode; it mixes the examples.*GroupNorm"):
+        fl.per_example_gradient(f, model, x)
+    assert fl.per_example_gradient(f, fl.testmode(model), x)[2].bias.shape == (4, 1)
+
+
+def test_a_module_put_in_by_surgery_becomes_a_tree(net):
+    model = fl.at(fl.from_torch(net), ".head").set(nn.Sequential(nn.Flatten(), nn.Linear(48, 4)).double())
+    assert isinstance(model.head, fl.TorchModule)
+    assert fl.gradient(loss, model, image()).head[1].weight.shape == (4, 48)
 
 
 def test_threads_and_calls_inside_calls_do_not_meet():
@@ -874,3 +922,39 @@ def test_members_of_one_architecture_can_be_stacked_and_others_are_refused():
     assert fl.stack([make(0.1), make(0.1)])[0].weight.shape == (2, 2, 2)
     with pytest.raises(ValueError, match=r"the Dropout at \[1\]"):
         fl.stack([make(0.1), make(0.2)])
+
+
+def test_to_torch_gives_a_module_of_the_same_class_back(net):
+    net.norm.requires_grad_(False)
+    model, x = fl.from_torch(net), image()
+    state = fl.setup(fl.Adam(), model)
+    model, state = fl.update(state, model, fl.gradient(loss, model, x))
+    module = fl.to_torch(model)
+    assert type(module) is Net
+    assert module.training
+    assert list(module.state_dict()) == list(net.state_dict())
+    assert not module.norm.weight.requires_grad
+    assert torch.equal(module.eval()(x)["logits"], model(x)["logits"])
+    before = model.conv.weight.clone()
+    optimiser = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
+    loss(module.train(), x).backward()
+    optimiser.step()
+    assert torch.equal(model.conv.weight, before)
+    assert module.norm.num_batches_tracked == 2
+    again = fl.from_torch(module)
+    assert torch.equal(again(x)["logits"], module.eval()(x)["logits"])
+
+
+def test_to_torch_takes_layers_that_surgery_put_in_and_keeps_ties(net):
+    model = fl.at(fl.from_torch(net), ".head").set(fl.f64(fl.Chain(fl.flatten, fl.Dense(48, 4))))
+    module, x = fl.to_torch(model), image()
+    assert module.head.layers[1].weight.shape == (4, 48)
+    loss(module, x).backward()
+    assert module.head.layers[1].weight.grad is not None
+    inside = fl.to_torch(fl.Chain(net, lambda out: out["logits"]))
+    assert type(inside.layers[0]) is Net
+    assert torch.equal(inside.eval()(x), net.eval()(x)["logits"])
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    module = fl.to_torch(fl.from_torch(tied))
+    assert module[1].weight is module[0].weight

@@ -1,7 +1,10 @@
 """The README and the documentation: every code block runs, every public name is described."""
 
+import importlib
+import importlib.util
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import fluxlike as fl
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(?:<!-- needs: ([^\n]*) -->\n)?```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MODULES = {name: getattr(fl, name) for name in ("tree", "losses", "init", "random", "schedules")}
 PUBLIC = sorted(
     [name for name in fl.__all__ if name not in MODULES]
@@ -33,15 +36,43 @@ def is_torchs_own(name):
 WITH_CODE = [d for d in DOCUMENTS if BLOCK.search(d.read_text())]
 
 
+def is_missing(package):
+    """Whether a package that a block needs can't be imported here."""
+    if package in ("torchvision", "transformers"):  # which imports torchvision
+        sys.path.insert(0, str(ROOT / "tests" / "bridges"))
+        try:
+            importlib.import_module("torchvision_here")
+        finally:
+            sys.path.pop(0)
+    return importlib.util.find_spec(package) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's exporter to ONNX
+@pytest.mark.filterwarnings("ignore::Warning:lightning")  # advice about workers and logs
 @pytest.mark.parametrize("document", WITH_CODE, ids=[d.name for d in WITH_CODE])
 def test_the_code_blocks_of_a_document_run_from_top_to_bottom(document):
     torch.manual_seed(0)
     namespace = {"__name__": "document"}
     text = document.read_text()
+    left_out = {}
     for block in BLOCK.finditer(text):
-        line = text[: block.start(1)].count("\n")
-        code = compile("\n" * line + block.group(1), str(document), "exec")
+        needs, source = block.groups()
+        line = text[: block.start(2)].count("\n")
+        missing = [package for package in (needs or "").split() if is_missing(package)]
+        if missing:
+            left_out[line] = missing
+            continue
+        code = compile("\n" * line + source, str(document), "exec")
         exec(code, namespace)
+    if left_out:
+        packages = ", ".join(sorted({p for missing in left_out.values() for p in missing}))
+        pytest.skip(f"the others ran; the blocks at lines {list(left_out)} need {packages}")
+
+
+def test_what_a_block_needs_is_told_right_before_it():
+    for document in WITH_CODE:
+        text = document.read_text()
+        assert text.count("<!-- needs:") == sum(block[1] is not None for block in BLOCK.finditer(text))
 
 
 FUNCTIONS = [n for n in PUBLIC if inspect.isfunction(lookup(n)) and not is_torchs_own(n)]

@@ -1,4 +1,4 @@
-"""What a layer of layers makes of objects that are no layers yet, such as torch modules."""
+"""What becomes of objects that are put into a model and are no trees, such as torch modules."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _table: dict[type, Callable[[Any], Any]] = {}
 
 
 def adopt(cls: type, convert: Callable[[Any], Any], /) -> None:
-    """Have `convert` make a layer of the objects of a class, and of its subclasses, put into a Chain.
+    """Have `convert` make a tree of the objects of a class, and of its subclasses, put into a model.
 
     Args:
         cls: the class.
-        convert: a function from the object to a layer.
+        convert: a function from the object to a tree.
 
     Raises:
         ValueError: the class is adopted otherwise already.
@@ -26,7 +26,7 @@ def adopt(cls: type, convert: Callable[[Any], Any], /) -> None:
 
 
 def adopted(x: Any, /) -> Any:
-    """The layer that stands for an object, by the nearest class in the table; others are kept."""
+    """The tree that stands for an object, by the nearest class in the table; others are kept."""
     for cls in type(x).__mro__:
         if cls in _table:
             return _table[cls](x)

@@ -1,0 +1,149 @@
+"""Checkpoints from elsewhere, by name into any model."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fluxlike.files.match import Match
+from fluxlike.files.rename import Rename
+from fluxlike.files.report import CheckpointMatch, mismatch_text
+from fluxlike.files.sources import source_of
+
+__all__ = ["load_checkpoint", "match_checkpoint", "read_checkpoint"]
+
+Checkpoint = str | os.PathLike[str] | Mapping[str, Any]
+
+
+def read_checkpoint(path: str | os.PathLike[str], /, *, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, in main memory.
+
+    Nothing in the file is run: files of torch are read with ``weights_only=True``. Files are read, not
+    mapped, so they may change or shrink afterwards.
+
+    Args:
+        path: a ``.safetensors`` file; a file of `torch.save` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``), whose
+            nested dicts give names in dots; the ``.index.json`` of shards; or a folder that holds, in this
+            order, ``model.safetensors.index.json``, ``model.safetensors``, ``pytorch_model.bin.index.json``
+            or ``pytorch_model.bin``.
+        key: the entry of a file of torch that holds the model, such as ``"state_dict"``, where there are
+            others beside it. (default: the whole file)
+
+    Returns:
+        A dict from name to tensor. No two share memory.
+
+    Raises:
+        ValueError: the file is truncated, damaged or of another kind; it holds anything but tensors; or
+            shards are missing, lie outside the folder, or do not hold what the index says.
+        FileNotFoundError: there is no such file.
+
+    Example:
+        >>> import os, tempfile, torch, fluxlike as fl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = os.path.join(folder, "last.ckpt")
+        ...     torch.save({"epoch": 3, "state_dict": torch.nn.Linear(2, 1).state_dict()}, file)
+        ...     checkpoint = fl.read_checkpoint(file, key="state_dict")
+        >>> list(checkpoint)
+        ['weight', 'bias']
+    """
+    source = source_of(path, key)
+    found = dict(source.read(source.forms))
+    return {name: found[name] for name in source.forms}
+
+
+def load_checkpoint(
+    source: Checkpoint,
+    /,
+    like: Any,
+    *,
+    rename: Rename = None,
+    key: str | None = None,
+    cast: bool = False,
+) -> Any:
+    """A model with the tensors of a checkpoint, each at the place of its name: all of them, or an error.
+
+    Names are matched with paths in dots: ``layers.0.weight`` is the place ``.layers[0].weight``. A tied
+    parameter is found if the checkpoint has any of its names. A ``num_batches_tracked`` beside loaded
+    statistics of a layer that keeps no such count is passed by.
+
+    Args:
+        source: a path, as in `read_checkpoint`, or a dict of tensors by name such as a `state_dict` of
+            torch, whose tensors are copied.
+        like: the model. Devices and dtypes are taken from it; one on the meta device gives a model in main
+            memory. Shards are read one at a time, and what does not fit is not read.
+        rename: how names in the checkpoint become names in the model. A dict renames places with all that
+            is below them: ``{"module": "", "fc": "head"}``, of several that fit the longest; a list of pairs
+            ``(pattern, replacement)`` applies `re.sub` for each in order; a function takes a name and
+            returns the new one. None as the new name drops a tensor. (default: names stay)
+        key: as in `read_checkpoint`.
+        cast: whether floating tensors may be of another floating dtype than the model's, to which they are
+            converted, and complex ones likewise. (default: False, which makes that an error)
+
+    Returns:
+        A new model with the structure and ties of `like`, which is unchanged.
+
+    Raises:
+        ValueError: a tensor is missing, has no place, or has another shape or dtype: the first ten are named.
+            A rule of `rename` fits nothing, or two names become one; tied places have different values;
+            the checkpoint can't be read.
+        FileNotFoundError: there is no such file.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> theirs = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+        >>> model = fl.Chain(fl.Dense(2, 3, fl.tanh), fl.Dense(3, 1))
+        >>> rules = {"0": "layers.0", "2": "layers.1"}
+        >>> model = fl.load_checkpoint(theirs.state_dict(), model, rename=rules)
+        >>> x = torch.ones(1, 2)
+        >>> torch.allclose(model(x), theirs(x))
+        True
+    """
+    opened = source_of(source, key)
+    match = Match(opened, like, rename, cast=cast)
+    fault = mismatch_text(opened.title, match.report)
+    if fault:
+        raise ValueError(fault)
+    return match.filled()
+
+
+def match_checkpoint(
+    source: Checkpoint,
+    /,
+    like: Any,
+    *,
+    rename: Rename = None,
+    key: str | None = None,
+    cast: bool = False,
+) -> CheckpointMatch:
+    """A model with those tensors of a checkpoint that fit, and a report of what did not.
+
+    For fine-tuning with another head, and to find the rules for `rename`: look at the report, then take
+    its `model`, or give the rules to `load_checkpoint`.
+
+    Args:
+        source, like, rename, key, cast: as in `load_checkpoint`.
+
+    Returns:
+        A `CheckpointMatch`, which prints as a table: what was loaded, missing, unexpected, of another shape
+        or dtype, or dropped; and the model, with its own tensors where none fits.
+
+    Raises:
+        ValueError: the checkpoint can't be read, a rule fits nothing, two names become one, or tied places
+            have different values.
+        FileNotFoundError: there is no such file.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> theirs = {"body.weight": torch.ones(2, 2), "head.weight": torch.ones(1000, 2)}
+        >>> model = {"body": fl.Dense(2, 2, bias=False), "head": fl.Dense(2, 5, bias=False)}
+        >>> found = fl.match_checkpoint(theirs, model)
+        >>> print(found.reshaped[0])
+        ['head'].weight is (1000, 2) in the checkpoint, (5, 2) in the model
+        >>> model = found.model
+    """
+    match = Match(source_of(source, key), like, rename, cast=cast)
+    return dataclasses.replace(match.report, model=match.filled())

@@ -1,0 +1,242 @@
+"""Safetensors files, read without mapping them: every offset checked, each tensor in memory of its own.
+
+The library's reader maps the file, so a file that shrinks while it is read ends the process (SIGBUS), a pipe
+is waited for without end, and one replaced meanwhile gives another file's values. Here one descriptor serves
+header and data. The format: https://huggingface.co/docs/safetensors.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import stat
+import zlib
+from collections import Counter
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+__all__ = ["Stored", "TensorFile", "bytes_of", "open_regular", "read_json", "shown"]
+
+_LARGEST_HEADER = 100_000_000  # bytes: the format's own limit
+_MOST_VALUES = 5_000_000  # in JSON a value of two characters takes sixty bytes of memory
+_CHUNK = 1 << 20  # so that a checksum finds in the cache what was read
+
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+
+
+class Stored(NamedTuple):
+    """What the header says of a tensor; its bytes start and end there, counted from the end of the header."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class TensorFile:
+    """An open safetensors file: its header read and checked, its tensors not yet.
+
+    Attributes:
+        tensors: what is stored, by name.
+        metadata: the texts that the writer put beside them.
+        identity: the same for the same unchanged file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], /) -> None:
+        self._path = path
+        self._file = open_regular(path)
+        try:
+            status = os.fstat(self._file.fileno())
+            self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            self.tensors, self.metadata = self._header(status.st_size)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def read(self, name: str, /, checksum: int | None = None) -> Tensor:
+        """One tensor in main memory, in memory of its own.
+
+        Raises:
+            ValueError: the file ended meanwhile, the CRC-32 is not `checksum`, or a bool is neither 0 nor 1.
+        """
+        stored = self.tensors[name]
+        try:
+            x = torch.empty(stored.shape, dtype=stored.dtype, device="cpu")
+        except RuntimeError as error:
+            size = stored.end - stored.start
+            raise MemoryError(f"{shown(name)} of {self._path} takes {size} bytes: {error}") from None
+        total = 0
+        if x.numel():
+            data = bytes_of(x)
+            self._file.seek(self._data + stored.start)
+            for start in range(0, len(data), _CHUNK):
+                chunk = data[start : start + _CHUNK]
+                self._fill(chunk)
+                if checksum is not None:
+                    total = zlib.crc32(chunk, total)
+            if stored.dtype == torch.bool and x.view(torch.uint8).max() > 1:
+                self._refuse(f"{shown(name)} holds bytes that are no bools")
+        if checksum is not None and total != checksum:
+            self._refuse(f"the checksum of {shown(name)} does not agree with its values")
+        return x
+
+    def _fill(self, chunk: memoryview) -> None:
+        while chunk:
+            count = self._file.readinto(chunk)
+            if not count:
+                self._refuse("it ended while it was read")
+            chunk = chunk[count:]
+
+    def _header(self, size: int) -> tuple[dict[str, Stored], dict[str, str]]:
+        start = bytearray(8)
+        if size < 8:
+            self._refuse(f"it has {size} bytes")
+        self._fill(memoryview(start))
+        length = int.from_bytes(start, "little")
+        if length > min(size - 8, _LARGEST_HEADER):
+            self._refuse(f"its header would take {length} of {size} bytes")
+        raw = bytearray(length)
+        self._fill(memoryview(raw))
+        self._data = 8 + length
+        try:
+            if raw[:1] != b"{":
+                raise ValueError("its header is no JSON object")
+            header = read_json(raw)
+            metadata = _metadata(header.pop("__metadata__", {}))
+            tensors = {name: _stored(name, entry) for name, entry in header.items()}
+            _require_filled(tensors, size - self._data)
+        except ValueError as error:
+            self._refuse(str(error))
+        return tensors, metadata
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise ValueError(f"{self._path} is damaged, or no safetensors file: {why}")
+
+
+def bytes_of(x: Tensor, /) -> memoryview:
+    """The memory of a contiguous tensor on the CPU that has any."""
+    return x.reshape(-1).view(torch.uint8).numpy().data
+
+
+def open_regular(path: str | os.PathLike[str], /) -> io.FileIO:
+    """An ordinary file, open for reading: opening a pipe would wait, and a device has no end.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, a pipe or a device.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"the path of a file is a str or a Path, found a {type(path).__name__}")
+    try:
+        file = io.FileIO(path, opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0)))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; give the file in it") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"{path} is a pipe or a device, not a file")
+    return file
+
+
+def read_json(text: str | bytes | bytearray, /) -> dict[str, Any]:
+    """A JSON object, in which every key stands once.
+
+    Raises:
+        ValueError: it is no object, is nested too deeply, holds NaN, or too many values to be taken in.
+    """
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if sum(map(raw.count, (b"[", b"{", b","))) > _MOST_VALUES:
+        raise ValueError(f"it describes more than {_MOST_VALUES} values")
+    try:
+        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"its JSON is a {type(found).__name__}, not an object")
+    return found
+
+
+def shown(name: object, /) -> str:
+    """A name from a file in print: escaped, and not longer than a line."""
+    text = repr(name)
+    return text if len(text) <= 100 else f"{text[:80]}… ({len(text)} characters)"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {shown(twice)} stands there twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _metadata(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ValueError("its metadata are not texts by name")
+    return found
+
+
+def _stored(name: str, entry: Any) -> Stored:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ValueError(f"{shown(name)} has no dtype, shape and data_offsets")
+    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise ValueError(f"{shown(name)} has the dtype {shown(entry['dtype'])}, which is not known")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or len(shape) > 64:
+        raise ValueError(f"{shown(name)} has the shape {shown(shape)} and the offsets {shown(offsets)}")
+    start, end = offsets
+    # Even beside a 0, torch multiplies the other sizes into strides of 64 bits.
+    if math.prod(max(n, 1) for n in shape) >= 2**63 or math.prod(shape) * dtype.itemsize != end - start:
+        raise ValueError(f"{shown(name)} of the shape {shown(shape)} has the offsets {shown(offsets)}")
+    return Stored(dtype, tuple(shape), start, end)
+
+
+def _counts(found: Any) -> bool:
+    return isinstance(found, list) and all(type(n) is int and 0 <= n < 2**63 for n in found)
+
+
+def _require_filled(tensors: dict[str, Stored], size: int) -> None:
+    """Raise unless the tensors fill the data, without holes and without overlap."""
+    end = 0
+    for name, stored in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        if stored.start != end:
+            raise ValueError(f"{shown(name)} starts at byte {stored.start} of the data, not at {end}")
+        end = stored.end
+    if end != size:
+        raise ValueError(f"its header describes {end} bytes of data, it holds {size}")

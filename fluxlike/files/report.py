@@ -1,0 +1,145 @@
+"""What came of matching a checkpoint with a model, as a table and as an error."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fluxlike.files.reader import shown
+from fluxlike.trees.paths import dotted
+
+__all__ = ["CheckpointMatch", "Differing", "mismatch_text"]
+
+_LISTED = 10  # mismatches in an error; twice as many a section of the table
+_COMPARED = 300  # names among which a similar one is looked for
+
+
+@dataclass(frozen=True)
+class Differing:
+    """A place whose tensor in the checkpoint can't stand there.
+
+    Attributes:
+        path: the place in the model.
+        name: the tensor's name in the checkpoint.
+        found: its shape or dtype in the checkpoint.
+        wanted: that in the model.
+    """
+
+    path: str
+    name: str
+    found: Any
+    wanted: Any
+
+    def __str__(self) -> str:
+        return f"{_place(self.path)} is {self.found} in the checkpoint, {self.wanted} in the model"
+
+
+@dataclass(frozen=True)
+class CheckpointMatch:
+    """What `match_checkpoint` found; it prints as a table.
+
+    Attributes:
+        model: the model with every tensor that fits, and its own at the other places.
+        loaded: for each place that was found, its name in the checkpoint; of tied places the first.
+        missing: the places whose tensors are not in the checkpoint.
+        unexpected: the names in the checkpoint that no place has.
+        reshaped: the places where the shapes differ, each a `path`, `name`, `found` and `wanted`.
+        retyped: the places where the dtypes differ, likewise.
+        dropped: the names that `rename` dropped, and counters of batches that no layer here keeps.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> fl.match_checkpoint({"weight": torch.ones(1, 2), "scale": torch.ones(1)}, fl.Dense(2, 1))
+        loaded      1
+        missing     1  in the model, not in the checkpoint
+          .bias
+        unexpected  1  in the checkpoint, not in the model
+          'scale'
+        reshaped    0
+        retyped     0
+        dropped     0
+    """
+
+    model: Any
+    loaded: dict[str, str]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[Differing, ...]
+    retyped: tuple[Differing, ...]
+    dropped: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        sections = [
+            ("missing", list(map(_place, self.missing)), "in the model, not in the checkpoint"),
+            ("unexpected", list(map(shown, self.unexpected)), "in the checkpoint, not in the model"),
+            ("reshaped", self.reshaped, "of another shape"),
+            ("retyped", self.retyped, "of another dtype"),
+            ("dropped", list(map(shown, self.dropped)), "left out on purpose"),
+        ]
+        return "\n".join(
+            [f"loaded      {len(self.loaded)}", *(line for s in sections for line in _section(*s))]
+        )
+
+
+def _section(title: str, items: Sequence[Any], meaning: str) -> list[str]:
+    lines = [f"  {item}" for item in items[: 2 * _LISTED]]
+    more = len(items) - len(lines)
+    head = f"{title:<12}{len(items)}" + (f"  {meaning}" if items else "")
+    return [head, *lines, *([f"  … and {more} more"] if more else [])]
+
+
+def _place(path: str) -> str:
+    return path or "the root"
+
+
+def mismatch_text(title: str, found: CheckpointMatch, /) -> str | None:
+    """The first mismatches by path and what to do about them, or None where all fits."""
+    differing = [*found.reshaped, *found.retyped]
+    count = len(found.missing) + len(differing) + len(found.unexpected)
+    if not count:
+        return None
+    lines = [f"{_place(path)} is missing{_hint(path, found)}" for path in found.missing[:_LISTED]]
+    lines += map(str, differing[:_LISTED])
+    lines += [f"{shown(name)} of the checkpoint has no place" for name in found.unexpected[:_LISTED]]
+    lines = lines[:_LISTED]
+    if count > len(lines):
+        lines.append(f"… and {count - len(lines)} more")
+    head = f"{title} does not fit the model, which is left as it was:"
+    return "\n  ".join([head, *lines]) + "\n" + "; ".join(_advice(found))
+
+
+def _hint(path: str, found: CheckpointMatch) -> str:
+    """A name left over that is like the one missing."""
+    names = [name for name in found.unexpected[:_COMPARED] if len(name) < 200]
+    near = difflib.get_close_matches(dotted(path), names, 1)
+    return f"; did you mean {near[0]!r} of the checkpoint?" if near else ""
+
+
+def _advice(found: CheckpointMatch) -> list[str]:
+    advice = []
+    if found.missing and found.unexpected:
+        prefix = _prefix(dotted(found.missing[0]), found.unexpected)
+        advice.append(f"map names by rename={{{prefix or '...: ...'}}}")
+    if found.unexpected:
+        advice.append("drop what is not wanted by rename={'name': None}")
+    if any(d.found.is_floating_point and d.wanted.is_floating_point for d in found.retyped if _dtypes(d)):
+        advice.append("cast=True converts to the model's dtype")
+    return [*advice, "match_checkpoint gives a report, and a model with all that fits"]
+
+
+def _dtypes(differing: Differing) -> bool:
+    return isinstance(differing.found, torch.dtype) and isinstance(differing.wanted, torch.dtype)
+
+
+def _prefix(missing: str, unexpected: Sequence[str]) -> str | None:
+    """The rule that takes off, or puts on, what the checkpoint's names have more, or less, than ours."""
+    for name in unexpected[:_COMPARED]:
+        if name.endswith(f".{missing}"):
+            return f"{name.removesuffix(f'.{missing}')!r}: ''"
+        if missing.endswith(f".{name}"):
+            return f"'': {missing.removesuffix(f'.{name}')!r}"
+    return None
