@@ -5,16 +5,16 @@ model, state = fl.update(state, model, grads)
 """
 
 from fluxlike import init, losses, random, schedules
-from fluxlike.bridges.arrays import from_array, to_array
+from fluxlike.bridges.arrays.convert import from_array, to_array
 from fluxlike.bridges.foreign_files.flax import load_flax, read_flax
 from fluxlike.bridges.foreign_files.flux import load_flux, read_flux
 from fluxlike.bridges.foreign_files.keras import load_keras, read_keras
-from fluxlike.bridges.from_torch import from_torch
-from fluxlike.bridges.jax_functions import from_jax
-from fluxlike.bridges.to_torch import to_torch
-from fluxlike.bridges.torch_functions import to_jax
-from fluxlike.bridges.torch_module import TorchModule
-from fluxlike.bridges.torch_optim import from_torch_optimiser, to_torch_optimiser
+from fluxlike.bridges.jax.from_jax import from_jax
+from fluxlike.bridges.jax.to_jax import to_jax
+from fluxlike.bridges.torch_modules.from_torch import from_torch
+from fluxlike.bridges.torch_modules.node import TorchModule
+from fluxlike.bridges.torch_modules.to_torch import to_torch
+from fluxlike.bridges.torch_optimisers.convert import from_torch_optimiser, to_torch_optimiser
 from fluxlike.data.loader import DataLoader
 from fluxlike.data.observations import splitobs
 from fluxlike.data.onehot import onecold, onehot, onehotbatch

@@ -347,7 +347,7 @@ def test_nothing_is_kept_of_a_call():
 
 
 def test_no_program_outlives_its_function():
-    from fluxlike.bridges import jax_operator
+    from fluxlike.bridges.jax import operator as jax_operator
 
     gc.collect()
     before = len(jax_operator._programs)

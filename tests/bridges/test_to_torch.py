@@ -24,9 +24,9 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 import fluxlike as fl
-from fluxlike.bridges.to_torch import converters
-from fluxlike.bridges.tree_layout import RESERVED
-from fluxlike.bridges.tree_module import TreeItems, TreeModule
+from fluxlike.bridges.torch_modules.to_torch import converters
+from fluxlike.bridges.torch_modules.tree_layout import RESERVED
+from fluxlike.bridges.torch_modules.tree_module import TreeItems, TreeModule
 from fluxlike.trees.structure import flatten, structure_of
 
 

@@ -12,7 +12,7 @@ import torch
 from jax.extend.core import Literal, jaxpr_as_fun
 from torch import Tensor
 
-from fluxlike.bridges.jax_package import handed, x64, x64_enabled
+from fluxlike.bridges.jax.package import handed, x64, x64_enabled
 
 __all__ = ["Program", "Pull"]
 

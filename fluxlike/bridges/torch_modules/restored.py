@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from fluxlike._private.modules import Contents, stripped_copy
-from fluxlike.bridges.skeleton import Skeleton, Stand
-from fluxlike.bridges.to_torch import module_of
-from fluxlike.bridges.torch_classes import RIDING
-from fluxlike.bridges.torch_module import TorchModule
+from fluxlike.bridges.torch_modules.classes import RIDING
+from fluxlike.bridges.torch_modules.node import TorchModule
+from fluxlike.bridges.torch_modules.skeleton import Skeleton, Stand
+from fluxlike.bridges.torch_modules.to_torch import module_of
 from fluxlike.trees.paths import is_node
 
 __all__ = ["restored"]

@@ -18,11 +18,11 @@ from fluxlike._private.modules import (
     parameters_of,
     stripped_copy,
 )
-from fluxlike.bridges.restored import restored
-from fluxlike.bridges.skeleton import Skeleton
-from fluxlike.bridges.to_torch import converters
-from fluxlike.bridges.torch_classes import RIDING, class_for
-from fluxlike.bridges.torch_module import TorchModule
+from fluxlike.bridges.torch_modules.classes import RIDING, class_for
+from fluxlike.bridges.torch_modules.node import TorchModule
+from fluxlike.bridges.torch_modules.restored import restored
+from fluxlike.bridges.torch_modules.skeleton import Skeleton
+from fluxlike.bridges.torch_modules.to_torch import converters
 from fluxlike.trees.adopt import adopt
 
 __all__ = ["from_torch"]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.bridges.array_memory import is_array, tensor_of
-from fluxlike.bridges.arrays import flatten_arrays
-from fluxlike.bridges.jax_package import dtype_in_jax, import_jax, torch_dtype, x64_enabled
+from fluxlike.bridges.arrays.array_memory import is_array, tensor_of
+from fluxlike.bridges.arrays.convert import flatten_arrays
+from fluxlike.bridges.jax.package import dtype_in_jax, import_jax, torch_dtype, x64_enabled
 from fluxlike.trees.structure import structure_of
 
 __all__ = ["from_jax"]
@@ -62,7 +62,7 @@ def from_jax(f: Callable[..., Any], /) -> Callable[..., Any]:
 
     @functools.wraps(f, updated=())
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from fluxlike.bridges.jax_operator import call
+        from fluxlike.bridges.jax.operator import call
 
         kind, tensors = _taken_apart((args, kwargs))
         program, output = traced(kind)
@@ -163,7 +163,7 @@ def _shape(path: str, x: Tensor) -> Any:
 
 def _trace(f: Callable[..., Any], kind: _Kind) -> tuple[Any, _Output]:
     """The program for a kind of call, and what the function returned."""
-    from fluxlike.bridges.jax_programs import Program
+    from fluxlike.bridges.jax.programs import Program
 
     outputs: list[_Output] = []
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluxlike.bridges.array_memory import is_array, is_jax_array, tensor_of
-from fluxlike.bridges.arrays import flatten_arrays, to_array
-from fluxlike.bridges.jax_package import dtype_in_jax, fitted, handed, import_jax, torch_dtype
+from fluxlike.bridges.arrays.array_memory import is_array, is_jax_array, tensor_of
+from fluxlike.bridges.arrays.convert import flatten_arrays, to_array
+from fluxlike.bridges.jax.package import dtype_in_jax, fitted, handed, import_jax, torch_dtype
 from fluxlike.transforms.pullback import pullback
 from fluxlike.transforms.vmap import vmap
 from fluxlike.trees.structure import flatten, structure_of

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fluxlike._private import functorch
 from fluxlike._private.lazy_clone import lazy_clone, shared_until_written, was_written
 from fluxlike._private.modules import NORMS, Contents, children_of, same_settings, stripped_copy
-from fluxlike.bridges.torch_classes import RIDING
+from fluxlike.bridges.torch_modules.classes import RIDING
 from fluxlike.scope import example
 from fluxlike.scope.assigned import assign, current, is_held
 from fluxlike.scope.mode import training

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fluxlike.bridges.array_memory import is_array, tensor_of
-from fluxlike.bridges.tensor_memory import LIBRARIES
+from fluxlike.bridges.arrays.array_memory import is_array, tensor_of
+from fluxlike.bridges.arrays.tensor_memory import LIBRARIES
 from fluxlike.trees.fmap import fmap_with_path
 from fluxlike.trees.leaves import Assigned, is_harmless
 from fluxlike.trees.structure import flatten, structure_of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.bridges.array_memory import BY_VIEW, NUMPY_DTYPES
+from fluxlike.bridges.arrays.array_memory import BY_VIEW, NUMPY_DTYPES
 
 __all__ = [
     "dtype_in_jax",

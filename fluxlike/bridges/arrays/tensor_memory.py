@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch
-from fluxlike.bridges.array_memory import BY_VIEW, NUMPY_DTYPES
-from fluxlike.bridges.jax_package import import_jax, require_jax_dtype
+from fluxlike.bridges.arrays.array_memory import BY_VIEW, NUMPY_DTYPES
+from fluxlike.bridges.jax.package import import_jax, require_jax_dtype
 from fluxlike.trees.values import value_of
 
 __all__ = ["LIBRARIES"]

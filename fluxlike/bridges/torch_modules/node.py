@@ -9,8 +9,8 @@ from torch import nn
 
 from fluxlike._private.modules import CALL
 from fluxlike._private.pytree import tensors_in
-from fluxlike.bridges.skeleton import Run, Skeleton
-from fluxlike.bridges.torch_classes import RIDING, class_for
+from fluxlike.bridges.torch_modules.classes import RIDING, class_for
+from fluxlike.bridges.torch_modules.skeleton import Run, Skeleton
 from fluxlike.layers.steps import ELSEWHERE, fail
 from fluxlike.trees.functor import leaf
 from fluxlike.trees.nodes import PIN

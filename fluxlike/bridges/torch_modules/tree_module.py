@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fluxlike._private.compiling import become_operation, run_while_compiling
 from fluxlike._private.modules import buffers_of, hooked, parameters_of
-from fluxlike.bridges.tree_layout import MODULE, Kind, Layout, Slot, at, inner_names, name_of
+from fluxlike.bridges.torch_modules.tree_layout import MODULE, Kind, Layout, Slot, at, inner_names, name_of
 from fluxlike.scope import assigned, mode
 from fluxlike.transforms.motors import at_depth, enclosed
 from fluxlike.trees.functor import PIN, spec_of

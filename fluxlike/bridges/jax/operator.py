@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fluxlike._private import functorch
 from fluxlike._private.tracing import concrete
-from fluxlike.bridges.jax_package import torch_dtype
-from fluxlike.bridges.jax_programs import Program, Pull
+from fluxlike.bridges.jax.package import torch_dtype
+from fluxlike.bridges.jax.programs import Program, Pull
 from fluxlike.transforms.custom import is_differentiated, keep_nothing, stop_gradient
 from fluxlike.transforms.link import link
 

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fluxlike.bridges.tree_layout import Slot, name_of
-from fluxlike.bridges.tree_module import class_for
+from fluxlike.bridges.torch_modules.tree_layout import Slot, name_of
+from fluxlike.bridges.torch_modules.tree_module import class_for
 from fluxlike.optimisers.state import is_param_state
 from fluxlike.transforms.jit.function import Jitted
 from fluxlike.trees.leaves import Assigned

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from fluxlike.bridges.torch_names import match, named_parameters, owned
-from fluxlike.bridges.torch_rules import Pair, rule_of, torch_form
+from fluxlike.bridges.torch_optimisers.names import match, named_parameters, owned
+from fluxlike.bridges.torch_optimisers.rules import Pair, rule_of, torch_form
 from fluxlike.optimisers.rule import is_rule
 from fluxlike.optimisers.state import ParamState, computed, is_param_state, setup
 from fluxlike.optimisers.wrappers import OptimiserChain

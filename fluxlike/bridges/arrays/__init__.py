@@ -1,0 +1,1 @@
+"""Arrays of numpy, JAX and CuPy as tensors, and back."""

@@ -1,0 +1,1 @@
+"""JAX functions inside torch, and torch functions inside JAX."""

@@ -1,0 +1,1 @@
+"""Torch modules as trees, and trees as torch modules."""

@@ -1,0 +1,1 @@
+"""Optimisers of torch, with their state, and ours."""
