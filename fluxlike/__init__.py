@@ -4,17 +4,10 @@ grads = fl.gradient(loss, model, x, y)
 model, state = fl.update(state, model, grads)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from fluxlike import init, losses, random, schedules
-from fluxlike.bridges.arrays.convert import from_array, to_array
-from fluxlike.bridges.foreign_files.flax import load_flax, read_flax
-from fluxlike.bridges.foreign_files.flux import load_flux, read_flux
-from fluxlike.bridges.foreign_files.keras import load_keras, read_keras
-from fluxlike.bridges.jax.from_jax import from_jax
-from fluxlike.bridges.jax.to_jax import to_jax
-from fluxlike.bridges.torch_modules.from_torch import from_torch
-from fluxlike.bridges.torch_modules.node import TorchModule
-from fluxlike.bridges.torch_modules.to_torch import to_torch
-from fluxlike.bridges.torch_optimisers.convert import from_torch_optimiser, to_torch_optimiser
+from fluxlike.bridges import WHEN_USED, imported
 from fluxlike.data.loader import DataLoader
 from fluxlike.data.observations import splitobs
 from fluxlike.data.onehot import onecold, onehot, onehotbatch
@@ -149,6 +142,27 @@ from fluxlike.trees.state_dict import load_state_dict, state_dict
 from fluxlike.trees.trainables import combine, partition, trainables
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fluxlike.bridges.arrays.convert import from_array, to_array
+    from fluxlike.bridges.foreign_files.flax import load_flax, read_flax
+    from fluxlike.bridges.foreign_files.flux import load_flux, read_flux
+    from fluxlike.bridges.foreign_files.keras import load_keras, read_keras
+    from fluxlike.bridges.jax.from_jax import from_jax
+    from fluxlike.bridges.jax.to_jax import to_jax
+    from fluxlike.bridges.torch_modules.from_torch import from_torch
+    from fluxlike.bridges.torch_modules.node import TorchModule
+    from fluxlike.bridges.torch_modules.to_torch import to_torch
+    from fluxlike.bridges.torch_optimisers.convert import from_torch_optimiser, to_torch_optimiser
+else:
+
+    def __getattr__(name: str) -> Any:
+        """What is imported when it is used first: most programs meet one bridge or none."""
+        if name not in WHEN_USED:
+            raise AttributeError(f"module 'fluxlike' has no attribute {name!r}")
+        globals()[name] = found = imported(name)
+        return found
+
 
 __all__ = [
     "AMSGrad",
@@ -373,3 +387,7 @@ __all__ = [
     "withgradient",
     "withupdates",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *WHEN_USED})

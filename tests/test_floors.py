@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fluxlike
+from fluxlike.bridges import WHEN_USED
 
 ROOT = Path(fluxlike.__file__).parent
 
@@ -160,14 +161,20 @@ def test_only_the_named_files_touch_private_parts_of_torch():
     assert touching == MAY_TOUCH_PRIVATE
 
 
+def imported_names(nodes):
+    return {alias.asname or alias.name for node in nodes for alias in node.names}
+
+
 def test_the_package_lists_every_public_name_it_imports():
-    public = {
-        alias.asname or alias.name
-        for node in parsed(ROOT / "__init__.py").body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert set(fluxlike.__all__) == public
+    body = parsed(ROOT / "__init__.py").body
+    at_once = imported_names(
+        node for node in body if isinstance(node, ast.ImportFrom) and node.module != "typing"
+    )
+    later = imported_names(inner for node in body if isinstance(node, ast.If) for inner in node.body)
+    at_once -= {"TYPE_CHECKING", "Any", "WHEN_USED", "imported"}
+    assert set(fluxlike.__all__) == at_once | later
+    assert set(WHEN_USED) == later
+    assert all(getattr(fluxlike, name).__name__ == name for name in later)
 
 
 def test_every_file_says_what_it_is_and_lists_its_public_names():

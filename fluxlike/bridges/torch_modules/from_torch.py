@@ -23,7 +23,6 @@ from fluxlike.bridges.torch_modules.node import TorchModule
 from fluxlike.bridges.torch_modules.restored import restored
 from fluxlike.bridges.torch_modules.skeleton import Skeleton
 from fluxlike.bridges.torch_modules.to_torch import converters
-from fluxlike.trees.adopt import adopt
 
 __all__ = ["from_torch"]
 
@@ -174,5 +173,4 @@ class _Builder:
         return self._leaves[id(x)]
 
 
-adopt(nn.Module, from_torch)
 converters[TorchModule] = restored
