@@ -1,7 +1,8 @@
 """torchvision beside a CPU build of torch, where its compiled operators don't load.
 
 Its Python declares what they compute on fake tensors, which fails where the operators are not there; so
-their names are declared first. None of them is called by a classifier.
+their names are declared first. None of them is called by a classifier. transformers, timm and torchmetrics
+import torchvision where it is installed, so this goes before them.
 """
 
 from __future__ import annotations
@@ -20,21 +21,16 @@ def torchvision() -> Any:
     """The package.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ImportError: it is not installed, or does not fit this torch.
     """
-    _declare_missing()
-    return importlib.import_module("torchvision")
-
-
-def _declare_missing() -> None:
     for _ in range(40):  # each round declares one operator
         try:
-            importlib.import_module("torchvision")
-            return
+            return importlib.import_module("torchvision")
         except RuntimeError as error:
             missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
             if missing is None:
-                raise
+                raise ImportError(f"torchvision does not fit this torch: {error}") from error
             _library.define(f"{missing[1]}(Tensor x) -> Tensor")
         for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
+    raise ImportError("torchvision does not fit this torch: too many of its operators are missing")

@@ -958,3 +958,21 @@ def test_to_torch_takes_layers_that_surgery_put_in_and_keeps_ties(net):
     tied[1].weight = tied[0].weight
     module = fl.to_torch(fl.from_torch(tied))
     assert module[1].weight is module[0].weight
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_attention_has_derivatives_of_every_order(need_weights):
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(4, 2, batch_first=True).double()
+    model, x = fl.from_torch(module), torch.randn(2, 3, 4, dtype=torch.float64)
+
+    def f(m, x):
+        return m(x, x, x, need_weights=need_weights)[0].square().sum()
+
+    step = 1e-6
+    moved = fl.tree.add(model, fl.tree.scale(model, step)), fl.tree.sub(model, fl.tree.scale(model, step))
+    with fl.mode("test"):
+        expected = fl.tree.scale(fl.tree.sub(*(fl.gradient(f, m, x) for m in moved)), 0.5 / step)
+        assert fl.tree.allclose(fl.hvp(lambda m: f(m, x), model, v=model), expected, rtol=1e-5, atol=1e-6)
+    penalty = lambda m: fl.tree.norm(fl.gradient(f, m, x))  # noqa: E731
+    assert fl.gradient(penalty, model).in_proj_weight.isfinite().all()

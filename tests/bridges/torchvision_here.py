@@ -1,21 +1,14 @@
-"""torchvision beside a CPU build of torch, where its compiled operators don't load.
-
-Its Python declares what they compute on fake tensors, which fails where the operators are not there; so
-their names are declared first. None of them is called by a classifier. transformers and timm import
-torchvision where it is installed, so their tests import this before.
-"""
+"""torchvision for tests: imported so that it loads beside a CPU build of torch, or a reason to skip."""
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from types import ModuleType
 
 import pytest
-import torch
 
-_library = torch.library.Library("torchvision", "FRAGMENT")
+from benchmarks import torchvision_here
+
+__all__ = ["torchvision"]
 
 
 def torchvision() -> ModuleType:
@@ -26,20 +19,10 @@ def torchvision() -> ModuleType:
 
 
 def _load() -> ModuleType | str:
-    """The package, or why it can't be imported."""
-    for _ in range(40):  # each round declares one operator
-        try:
-            return importlib.import_module("torchvision")
-        except ImportError as error:
-            return f"torchvision can't be imported: {error}"
-        except RuntimeError as error:
-            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-            if missing is None:
-                return f"torchvision does not fit this torch: {error}"
-            _library.define(f"{missing[1]}(Tensor x) -> Tensor")
-        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-    return "torchvision does not fit this torch: too many of its operators are missing"
+    try:
+        return torchvision_here.torchvision()
+    except ImportError as error:
+        return f"torchvision can't be imported: {error}"
 
 
 _found = _load()

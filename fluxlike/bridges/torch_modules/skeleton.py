@@ -11,10 +11,12 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fluxlike._private import functorch
 from fluxlike._private.lazy_clone import lazy_clone, shared_until_written, was_written
@@ -24,6 +26,7 @@ from fluxlike.scope import example
 from fluxlike.scope.assigned import assign, current, is_held
 from fluxlike.scope.mode import training
 from fluxlike.transforms.listening import overheard
+from fluxlike.transforms.motors import derived_again
 from fluxlike.trees.constants import same_constant
 from fluxlike.trees.functor import leaf
 from fluxlike.trees.nodes import PIN
@@ -161,6 +164,7 @@ class Run:
     def __init__(self, node: Any) -> None:
         self.node = node
         self._alone = example.alone()
+        self._kernels = ExitStack()
         self._slots: list[tuple[Skeleton, _Slot]] = []
         self._counts: list[list[int]] = []
         self.kept = False
@@ -187,10 +191,13 @@ class Run:
             self.close()
             raise
         self._counts = [slot.references() for _, slot in self._slots]
+        if derived_again():  # the fused kernels of attention have one derivative, in reverse mode
+            self._kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         try:
+            self._kernels.close()
             if error is None:
                 self._report()
         finally:
