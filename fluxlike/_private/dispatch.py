@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-__all__ = ["TorchDispatchMode", "arguments", "may_draw"]
+__all__ = ["TorchDispatchMode", "arguments", "may_draw", "outside_modes"]
+
+#: What is called inside is seen by no mode: neither traced nor computed on fake tensors.
+outside_modes = _disable_current_modes
 
 _CHOICE = "_fused_sdp_choice"  # says which kernel of attention to call, and draws nothing
 

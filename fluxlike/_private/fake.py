@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -13,21 +15,47 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-__all__ = ["NEEDS_A_VALUE", "shapes"]
+__all__ = ["NEEDS_A_VALUE", "shapes", "stand_ins", "value_asked"]
 
 Shape = tuple[tuple[int, ...], torch.dtype]
 
 #: What is raised where a function asks for the value of a tensor, or makes a shape of it.
 NEEDS_A_VALUE = (DataDependentOutputException, DynamicOutputShapeException)
 
+_inside: ContextVar[bool] = ContextVar("fluxlike_stand_ins", default=False)
+
+
+def _is_wanted(_: logging.LogRecord) -> bool:
+    return not _inside.get()  # there, torch logs what it raises
+
+
+logging.getLogger("torch._subclasses.fake_tensor").addFilter(_is_wanted)
+
 
 def shapes(f: Callable[[list[Tensor]], Sequence[Tensor]], inputs: Sequence[Shape], /) -> list[Shape]:
     """The shapes and dtypes of what a function returns, for those of its inputs; nothing is computed."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True  # it logs what it raises
+    with stand_ins():
+        given = [torch.empty(size, dtype=dtype) for size, dtype in inputs]
+        return [(tuple(map(int, y.shape)), y.dtype) for y in f(given)]
+
+
+@contextmanager
+def stand_ins() -> Iterator[None]:
+    """A scope in which every tensor that is made has a shape, a dtype and a device, and no memory."""
+    token = _inside.set(True)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            given = [torch.empty(size, dtype=dtype) for size, dtype in inputs]
-            return [(tuple(map(int, y.shape)), y.dtype) for y in f(given)]
+            yield
     finally:
-        log.disabled = before
+        _inside.reset(token)
+
+
+def value_asked(error: BaseException, /) -> str | None:
+    """What asked for a value that a tensor without memory doesn't have; None for an error of another kind."""
+    if isinstance(error, NEEDS_A_VALUE):
+        asked = str(error.func)
+        return ".item(), if, float() or int()" if asked == "aten._local_scalar_dense.default" else asked
+    said = str(error)
+    if "() is not supported for tensor subclasses" in said:
+        return ".numpy() or .tolist()"
+    return "its text in a format" if "FakeTensor.__format__" in said else None

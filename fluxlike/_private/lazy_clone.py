@@ -2,16 +2,22 @@
 
 Such a copy shares its memory with the original until either is written to, so it costs nothing where
 nobody writes, and tells whether anybody did: also the kernels that change an input without declaring it.
+It must not outlive a call whose original is memory of the user's: what is written later would move, away
+from arrays that look at it.
 """
 
 from __future__ import annotations
+
+import threading
 
 import torch
 from torch import Tensor
 
 from fluxlike._private import functorch
 
-__all__ = ["lazy_clone", "shared_until_written", "was_written"]
+__all__ = ["is_shared", "lazy_clone", "shared_until_written", "was_written"]
+
+_lock = threading.Lock()  # torch takes none when two threads share one original for the first time
 
 
 def lazy_clone(x: Tensor, /) -> Tensor:
@@ -28,13 +34,19 @@ def shared_until_written(x: Tensor, /) -> Tensor | None:
     if x.device.type not in ("cpu", "cuda") or x.is_inference():
         return None
     try:
-        return torch._lazy_clone(x)
+        with _lock:
+            return torch._lazy_clone(x)
     except RuntimeError:  # of memory that torch does not own
         return None
 
 
+def is_shared(x: Tensor, /) -> bool:
+    """Whether neither a tensor nor what shares its memory was written to."""
+    return torch._C._is_cow_tensor(x)  # type: ignore[attr-defined]
+
+
 def was_written(copy: Tensor, /) -> bool | None:
     """Whether a tensor that `lazy_clone` made was written to since; None where it can't be told."""
-    if not functorch.active() and torch._C._is_cow_tensor(copy):  # type: ignore[attr-defined]
+    if not functorch.active() and copy.layout is torch.strided and is_shared(copy):
         return False
     return True if copy._version else None

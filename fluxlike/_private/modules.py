@@ -8,14 +8,18 @@ parameter. What a call leaves on a module is taken off again afterwards.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from fluxlike._private.dispatch import outside_modes
 
 __all__ = [
     "Contents",
@@ -28,8 +32,8 @@ __all__ = [
     "hooks_of",
     "is_uninitialised",
     "member",
+    "no_cache",
     "parameters_of",
-    "replace_tensors",
     "same_settings",
     "stripped_copy",
 ]
@@ -61,8 +65,8 @@ def is_uninitialised(x: Any, /) -> bool:
     return is_lazy(x)
 
 
-_HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+_RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_FILE_HOOKS = (
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )  # fmt: skip
@@ -70,7 +74,7 @@ _HOOKS = (
 
 def hooks_of(module: nn.Module, /) -> Iterator[Callable[..., Any]]:
     """The functions that were hooked to a module."""
-    for name in _HOOKS:
+    for name in (*_RUN_HOOKS, *_FILE_HOOKS):
         yield from getattr(module, name, {}).values()
 
 
@@ -82,7 +86,8 @@ def same_settings(a: nn.Module, b: nn.Module, same: Callable[[Any, Any], bool], 
         b: another one.
         same: whether two settings agree.
     """
-    if type(a) is not type(b):
+    kinds = [parametrize.type_before_parametrizations(m) for m in (a, b)]
+    if kinds[0] is not kinds[1]:
         return False
     mine, theirs = vars(a), vars(b)
     if mine.keys() != theirs.keys():
@@ -90,11 +95,11 @@ def same_settings(a: nn.Module, b: nn.Module, same: Callable[[Any, Any], bool], 
     for name in _HELD:
         if mine[name].keys() != theirs[name].keys():
             return False
-    for name in _HOOKS:
+    for name in _RUN_HOOKS:
         hooks = [list(getattr(m, name).values()) for m in (a, b)]
         if len(hooks[0]) != len(hooks[1]) or not all(x is y for x, y in zip(*hooks, strict=True)):
             return False
-    others = mine.keys() - _HELD - set(_HOOKS) - {"training"}
+    others = mine.keys() - _HELD - {*_RUN_HOOKS, *_FILE_HOOKS} - {"training"}
     return all(mine[name] is theirs[name] or same(mine[name], theirs[name]) for name in others)
 
 
@@ -144,37 +149,25 @@ def stripped_copy(module: nn.Module, stand_in: Callable[[Tensor], Tensor], /) ->
             if isinstance(x, Tensor) and id(x) not in memo and not x.is_leaf:
                 memo[id(x)] = x.detach().clone()  # what a hook computed, such as a normalised weight
         kept.append(m)
-    return copy.deepcopy(module, memo)
-
-
-def replace_tensors(module: nn.Module, new: Callable[[Tensor], Tensor], /) -> None:
-    """Put others in the places of all parameters and buffers of a module, a tied one once."""
-    done: dict[int, Tensor] = {}
-    for m in module.modules():
-        for held in (parameters_of(m), buffers_of(m)):
-            for name, x in held.items():
-                if x is not None:
-                    if id(x) not in done:
-                        done[id(x)] = new(x)
-                    held[name] = done[id(x)]
-
-
-_CONTAINERS = (dict, OrderedDict, list, set)
+    with outside_modes():
+        return copy.deepcopy(module, memo)
 
 
 class Contents:
     """What one module holds, to be filled for a call and put back afterwards.
 
-    Its own containers are put back too: a forward may append to a list, or hook functions to its modules.
+    Its own containers are put back too, and those in them: a forward may append to a list, or hook functions
+    to its modules. Objects of other classes are not.
 
     Attributes:
         attributes: its attributes, among them ``training``.
         parameters: its parameters by name.
         buffers: its buffers by name.
         modules: the modules right below, by name.
+        tensors: its attributes that are tensors, and neither parameters nor buffers.
     """
 
-    __slots__ = ("_before", "_containers", "attributes", "buffers", "modules", "parameters")
+    __slots__ = ("_before", "_containers", "attributes", "buffers", "modules", "parameters", "tensors")
 
     def __init__(self, module: nn.Module) -> None:
         self.attributes = module.__dict__
@@ -182,18 +175,55 @@ class Contents:
         self.modules = children_of(module)
         held = (self.attributes, self.parameters, self.buffers, self.modules)
         self._before = tuple((d, dict(d)) for d in held)
-        self._containers = tuple(
-            (x, copy.copy(x))
-            for x in self.attributes.values()
-            if type(x) in _CONTAINERS and not any(x is d for d in held)
-        )
+        self.tensors = {name: x for name, x in self.attributes.items() if isinstance(x, Tensor)}
+        self._containers: list[tuple[Any, Any]] = []
+        known = {id(d) for d in held}
+        for x in self.attributes.values():
+            self._note(x, known)
 
-    def restore(self) -> None:
+    def _note(self, x: Any, known: set[int]) -> None:
+        """Remember what a container holds, and the containers in it."""
+        if type(x) not in _CONTAINERS or id(x) in known:
+            return
+        known.add(id(x))
+        self._containers.append((x, copy.copy(x)))
+        for inner in x.values() if isinstance(x, dict) else x:
+            self._note(inner, known)
+
+    def tidy(self) -> None:
+        """Take off what a forward left, but for the tensors and the mode, which may be needed again."""
+        now, before = self._before[0]
+        training = now["training"]
+        now.clear()
+        now.update(before)
+        now["training"] = training
+        for now, before in self._before[1:]:
+            if len(now) > len(before):  # such as a module that was set as an attribute
+                for name in now.keys() - before.keys():
+                    del now[name]
+        for container, was in self._containers:
+            if container or was:
+                container.clear()
+                (container.update if isinstance(container, (dict, set)) else container.extend)(was)
+
+    def empty(self) -> None:
         """Make the module what it was."""
         for now, before in self._before:
             now.clear()
             now.update(before)
-        for container, was in self._containers:
-            if container or was:
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(was)
+
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+
+
+@contextmanager
+def no_cache() -> Iterator[None]:
+    """Keep ``parametrize.cached()`` apart from other calls of the same modules, which have other tensors."""
+    if not parametrize._cache_enabled:
+        yield
+        return
+    outer, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = outer

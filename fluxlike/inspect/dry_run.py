@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxlike._private.fake import stand_ins, value_asked
 from fluxlike.layers.errors import LayerError
 from fluxlike.placement.dry import on_meta, shape_of, without_data
 from fluxlike.transforms.listening import Call, Listener, require_model
@@ -23,7 +24,12 @@ class DryRun(Listener):
 
     Args:
         by: the public function that asks, for errors.
+
+    Attributes:
+        otherwise: what that function offers for models that ask for values, for errors.
     """
+
+    otherwise = ""
 
     def __init__(self, by: str) -> None:
         super().__init__()
@@ -43,9 +49,12 @@ class DryRun(Listener):
             LayerError: a layer failed, or needs the value of a tensor.
         """
         require_model(model, self._by)
-        example = _example(model, [*inputs, *(named or {}).values()], dtype, self._by)
-        first, others = example[: len(inputs)], dict(zip(named or {}, example[len(inputs) :], strict=True))
-        with without_data():
+        with stand_ins(), without_data():
+            example = _example(model, [*inputs, *(named or {}).values()], dtype, self._by)
+            first, others = (
+                example[: len(inputs)],
+                dict(zip(named or {}, example[len(inputs) :], strict=True)),
+            )
             try:
                 return self.call(on_meta(model), *first, **others)
             except Exception as error:
@@ -65,12 +74,13 @@ class DryRun(Listener):
         if self._failure is None:
             return
         (path, layer, _, args, kwargs), origin = self._failure
-        if _NO_VALUE.search(str(origin)):
+        asked = _asked(origin)
+        if asked is not None:
             origin = RuntimeError(
                 f"{self._by} runs the model on the meta device, which knows shapes and no values, and this "
-                "asks for the value of a tensor or for what has no rule of shapes "
-                f"({_first_sentence(origin)}); torch.where and fluxlike.cond choose without a value, and "
-                "fluxlike.activations(model, x) shows the outputs of a real call"
+                f"asks for the value of a tensor or for what has no rule of shapes ({asked}); torch.where "
+                "and fluxlike.cond choose without a value, fluxlike.activations(model, x) shows the outputs "
+                f"of a real call{self.otherwise}"
             )
             origin.__cause__ = error
             if not path:
@@ -81,8 +91,12 @@ class DryRun(Listener):
             raise origin
 
 
-def _first_sentence(error: Exception) -> str:
-    return str(error).splitlines()[0].split(". ")[0].rstrip(".!")
+def _asked(error: Exception) -> str | None:
+    """The operation that failed because there are no values; None where it failed for another reason."""
+    asked = value_asked(error)
+    if asked is None and _NO_VALUE.search(str(error)):
+        return str(error).splitlines()[0].split(". ")[0].rstrip(".!")
+    return asked
 
 
 _NO_VALUE = re.compile(r"\bmeta\b|\bMeta\b|data-independent")

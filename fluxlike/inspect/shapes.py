@@ -5,13 +5,12 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-import optree
 from torch import Tensor
 
 from fluxlike._private import functorch, levels
 from fluxlike.inspect.dry_run import DryRun
+from fluxlike.transforms.activations import leaves_of_output
 from fluxlike.transforms.listening import Call
-from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.show import value_text
 
 __all__ = ["Shapes"]
@@ -24,6 +23,8 @@ class Shapes(DryRun):
         outputs: from path to the text of each output, in the order of the calls.
     """
 
+    otherwise = ", and fluxlike.summary(model) without inputs counts what the model holds"
+
     def __init__(self, by: str) -> None:
         super().__init__(by)
         self.outputs: dict[str, list[str]] = {}
@@ -35,8 +36,8 @@ class Shapes(DryRun):
         return y
 
     def _text(self, y: Any) -> str:
-        shapes = optree.tree_map(self._shape, y, none_is_leaf=True, namespace=NAMESPACE)
-        return repr(shapes)
+        leaves, treedef = leaves_of_output(y)
+        return repr(treedef.unflatten(map(self._shape, leaves)))
 
     def _shape(self, x: Any) -> Any:
         shape = tuple(levels.outside(x, self._level).shape) if isinstance(x, Tensor) else None

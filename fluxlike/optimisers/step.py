@@ -23,7 +23,7 @@ from fluxlike.optimisers.state import ParamState, computed, is_param_state
 from fluxlike.optimisers.wrappers import OptimiserChain
 from fluxlike.transforms.donation import require_donatable
 from fluxlike.trees.structure import flatten
-from fluxlike.trees.values import value_of
+from fluxlike.trees.values import is_lent, value_of
 
 __all__ = ["Step"]
 
@@ -82,7 +82,9 @@ class Step:
     def _value(self, x: Tensor) -> Tensor:
         """A parameter as its value; donation copies that of a torch module, and leaves the module alone."""
         value = value_of(x)
-        return value if value is x or self.consumed is None else value.clone()
+        if self.consumed is None or (value is x and not is_lent(x)):
+            return value
+        return value.clone()
 
     def _memory(self) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
         """The tensors that a donated step may write over, and those that must stay, with their places."""
@@ -92,7 +94,7 @@ class Step:
         ids = {id(slot.param) for slot in self.moving}
         for slot in self.moving:
             path = place(slot.first)
-            if value_of(slot.param) is slot.param:
+            if value_of(slot.param) is slot.param and not is_lent(slot.param):
                 moving.add(id(slot.param))
                 donated.append((f"{path} of the model", slot.param))
             # Numbers are never written over, so counters may be shared.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
 from torch import Tensor
+from torch.autograd import Function
 
 from fluxlike._private import functorch, levels, tracing
+from fluxlike._private.lazy_clone import lazy_clone, shared_until_written
 from fluxlike.transforms.listening import Call, Listener, require_model
 from fluxlike.trees.functor import NAMESPACE
+from fluxlike.trees.structure import flatten
 
-__all__ = ["activations"]
+__all__ = ["activations", "leaves_of_output"]
 
 
 def activations(model: Callable[..., Any], /, *inputs: Any, **named: Any) -> dict[str, Any]:
@@ -34,11 +36,11 @@ def activations(model: Callable[..., Any], /, *inputs: Any, **named: Any) -> dic
         A layer called again has its later outputs under ``".cell (call 2)"`` and so on. What was
         called under a ``vmap`` inside the model is there as a whole, the mapped axis first. A copy
         that the model itself makes of a layer (a cast, a stack of layers) is not listened to, nor is
-        what it calls in a `jit` of its own.
+        what it calls in a `jit` of its own. An output that is changed in place later, as by a ReLU of
+        torch that works in place, is there as its layer returned it.
 
     Raises:
         TypeError: the model can't be called, or the class of a layer can't be changed, as one made in C.
-        ValueError: an output was changed in place after its layer had returned it.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -53,8 +55,15 @@ def activations(model: Callable[..., Any], /, *inputs: Any, **named: Any) -> dic
     require_model(model, "activations")
     listener = _Outputs()
     listener.call(model, *inputs, **named)
-    listener.check_unchanged()
-    return listener.outputs
+    return listener.outputs()
+
+
+def leaves_of_output(y: Any, /) -> tuple[list[Any], optree.PyTreeSpec]:
+    """What a layer returned, apart; an object that is no tree, such as a cache of transformers, is a leaf."""
+    try:
+        return flatten(y)
+    except TypeError:
+        return optree.tree_flatten(y, none_is_leaf=True, namespace=NAMESPACE)
 
 
 class _Outputs(Listener):
@@ -62,35 +71,64 @@ class _Outputs(Listener):
 
     def __init__(self) -> None:
         super().__init__()
-        self.outputs: dict[str, Any] = {}
         self._level, self._depth = functorch.level(), tracing.depth()
         self._calls: dict[str, int] = {}
-        self._versions: list[tuple[str, Tensor, int]] = []
+        self._noted: dict[str, tuple[list[Any], Any]] = {}
 
     def heard(self, call: Call) -> Any:
         if tracing.depth() > self._depth:  # what a trace inside the model sees are no outputs
             return call.answer()
         count = self._calls[call.path] = self._calls.get(call.path, 0) + 1
         name = call.path if count == 1 else f"{call.path} (call {count})"
-        self.outputs[name] = None  # holds the place in the order of the calls
+        self._noted[name] = [], None  # holds the place in the order of the calls
         y = call.answer()
-        self.outputs[name] = optree.tree_map(
-            functools.partial(self._note, name), y, none_is_leaf=True, namespace=NAMESPACE
-        )
+        leaves, treedef = leaves_of_output(y)
+        self._noted[name] = [self._note(x) for x in leaves], treedef
         return y
 
-    def _note(self, name: str, x: Any) -> Any:
+    def _note(self, x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        if not x.is_inference():  # of those, nobody counts the changes
-            self._versions.append((name, x, x._version))
-        return levels.outside(x, self._level)
+        if functorch.in_forward_mode():
+            return levels.outside(x.clone(), self._level)
+        return _Differentiable(x, x._version, _copy(x)) if x.requires_grad else lazy_clone(x)
 
-    def check_unchanged(self) -> None:
-        """Raise where an output is not what the layer returned any more."""
-        for name, x, version in self._versions:
-            if x._version != version:
-                raise ValueError(
-                    f"the output of {name or 'the model'} was changed in place after it was returned, so it "
-                    "can't be shown; write h = h + x, not h += x, and relu(h), not relu_(h), in the model"
-                )
+    def outputs(self) -> dict[str, Any]:
+        """The outputs by path, as the layers returned them."""
+        return {
+            name: None if treedef is None else treedef.unflatten(map(_as_returned, leaves))
+            for name, (leaves, treedef) in self._noted.items()
+        }
+
+
+class _Differentiable(NamedTuple):
+    """An output with a graph, its version when it was returned, and a copy for where it changed since."""
+
+    x: Tensor
+    version: int
+    copy: Tensor
+
+
+def _as_returned(x: Any) -> Any:
+    """An output itself, of which derivatives can be taken too, unless it was changed in place."""
+    if not isinstance(x, _Differentiable):
+        return x
+    return x.x if x.x._version == x.version else x.copy
+
+
+def _copy(x: Tensor) -> Tensor:
+    """A copy with the graph of a tensor, in its memory until somebody writes."""
+    shared = shared_until_written(x)
+    return x.clone() if shared is None else _Copy.apply(x, shared)
+
+
+class _Copy(Function):
+    """The graph of one tensor for the content of another."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, copy: Tensor) -> Tensor:
+        return copy.detach()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return dy, None

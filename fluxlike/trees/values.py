@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,7 +10,10 @@ from typing import TypeGuard
 
 from torch import Tensor
 
-__all__ = ["inside_transform", "is_tensor", "stands_for_float", "standing_for_floats", "value_of"]
+__all__ = [
+    "inside_transform", "is_lent", "is_tensor", "lent", "stands_for_float", "standing_for_floats",
+    "value_of",
+]  # fmt: skip
 
 #: Whether a transform surrounds the call: inside one, tensors that require grad are its handles.
 #: The floor of transforms puts its own test in.
@@ -25,6 +29,21 @@ def value_of(x: Tensor, /) -> Tensor:
     if x.requires_grad and x.grad_fn is None and not any(inside() for inside in inside_transform):
         return x.detach()
     return x
+
+
+_lent: dict[int, weakref.ref[Tensor]] = {}
+
+
+def lent(x: Tensor, /) -> Tensor:
+    """Say that a tensor's memory is somebody else's, such as a torch module's: no donation writes to it."""
+    number = id(x)
+    _lent[number] = weakref.ref(x, lambda _: _lent.pop(number, None))
+    return x
+
+
+def is_lent(x: Tensor, /) -> bool:
+    """Whether `lent` was said of a tensor: a donation copies it, and leaves it as it is."""
+    return bool(_lent) and id(x) in _lent
 
 
 _floats: ContextVar[Collection[int]] = ContextVar("fluxlike_floats", default=())

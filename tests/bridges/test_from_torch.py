@@ -156,16 +156,39 @@ def test_there_is_no_second_copy_of_the_weights():
     assert resident() - before < size / 4
 
 
-def test_what_is_written_to_the_module_later_does_not_reach_the_tree_and_the_other_way():
+def test_the_tree_sees_what_is_written_to_the_module_until_its_first_update():
     linear = nn.Linear(2, 2)
-    model = fl.from_torch(linear)
-    before = linear.weight.detach().clone()
+    model, x = fl.from_torch(linear), torch.ones(1, 2)
+    array = linear.weight.detach().numpy()
+    model(x)
     with torch.no_grad():
         linear.weight.zero_()
-    assert torch.equal(model.weight, before)
-    again = fl.from_torch(linear)
-    again.weight.add_(1)
-    assert linear.weight.abs().sum() == 0
+    assert model.weight.abs().sum() == 0
+    assert (array == 0).all()
+    grads = fl.gradient(lambda m, x: m(x).sum(), model, x)
+    new, _ = fl.update(fl.setup(fl.Descent(1.0), model), model, grads)
+    with torch.no_grad():
+        linear.weight.fill_(7)
+    assert (array == 7).all()
+    assert (new.weight == -1).all()
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_donation_copies_what_lies_in_the_memory_of_the_module(compiled, net):
+    before, array = snapshot(net), net.norm.running_mean.numpy()
+    model, x = fl.from_torch(net), image()
+    state = fl.setup(fl.Adam(), model)
+
+    def step(model, state, x):
+        return fl.update(state, model, fl.gradient(loss, model, x))
+
+    run = fl.jit(step, donate=(0, 1)) if compiled else step
+    new, state = run(model, state, x)
+    new, state = run(new, state, x)
+    assert_unchanged(net, before)
+    assert (array == 0).all()
+    assert torch.equal(model.conv.weight, net.conv.weight)
+    assert new.norm.num_batches_tracked == 2
 
 
 @pytest.mark.slow
@@ -593,11 +616,11 @@ def test_a_call_that_writes_a_parameter_is_refused_and_changes_nothing():
 
     model = fl.fmap(torch.clone, fl.from_torch(Clipping()))
     before = model.linear.weight.clone()
-    with pytest.raises(RuntimeError, match="writes the parameter 'weight' of a Linear, and a tree is never"):
+    with pytest.raises(RuntimeError, match="changes the parameter 'weight' of a Linear, and a tree is never"):
         model(torch.ones(1, 2))
-    with pytest.raises(RuntimeError, match="writes the parameter 'weight' of a Linear"):
+    with pytest.raises(RuntimeError, match="changes the parameter 'weight' of a Linear"):
         model.replace()
-    with pytest.raises(RuntimeError, match="writes the parameter 'weight' of a Linear"):
+    with pytest.raises(RuntimeError, match="changes the parameter 'weight' of a Linear"):
         model.linear.reset_parameters()
     assert torch.equal(model.linear.weight, before)
 
@@ -779,7 +802,8 @@ def test_autocast_and_checkpoint_and_purity(net):
     again = fl.gradient(f, model, x)
     assert torch.equal(again[0].weight, plain[0].weight)
     assert again[1].num_batches_tracked.value == 1
-    fl.check_pure(lambda m, x: fl.gradient(lambda m, x: m(x).square().sum(), m, x), model, x)
+    report = fl.check_pure(lambda m, x: fl.gradient(lambda m, x: m(x).square().sum(), m, x), model, x)
+    assert report
 
 
 def test_parts_that_the_module_computes_again_find_their_tensors():
@@ -844,7 +868,7 @@ def test_a_module_that_cannot_be_copied_says_so():
             super().__init__()
             self.lock = threading.Lock()
 
-    with pytest.raises(ValueError, match=r"copy\.deepcopy of this Locked fails: TypeError: cannot pickle"):
+    with pytest.raises(ValueError, match=r"copy\.deepcopy of lock fails: TypeError: cannot pickle"):
         fl.from_torch(Locked())
 
 

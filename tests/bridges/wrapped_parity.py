@@ -9,6 +9,7 @@ import copy
 import warnings
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
@@ -158,6 +159,39 @@ class Promises:
         assert count in text
         assert count in str(fl.summary(parity.model))
 
+    def test_activations_are_the_outputs_that_hooks_of_torch_see(self, parity: Parity) -> None:
+        found: dict[str, Any] = {}
+
+        def listened(*args: Any, **kwargs: Any) -> Any:
+            found.update(fl.activations(parity.model, *args, **kwargs))
+            return found[""]
+
+        with fl.mode("test"):
+            parity.wrapped.loss(listened, parity.batch)
+        by_name = {dotted(p.partition(" (")[0]) + "".join(p.partition(" (")[1:]): y for p, y in found.items()}
+        expected = outputs_by_name(parity)
+        assert by_name.keys() >= expected.keys()
+        for name, y in expected.items():
+            same(by_name[name], y)
+
+    def test_the_table_of_layers_says_their_shapes_or_what_asks_for_a_value(self, parity: Parity) -> None:
+        def summarised(*args: Any, **kwargs: Any) -> Any:
+            rows.extend(fl.summary(parity.model, *args, **kwargs).layers)
+            return parity.model(*args, **kwargs)
+
+        rows: list[Any] = []
+        asks = ASKS_FOR_A_VALUE.get(type(parity.module).__name__)
+        if asks is not None:
+            with pytest.raises(RuntimeError, match=rf"value of a tensor .*{asks}.*summary\(model\) without"):
+                parity.wrapped.loss(summarised, parity.batch)
+            return
+        with fl.mode("test"):
+            parity.wrapped.loss(summarised, parity.batch)
+        outputs = {dotted(row.path): row.output for row in rows}
+        for name, y in outputs_by_name(parity).items():
+            if isinstance(y, Tensor) and " (call" not in name:
+                assert outputs[name].startswith(str(tuple(y.shape))), name
+
     def test_casts_run(self, parity: Parity) -> None:
         single = fl.f32(parity.model)
         batch = fl.f32(parity.batch)
@@ -190,6 +224,26 @@ class Promises:
     def test_forward_is_pure_but_for_its_draws(self, parity: Parity) -> None:
         report = fl.check_pure(only_loss(parity), parity.model, parity.batch)
         assert report, report
+
+
+#: What a model can't be followed over without values: a mixture's choice of experts, a check of labels.
+ASKS_FOR_A_VALUE = {"MixtralForCausalLM": "nonzero", "Wav2Vec2ForCTC": r"\.item\(\)"}
+
+
+def outputs_by_name(parity: Parity) -> dict[str, Any]:
+    """What each module of torch returns in test mode, as hooks see it, under the names of `activations`."""
+    module, seen = copy.deepcopy(parity.module).eval(), {}
+    for name, m in module.named_modules():
+
+        def note(m: nn.Module, args: Any, out: Any, name: str = name) -> None:
+            count = sum(key.partition(" (")[0] == name for key in seen) + 1
+            label = name if count == 1 else f"{name} (call {count})"
+            seen[label] = _pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), out)
+
+        m.register_forward_hook(note)
+    with torch.no_grad():
+        parity.wrapped.loss(module, parity.batch)
+    return seen
 
 
 def only_loss(parity: Parity) -> Any:

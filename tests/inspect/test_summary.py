@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 import fluxlike as fl
 
@@ -154,6 +155,22 @@ class TestLayers:
         assert found.layers[-1].output == "(1024, 100000)"
         assert "100_001_000_000 parameters" in found.totals
 
+    def test_a_module_of_torch_without_memory(self) -> None:
+        with torch.device("meta"):
+            module = nn.Sequential(nn.Linear(10**6, 10**6), nn.ReLU(inplace=True), nn.Linear(10**6, 7))
+        assert layers(fl.from_torch(module), (10**5, 10**6))["[2]"][1] == "(100000, 7)"
+
+    def test_an_output_that_is_no_tree_is_itself(self) -> None:
+        class Cache:
+            def __init__(self, x: Tensor) -> None:
+                self.x = x
+
+            def __repr__(self) -> str:
+                return "Cache()"
+
+        model = calls(lambda _, x: (x, Cache(x)))(None)
+        assert layers(model, (2, 3))[""][1] == "((2, 3), Cache())"
+
     def test_inputs_may_have_names(self) -> None:
         mask = torch.ones(3, 3, dtype=torch.bool)
         assert layers(fl.MultiHeadAttention(4, 2), (1, 3, 4), mask=mask)[""][1] == "(1, 3, 4)"
@@ -204,6 +221,25 @@ class TestLayers:
             RuntimeError, match=r"summary runs the model on the meta device.*value of a tensor"
         ):
             fl.summary(calls(lambda _, x: f(x))(None), (2, 3))
+
+    @pytest.mark.parametrize(
+        ("f", "asked"),
+        [
+            (lambda x: x * x.sum().item(), r"\(\.item\(\), if, float\(\) or int\(\)\)"),
+            (lambda x: x[x > 0], r"\(aten\.nonzero\.default\)"),
+            (lambda x: x * float(x.numpy().sum()), r"\(\.numpy\(\) or \.tolist\(\)\)"),
+            (lambda x: f"{x.sum():.2f}", r"\(its text in a format\)"),
+        ],
+        ids=["item", "mask", "numpy", "format"],
+    )
+    def test_what_asked_for_the_value_and_what_to_do_without_is_said(self, f: Any, asked: str) -> None:
+        advice = r"fluxlike\.summary\(model\) without inputs counts"
+        with pytest.raises(fl.LayerError, match=rf"^\.layers\[0\]: .*{asked}.*{advice}"):
+            fl.summary(fl.Chain(f), (2, 3))
+
+    def test_branches_that_tensors_in_a_trace_do_not_take_are_not_taken(self) -> None:
+        model = calls(lambda _, x: x if isinstance(x, FakeTensor) else x * x.sum().item())(None)
+        assert layers(model, (2, 3))[""][1] == "(2, 3)"
 
     def test_what_is_no_model_is_an_error(self) -> None:
         with pytest.raises(TypeError, match="summary calls the model on the inputs"):

@@ -92,7 +92,7 @@ class _Listed:
 
     def _children(self) -> dict[str, Any]:
         attributes = vars(self)
-        if not issubclass(self.torch_class, _MODULES):  # type: ignore[attr-defined]
+        if not issubclass(type(self).torch_class, _MODULES):  # type: ignore[attr-defined]
             return {name: x for name, x in attributes.items() if name not in (RIDING, PIN)}
         return {name: attributes[name] for name in children_of(attributes[RIDING].module)}
 
@@ -101,7 +101,7 @@ class _Listed:
 
     def __iter__(self) -> Iterator[Any]:
         held = self._children()
-        keyed = issubclass(self.torch_class, (nn.ModuleDict, nn.ParameterDict))  # type: ignore[attr-defined]
+        keyed = issubclass(type(self).torch_class, (nn.ModuleDict, nn.ParameterDict))  # type: ignore[attr-defined]
         return iter(held if keyed else held.values())
 
     def __getitem__(self, key: Any) -> Any:

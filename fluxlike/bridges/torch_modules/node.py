@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import FrameType, MethodType, TracebackType
+from types import FrameType, FunctionType, MethodType, TracebackType
 from typing import Any
 
 from torch import nn
@@ -10,7 +10,8 @@ from torch import nn
 from fluxlike._private.modules import CALL
 from fluxlike._private.pytree import tensors_in
 from fluxlike.bridges.torch_modules.classes import RIDING, class_for
-from fluxlike.bridges.torch_modules.skeleton import Run, Skeleton
+from fluxlike.bridges.torch_modules.run import Run
+from fluxlike.bridges.torch_modules.skeleton import Skeleton
 from fluxlike.layers.steps import ELSEWHERE, fail
 from fluxlike.trees.functor import leaf
 from fluxlike.trees.nodes import PIN
@@ -55,25 +56,40 @@ class TorchModule:
         own = type(self).__name__
         if name in ELSEWHERE:
             raise AttributeError(f"{own} is a node of a tree and has no {name!r}: {ELSEWHERE[name]}")
-        if name in _OF_MODULES or (name.endswith("_") and not name.startswith("_")):
+        module = getattr(self, RIDING).module
+        if name in _OF_MODULES or (name.endswith("_") and callable(getattr(type(module), name, None))):
             raise AttributeError(
                 f"{own} is a node of a tree and has no {name!r}, which changes or looks through a module in "
                 "place; call it on the module before from_torch, or write fluxlike.at, fmap or trainables"
             )
-        _require_attribute(getattr(self, RIDING).module, name)
-        run = Run(self)
+        _require_attribute(module, name)
+        if name in vars(module) and type(vars(module)[name]) in _PLAIN:
+            return vars(module)[name]
+        if isinstance(getattr(type(module), name, None), FunctionType) and name not in vars(module):
+            return _Method(self, name)
+        run = Run(self, method=name)
         with run:
             found = getattr(run.module, name)
             if isinstance(found, MethodType) and found.__self__ is run.module:
                 return _Method(self, name)
             return run.nodes.get(id(found), found) if isinstance(found, nn.Module) else found
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"{type(self).__name__} is a node of a tree, which is never changed in place; write "
+            f"model = fluxlike.at(model, lambda m: m.{name}).set(…)"
+        )
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is a node of a tree, which is never changed in place")
+
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *dir(getattr(self, RIDING).module)} - {*ELSEWHERE, *_OF_MODULES})
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = tuple(name for name in vars(self) if name not in (RIDING, PIN))
-        return _unpickled, (self.torch_class, names, self._buffer_names, vars(self))
+        kind = type(self)
+        return _unpickled, (kind.torch_class, names, kind._buffer_names, vars(self))
 
     def extra_repr(self) -> str:
         """The arguments of the module in print."""
@@ -85,10 +101,8 @@ class TorchModule:
 _OF_MODULES = {name for name, x in vars(nn.Module).items() if callable(x) and not name.startswith("_")} - {
     "extra_repr",
     "forward",
-    "get_submodule",
-    "get_parameter",
-    "get_buffer",
 }
+_PLAIN = (type(None), bool, int, float, str)
 
 
 def _require_attribute(module: nn.Module, name: str) -> None:
@@ -114,7 +128,7 @@ class _Method:
         self.__self__, self.__name__ = node, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        run = Run(self.__self__)
+        run = Run(self.__self__, method=self.__name__)
         try:
             with run:
                 out = getattr(run.module, self.__name__)(*args, **kwargs)

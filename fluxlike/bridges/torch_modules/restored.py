@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fluxlike._private.modules import Contents, stripped_copy
+from fluxlike._private.modules import buffers_of, children_of, parameters_of
 from fluxlike.bridges.torch_modules.classes import RIDING
 from fluxlike.bridges.torch_modules.node import TorchModule
-from fluxlike.bridges.torch_modules.skeleton import Skeleton, Stand
+from fluxlike.bridges.torch_modules.run import Stand, same_leaves
+from fluxlike.bridges.torch_modules.skeleton import Skeleton
 from fluxlike.bridges.torch_modules.to_torch import module_of
+from fluxlike.trees.nodes import PIN
 from fluxlike.trees.paths import is_node
 
 __all__ = ["restored"]
@@ -20,42 +22,68 @@ __all__ = ["restored"]
 def restored(node: TorchModule, stand_in: Callable[[Tensor], Tensor], /) -> nn.Module:
     """A module of the class that a node stands for, with its settings and hooks, in train mode.
 
+    What is pinned has the mode of its pin, until somebody calls ``train()``.
+
     Layers that surgery put into the tree are modules by `to_torch`.
 
     Args:
         node: the node.
         stand_in: the parameter or buffer for each tensor of the node.
     """
-    module = stripped_copy(getattr(node, RIDING).module, lambda x: x)
-    _fill(module, getattr(node, RIDING), node, stand_in, {})
-    return module.train()
+    filling = _Filling(stand_in)
+    module = filling.made(node).train()
+    for part, mode in filling.pinned:
+        part.training = mode
+    return module
 
 
-def _fill(
-    module: nn.Module,
-    skeleton: Skeleton,
-    node: Any,
-    stand_in: Callable[[Tensor], Tensor],
-    frozen: dict[int, nn.Parameter],
-) -> None:
-    """Put tensors and layers in. A parameter that is not trained stays one, which requires no grad."""
-    attributes = vars(node)
-    held = Contents(module)
-    for name in held.buffers:
-        x = attributes[name]
-        held.buffers[name] = stand_in(x) if isinstance(x, Tensor) else x
-    for name in held.parameters:
-        x = attributes[name]
-        if isinstance(x, Tensor):
-            x = stand_in(x)
-            if not isinstance(x, nn.Parameter):
-                x = frozen.setdefault(id(x), nn.Parameter(x, requires_grad=False))
-        held.parameters[name] = x
-    for name, inner in skeleton.children.items():
-        child, below = attributes[name], held.modules[name]
-        if getattr(child, "__dict__", {}).get(RIDING) is inner and below is not None:
-            _fill(below, inner, child, stand_in, frozen)
-        elif child is None or is_node(child):
-            held.modules[name] = child and module_of(child, stand_in)
-        else:
-            held.modules[name] = Stand(child)
+class _Filling:
+    """Modules being filled with the tensors and layers of nodes."""
+
+    def __init__(self, stand_in: Callable[[Tensor], Tensor]) -> None:
+        self._stand_in = stand_in
+        self._frozen: dict[int, nn.Parameter] = {}
+        self._filled: dict[int, Any] = {}
+        self.pinned: list[tuple[nn.Module, bool]] = []
+
+    def made(self, node: Any) -> nn.Module:
+        """A new module for a node."""
+        skeleton: Skeleton = getattr(node, RIDING)
+        module = skeleton.copy()
+        self._fill(module, skeleton, node)
+        return module
+
+    def _fill(self, module: nn.Module, skeleton: Skeleton, node: Any) -> None:
+        attributes = vars(node)
+        if PIN in attributes:
+            self.pinned.append((module, attributes[PIN] == "train"))
+        buffers, parameters, modules = buffers_of(module), parameters_of(module), children_of(module)
+        for name in buffers:
+            x = attributes[name]
+            buffers[name] = self._stand_in(x) if isinstance(x, Tensor) else x
+        for name in parameters:
+            x = attributes[name]
+            parameters[name] = self._parameter(x) if isinstance(x, Tensor) else x
+        for name, inner in skeleton.children.items():
+            modules[name] = self._child(modules[name], inner, attributes[name])
+
+    def _parameter(self, x: Tensor) -> nn.Parameter:
+        """One that is not trained stays a parameter, which requires no grad."""
+        new = self._stand_in(x)
+        if isinstance(new, nn.Parameter):
+            return new
+        return self._frozen.setdefault(id(new), nn.Parameter(new, requires_grad=False))
+
+    def _child(self, module: nn.Module | None, skeleton: Skeleton, node: Any) -> nn.Module | None:
+        riding = getattr(node, "__dict__", {}).get(RIDING)
+        if riding is skeleton and module is not None:
+            before = self._filled.setdefault(id(module), node)
+            if before is node:
+                self._fill(module, skeleton, node)
+                return module
+            return module if same_leaves(before, node) else self.made(node)
+        if riding is not None:
+            return self.made(node)
+        if node is None:
+            return None
+        return module_of(node, self._stand_in) if is_node(node) else Stand(node)

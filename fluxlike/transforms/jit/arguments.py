@@ -74,6 +74,11 @@ class Arguments:
 
         return call
 
+    @property
+    def donates(self) -> bool:
+        """Whether any argument is donated."""
+        return bool(self._donate)
+
     def donated(self, tree: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[bool] | None:
         """For each leaf of the tree, whether its memory is given away; None if none is."""
         if not self._donate:

@@ -20,6 +20,7 @@ from fluxlike.transforms.jit.retraced import Retraced
 from fluxlike.transforms.jit.trace import Taken, Trace
 from fluxlike.transforms.motors import enclosed
 from fluxlike.trees.structure import flatten
+from fluxlike.trees.values import is_lent
 
 __all__ = ["CacheInfo", "Jitted", "Lowered", "jit"]
 
@@ -153,6 +154,8 @@ class Jitted:
             return self._f(*args, **kwargs)
         tree, static = self._arguments.split(args, kwargs)
         leaves, treedef = flatten(tree)
+        if self._arguments.donates and any(isinstance(x, Tensor) and is_lent(x) for x in leaves):
+            leaves = _owned(leaves, self._arguments.donated(tree, args, kwargs))
         settings = (*_settings(), pins(leaves, treedef), *static)
         found = self._get_traces().find(leaves, treedef, settings)
         if found is None and not _differentiated(leaves):
@@ -291,6 +294,17 @@ def _settings() -> tuple[Any, ...]:
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
     )
+
+
+def _owned(leaves: Sequence[Any], donated: Sequence[bool] | None) -> list[Any]:
+    """The leaves with copies of those that are donated and whose memory is somebody else's."""
+    if donated is None:
+        return list(leaves)
+    copies: dict[int, Tensor] = {}
+    for x, given in zip(leaves, donated, strict=True):
+        if given and isinstance(x, Tensor) and is_lent(x) and id(x) not in copies:
+            copies[id(x)] = x.detach().clone()
+    return [copies.get(id(x), x) for x in leaves]
 
 
 def _differentiated(leaves: Sequence[Any]) -> bool:
