@@ -123,7 +123,7 @@ class Slot:
         ]
         self._all: tuple[nn.Module, ...] | None = None
         self.recurrent = isinstance(module, nn.RNNBase)
-        self.sets_modes = type(module).train is not nn.Module.train or any(
+        self.sets_modes: bool = type(module).train is not nn.Module.train or any(
             child.sets_modes for _, child in self.children
         )
 
