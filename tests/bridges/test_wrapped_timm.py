@@ -8,6 +8,9 @@ from wrapped_models import TIMM
 from wrapped_parity import Parity, Promises
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module", params=TIMM)
 def parity(request: pytest.FixtureRequest) -> Parity:
     pytest.importorskip("timm", reason="timm is not installed")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from torchvision_here import torchvision
 from wrapped_parity import Parity, Promises
-from wrapped_torchvision_models import LARGE, TORCHVISION
+from wrapped_torchvision_models import QUICK, TORCHVISION
 
-NAMES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in TORCHVISION]
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TORCHVISION]
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -127,8 +127,11 @@ def mvit() -> nn.Module:
     )  # fmt: skip
 
 
-#: Those whose sizes are fixed, and take seconds.
-LARGE = ("inception", "inception, auxiliary", "video.resnet", "video.s3d")
+#: One of each kind runs with the quick tests, all with the slow ones.
+QUICK = (
+    "alexnet", "resnet", "densenet", "squeezenet", "mobilenetv3", "efficientnet", "convnext",
+    "vision_transformer", "swin_transformer",
+)  # fmt: skip
 
 TORCHVISION: dict[str, Wrapped] = {
     "alexnet": Wrapped(alexnet, images(63), of_classes),

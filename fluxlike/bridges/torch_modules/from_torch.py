@@ -61,11 +61,10 @@ def from_torch(module: nn.Module, /, *inputs: Any, **named: Any) -> TorchModule:
 
     Example:
         >>> import torch, fluxlike as fl
-        >>> model = fl.from_torch(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)))
-        >>> model
-        Sequential(
-          [0]: Linear(in_features=3, out_features=4, bias=True),  # 16 parameters
-        )
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+        >>> model = fl.from_torch(net)
+        >>> [path for path, _ in fl.trainables(model, paths=True)]
+        ['[0].weight', '[0].bias', '[1].weight', '[1].bias']
         >>> grads = fl.gradient(lambda m, x: m(x).square().sum(), model, torch.ones(2, 3))
         >>> grads[0].weight.shape, grads[1].running_mean
         (torch.Size([4, 3]), Assigned(float32[4]))

@@ -33,7 +33,17 @@ class TorchModule:
 
     Raises:
         LayerError: from a call: a module inside failed. It names its path and what it got.
-        AttributeError: there is no such attribute, or it changes a module in place; it says what to write.
+        RuntimeError: from a call: it writes a parameter, or a method changes the module.
+        AttributeError: there is no such attribute, it changes a module in place, or one is to be set; it says
+            what to write.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> model = fl.from_torch(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh()))
+        >>> isinstance(model, fl.TorchModule), type(model[0]).__name__, model[0].torch_class
+        (True, 'Linear', <class 'torch.nn.modules.linear.Linear'>)
+        >>> model[0].in_features
+        3
     """
 
     torch_class: type[nn.Module]
