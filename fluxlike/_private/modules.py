@@ -35,7 +35,9 @@ __all__ = [
     "no_cache",
     "parameters_of",
     "same_settings",
+    "settings_of",
     "stripped_copy",
+    "transient_buffers",
 ]
 
 #: The code that runs the hooks and the forward of every module.
@@ -76,6 +78,19 @@ def hooks_of(module: nn.Module, /) -> Iterator[Callable[..., Any]]:
     """The functions that were hooked to a module."""
     for name in (*_RUN_HOOKS, *_FILE_HOOKS):
         yield from getattr(module, name, {}).values()
+
+
+def transient_buffers(module: nn.Module, /) -> set[str]:
+    """The names of the buffers that a state dict leaves out."""
+    return module._non_persistent_buffers_set
+
+
+def settings_of(module: nn.Module, /) -> dict[str, Any]:
+    """The module's attributes, but for those that every module has."""
+    return {name: x for name, x in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
 def same_settings(a: nn.Module, b: nn.Module, same: Callable[[Any, Any], bool], /) -> bool:
@@ -197,10 +212,11 @@ class Contents:
         now.clear()
         now.update(before)
         now["training"] = training
-        for now, before in self._before[1:]:
-            if len(now) > len(before):  # such as a module that was set as an attribute
-                for name in now.keys() - before.keys():
-                    del now[name]
+        held: Any
+        for held, had in self._before[1:]:
+            if len(held) > len(had):  # such as a module that was set as an attribute
+                for name in held.keys() - had.keys():
+                    del held[name]
         for container, was in self._containers:
             if container or was:
                 container.clear()

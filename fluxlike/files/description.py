@@ -18,10 +18,12 @@ from typing import Any
 
 import optree
 
-from fluxlike.files.reader import read_json, shown
+from fluxlike.files.printing import shown
+from fluxlike.files.strict_json import read_json
 from fluxlike.trees import paths
 from fluxlike.trees.functor import NAMESPACE, spec_of
 from fluxlike.trees.nodes import PIN
+from fluxlike.trees.records import is_printable, plain_settings, settings_of
 from fluxlike.trees.show import value_text
 from fluxlike.trees.state_dict import is_plain
 
@@ -137,7 +139,7 @@ def _object_name(x: Any) -> str:
     if isinstance(x, enum.Enum):
         return f"{type(x).__name__}.{x.name}"
     if isinstance(x, functools.partial):
-        given = [repr(a) if _printable(a) else _object_name(a) for a in (*x.args, *x.keywords.values())]
+        given = [repr(a) if is_printable(a) else _object_name(a) for a in (*x.args, *x.keywords.values())]
         labels = [*[""] * len(x.args), *(f"{k}=" for k in x.keywords)]
         inside = "".join(f", {label}{text}" for label, text in zip(labels, given, strict=True))
         return f"partial({_object_name(x.func)}{inside})"
@@ -145,22 +147,20 @@ def _object_name(x: Any) -> str:
 
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each node its class by name, and its plain attributes that are not children, in print."""
+    """For each node its class by name, and in print the attributes that are not children, where plain,
+    or what they say of their settings."""
     if not paths.is_node(node):
         return
-    settings = {}
+    settings: dict[str, str] = {}
     if spec_of(type(node)) is not None:
         static: Any = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)[1]
-        settings = {n: repr(v) for n, v in static[1].values.items() if _printable(v)}
+        riding = static[1].values
+        for rider in riding.values():
+            settings |= settings_of(rider)
+        settings |= plain_settings(riding)
     yield path, {"class": type(node).__name__, "settings": settings}
     for step, child in paths.children(node):
         yield from _nodes(child, path + step.text)
-
-
-def _printable(x: Any) -> bool:
-    if isinstance(x, (tuple, list)):
-        return all(map(_printable, x))
-    return x is None or isinstance(x, (bool, int, float, str))
 
 
 def compare_names(wanted: dict[str, Any], names: dict[str, str], found: dict[str, Any]) -> list[str]:
@@ -228,5 +228,16 @@ class Places:
         return False
 
 
-def _steps(path: str) -> list[str]:
-    return re.findall(r"\.[^.\[]+|\[[^\]]*\]", path)
+#: A name, or what stands in brackets, where strings may hold brackets too.
+_STEP = re.compile(
+    r"""\.[^.\[]++ | \[(?: '(?:[^'\\]|\\.)*+' | "(?:[^"\\]|\\.)*+" | [^\]'"] )*+\]""", re.VERBOSE | re.DOTALL
+)
+
+
+def _steps(path: str) -> Iterator[str]:
+    start = 0
+    while step := _STEP.match(path, start):
+        yield step.group()
+        start = step.end()
+    if start < len(path):
+        yield path[start:]

@@ -7,22 +7,21 @@ header and data. The format: https://huggingface.co/docs/safetensors.
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import os
-import stat
 import zlib
-from collections import Counter
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-__all__ = ["Stored", "TensorFile", "bytes_of", "open_regular", "read_json", "shown"]
+from fluxlike.files.opening import START, TORCH, kind_of, open_regular
+from fluxlike.files.printing import shown
+from fluxlike.files.strict_json import read_json
+
+__all__ = ["Stored", "TensorFile", "bytes_of"]
 
 _LARGEST_HEADER = 100_000_000  # bytes: the format's own limit
-_MOST_VALUES = 5_000_000  # in JSON a value of two characters takes sixty bytes of memory
 _CHUNK = 1 << 20  # so that a checksum finds in the cache what was read
 
 _DTYPES = {
@@ -121,6 +120,12 @@ class TensorFile:
         start = bytearray(8)
         if size < 8:
             self._refuse(f"it has {size} bytes")
+        if kind_of(self._file.read(START)) == TORCH:
+            raise ValueError(
+                f"{self._path} is {TORCH}, or another archive, and no safetensors file; read a checkpoint "
+                "into a model with fluxlike.load_checkpoint"
+            )
+        self._file.seek(0)
         self._fill(memoryview(start))
         length = int.from_bytes(start, "little")
         if length > min(size - 8, _LARGEST_HEADER):
@@ -146,63 +151,6 @@ class TensorFile:
 def bytes_of(x: Tensor, /) -> memoryview:
     """The memory of a contiguous tensor on the CPU that has any."""
     return x.reshape(-1).view(torch.uint8).numpy().data
-
-
-def open_regular(path: str | os.PathLike[str], /) -> io.FileIO:
-    """An ordinary file, open for reading: opening a pipe would wait, and a device has no end.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a folder, a pipe or a device.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"the path of a file is a str or a Path, found a {type(path).__name__}")
-    try:
-        file = io.FileIO(path, opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0)))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder; give the file in it") from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ValueError(f"{path} is a pipe or a device, not a file")
-    return file
-
-
-def read_json(text: str | bytes | bytearray, /) -> dict[str, Any]:
-    """A JSON object, in which every key stands once.
-
-    Raises:
-        ValueError: it is no object, is nested too deeply, holds NaN, or too many values to be taken in.
-    """
-    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    if sum(map(raw.count, (b"[", b"{", b","))) > _MOST_VALUES:
-        raise ValueError(f"it describes more than {_MOST_VALUES} values")
-    try:
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError("its JSON is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"its JSON is a {type(found).__name__}, not an object")
-    return found
-
-
-def shown(name: object, /) -> str:
-    """A name from a file in print: escaped, and not longer than a line."""
-    text = repr(name)
-    return text if len(text) <= 100 else f"{text[:80]}… ({len(text)} characters)"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {shown(twice)} stands there twice")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _metadata(found: Any) -> dict[str, str]:

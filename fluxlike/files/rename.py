@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from fluxlike.files.reader import shown
+from fluxlike.files.printing import shown
 from fluxlike.trees.paths import dotted
 
 __all__ = ["Rename", "plain_name", "renamed"]
@@ -51,13 +51,18 @@ def _by_place(names: list[str], rules: Mapping[str, str | None]) -> dict[str, st
     """A rule is for a place and all below it; of several that fit, the longest counts."""
     if not all(isinstance(a, str) and (b is None or isinstance(b, str)) for a, b in rules.items()):
         raise TypeError(_forms(rules))
-    plain = {plain_name(old): (old, new) for old, new in rules.items()}
+    plain: dict[str, tuple[str, str | None]] = {}
+    for old, new in rules.items():
+        other, _ = plain.setdefault(plain_name(old), (old, new))
+        if other != old:
+            raise ValueError(f"rename has two rules for one place, {other!r} and {old!r}; leave one out")
+    deepest = max((old.count(".") + 1 for old in plain), default=0)
     unused = dict.fromkeys(rules)
     found: dict[str, str | None] = {}
     for name in names:
         parts = plain_name(name).split(".")
-        fits = (n for n in range(len(parts), -1, -1) if ".".join(parts[:n]) in plain)
-        n = next(fits, None) if len(parts) < 1000 else None
+        fits = (n for n in range(min(len(parts), deepest), -1, -1) if ".".join(parts[:n]) in plain)
+        n = next(fits, None)
         if n is None:
             found[name] = ".".join(parts)
             continue
@@ -89,14 +94,31 @@ def _by_pattern(
     for rule in rules:
         if not isinstance(rule, (tuple, list)) or len(rule) != 2:
             raise TypeError(_forms(rules))
-        pattern, new = re.compile(rule[0]), rule[1]
-        hits = {name: now for name, now in found.items() if now is not None and pattern.search(now)}
-        if not hits:
+        changed = _replaced(found, *rule)
+        if not changed:
             raise ValueError(
-                f"rename has the pattern {pattern.pattern!r}, which no name of the checkpoint fits"
+                f"rename has the pattern {_text(rule[0])!r}, which no name of the checkpoint fits"
             )
-        found.update({n: None if new is None else pattern.sub(new, now) for n, now in hits.items()})
+        found |= changed
     return {name: _result(now, name) for name, now in found.items()}
+
+
+def _replaced(
+    found: dict[str, str | None], pattern: str | re.Pattern[str], new: str | None
+) -> dict[str, str | None]:
+    """What a rule makes of the names that its pattern fits."""
+    try:
+        compiled = re.compile(pattern)
+        hits = {name: now for name, now in found.items() if now is not None and compiled.search(now)}
+        return {name: None if new is None else compiled.sub(new, now) for name, now in hits.items()}
+    except (re.error, IndexError) as error:
+        raise ValueError(
+            f"rename has the rule ({_text(pattern)!r}, {new!r}), which re.sub can't apply: {error}"
+        ) from error
+
+
+def _text(pattern: str | re.Pattern[str]) -> str:
+    return pattern.pattern if isinstance(pattern, re.Pattern) else pattern
 
 
 def _result(new: object, name: str) -> str | None:

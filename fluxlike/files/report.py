@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fluxlike.files.reader import shown
+from fluxlike.files.printing import shown
+from fluxlike.files.rename import plain_name
 from fluxlike.trees.paths import dotted
 
 __all__ = ["CheckpointMatch", "Differing", "mismatch_text"]
@@ -27,15 +28,22 @@ class Differing:
         name: the tensor's name in the checkpoint.
         found: its shape or dtype in the checkpoint.
         wanted: that in the model.
+        unused: other names of this tensor, which is tied, that fit and are not loaded because of this one.
     """
 
     path: str
     name: str
     found: Any
     wanted: Any
+    unused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{_place(self.path)} is {self.found} in the checkpoint, {self.wanted} in the model"
+        also = (
+            f"; so {', '.join(map(shown, self.unused))} is not loaded, being tied to it"
+            if self.unused
+            else ""
+        )
+        return f"{_place(self.path)} is {self.found} in the checkpoint, {self.wanted} in the model{also}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class CheckpointMatch:
         model: the model with every tensor that fits, and its own at the other places.
         loaded: for each place that was found, its name in the checkpoint; of tied places the first.
         missing: the places whose tensors are not in the checkpoint.
+        kept: the places that a checkpoint may leave out, as torch's do: buffers that are not persistent, and
+            counts of batches. They keep what the model has.
         unexpected: the names in the checkpoint that no place has.
         reshaped: the places where the shapes differ, each a `path`, `name`, `found` and `wanted`.
         retyped: the places where the dtypes differ, likewise.
@@ -57,6 +67,7 @@ class CheckpointMatch:
         loaded      1
         missing     1  in the model, not in the checkpoint
           .bias
+        kept        0
         unexpected  1  in the checkpoint, not in the model
           'scale'
         reshaped    0
@@ -67,6 +78,7 @@ class CheckpointMatch:
     model: Any
     loaded: dict[str, str]
     missing: tuple[str, ...]
+    kept: tuple[str, ...]
     unexpected: tuple[str, ...]
     reshaped: tuple[Differing, ...]
     retyped: tuple[Differing, ...]
@@ -75,6 +87,7 @@ class CheckpointMatch:
     def __repr__(self) -> str:
         sections = [
             ("missing", list(map(_place, self.missing)), "in the model, not in the checkpoint"),
+            ("kept", list(map(_place, self.kept)), "not in the checkpoint, which may leave them out"),
             ("unexpected", list(map(shown, self.unexpected)), "in the checkpoint, not in the model"),
             ("reshaped", self.reshaped, "of another shape"),
             ("retyped", self.retyped, "of another dtype"),
@@ -96,15 +109,23 @@ def _place(path: str) -> str:
     return path or "the root"
 
 
-def mismatch_text(title: str, found: CheckpointMatch, /) -> str | None:
-    """The first mismatches by path and what to do about them, or None where all fits."""
+def mismatch_text(title: str, found: CheckpointMatch, names: Mapping[str, str], /) -> str | None:
+    """The first mismatches by path and what to do about them, or None where all fits.
+
+    Args:
+        title: what to call the checkpoint.
+        found: what came of matching it.
+        names: what its names became.
+    """
     differing = [*found.reshaped, *found.retyped]
     count = len(found.missing) + len(differing) + len(found.unexpected)
     if not count:
         return None
-    lines = [f"{_place(path)} is missing{_hint(path, found)}" for path in found.missing[:_LISTED]]
+    lines = [f"{_place(path)} is missing{_hint(path, found, names)}" for path in found.missing[:_LISTED]]
     lines += map(str, differing[:_LISTED])
-    lines += [f"{shown(name)} of the checkpoint has no place" for name in found.unexpected[:_LISTED]]
+    for name in found.unexpected[:_LISTED]:
+        became = f" as {shown(names[name])}" if names[name] != plain_name(name) else ""
+        lines.append(f"{shown(name)} of the checkpoint has no place{became}")
     lines = lines[:_LISTED]
     if count > len(lines):
         lines.append(f"… and {count - len(lines)} more")
@@ -112,11 +133,14 @@ def mismatch_text(title: str, found: CheckpointMatch, /) -> str | None:
     return "\n  ".join([head, *lines]) + "\n" + "; ".join(_advice(found))
 
 
-def _hint(path: str, found: CheckpointMatch) -> str:
-    """A name left over that is like the one missing."""
-    names = [name for name in found.unexpected[:_COMPARED] if len(name) < 200]
-    near = difflib.get_close_matches(dotted(path), names, 1)
-    return f"; did you mean {near[0]!r} of the checkpoint?" if near else ""
+def _hint(path: str, found: CheckpointMatch, names: Mapping[str, str]) -> str:
+    """A name left over that is like the one missing, or was it before it was renamed."""
+    left = {names[name]: name for name in found.unexpected[:_COMPARED] if len(name) < 200}
+    wanted = dotted(path)
+    if names.get(wanted, wanted) != wanted and wanted in found.unexpected:
+        return f": rename made {shown(names[wanted])} of it"
+    near = difflib.get_close_matches(wanted, list(left), 1)
+    return f"; did you mean {left[near[0]]!r} of the checkpoint?" if near else ""
 
 
 def _advice(found: CheckpointMatch) -> list[str]:

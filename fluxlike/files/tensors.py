@@ -20,7 +20,9 @@ from torch import Tensor
 
 from fluxlike.files import description
 from fluxlike.files.description import STORED, Description, Places
-from fluxlike.files.reader import Stored, TensorFile, bytes_of, shown
+from fluxlike.files.placing import placed, require_model
+from fluxlike.files.printing import shown
+from fluxlike.files.reader import Stored, TensorFile, bytes_of
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.state_dict import fit, is_plain
 from fluxlike.trees.structure import flatten, structure_of
@@ -71,7 +73,8 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            mode = os.fstat(file.fileno()).st_mode  # safetensors makes files that only we may read
+            # safetensors makes files that only we may read
+            mode = (target.stat() if target.exists() else os.fstat(file.fileno())).st_mode
         save_file(stored.tensors, temporary, metadata={_FORMAT: about})
         with TensorFile(temporary):
             pass  # what is too large to be read is not written
@@ -108,8 +111,11 @@ class _Storing:
             kind = "array" if isinstance(x, np.ndarray) else "scalar"
             try:
                 tensor = torch.from_numpy(np.array(x))
-            except TypeError:
-                raise ValueError(f"{path} is a numpy array of {x.dtype}, which can't be saved") from None
+            except (TypeError, ValueError):  # of no such dtype, of the other byte order
+                swapped = "" if x.dtype.isnative else f": write x.astype({x.dtype.newbyteorder('=').name!r})"
+                raise ValueError(
+                    f"{path or 'the root'} is a numpy array of {x.dtype}, which can't be saved{swapped}"
+                ) from None
             return {kind: self._store(path, tensor, path), **_view(tensor)}
         return description.plain_entry(x)
 
@@ -118,10 +124,11 @@ class _Storing:
             return self._names[id(x)]
         if x.is_meta:
             raise ValueError(f"{path or 'the tensor'} is on the meta device, which holds no data to save")
-        if x.layout is not torch.strided or x.is_quantized:
+        if x.layout is not torch.strided or x.is_quantized or x.is_nested:
+            kind = "nested" if x.is_nested else x.dtype if x.is_quantized else x.layout
             raise ValueError(
-                f"{path or 'the tensor'} is {x.dtype if x.is_quantized else x.layout}, which safetensors "
-                "can't hold; save x.to_dense() or its parts"
+                f"{path or 'the tensor'} is {kind}, which safetensors can't hold; save its parts, or "
+                "x.to_dense()"
             )
         name = name or "tree"
         self._names[id(x)] = name
@@ -157,7 +164,8 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
 
     Raises:
         ValueError: the file is truncated, damaged or was not written by `save`; or a leaf is missing, is
-            not in `like`, or has another shape, dtype, type, name or setting. All mismatches are named.
+            not in `like`, or has another shape, dtype, type, name or setting. The first ten are named.
+        TypeError: `like` is a class, or a module of torch.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -168,6 +176,7 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
         ...     fl.load(file, like={"w": torch.empty(2)})
         {'w': tensor([1., 1.])}
     """
+    require_model(like)
     leaves, treedef = flatten(like)
     where = structure_of(treedef).paths
     with TensorFile(path) as file:
@@ -187,10 +196,11 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
     moved: dict[int, Tensor] = {}
     for i, (x, old) in enumerate(zip(loaded, leaves, strict=True)):
         if isinstance(x, Tensor):
-            device = torch.device("cpu") if old.is_meta else old.device
-            loaded[i] = moved.setdefault(id(x), x.to(device))
+            if id(x) not in moved:
+                moved[id(x)] = placed(x, old)
+            loaded[i] = moved[id(x)]
         elif isinstance(x, Assigned):
-            loaded[i] = Assigned(x.value.to(old.value.device))
+            loaded[i] = Assigned(placed(x.value, old.value))
     return treedef.unflatten(loaded)
 
 

@@ -1,100 +1,94 @@
-"""Files of torch.save, read as data alone, and nested dicts of tensors as names in dots."""
+"""Files of torch.save, read as data alone."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fluxlike.files.reader import open_regular, shown
+from fluxlike.files.named import Named, named_tensors
+from fluxlike.files.opening import START, TORCH, kind_of, open_regular
+from fluxlike.files.printing import shown
 
-__all__ = ["load_torch", "named_tensors"]
-
-_LONGEST_NAMES = 100_000_000  # characters, in all names together
-_DEEPEST = 100
+__all__ = ["read_torch"]
 
 
-def load_torch(path: Path, /) -> Any:
-    """What torch.save wrote, if it is nothing but data.
+def read_torch(path: Path, part: str | None, /) -> tuple[Named, tuple[int, ...]]:
+    """The tensors by name of what torch.save wrote, if it is nothing but data, and the file's identity.
 
     Raises:
-        ValueError: the file is damaged, or holds more.
+        ValueError: the file is damaged, holds more, or its tensors are far larger than itself.
     """
     with open_regular(path) as file:
-        try:
-            with io.BufferedReader(file) as buffered:
-                _refuse_compression(buffered)
-                # Read, not mapped: the mapping of a file that shrinks ends the process.
-                return torch.load(buffered, map_location="cpu", weights_only=True, mmap=False)
-        except Exception as error:  # whatever a hostile pickle sets off
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        status = os.fstat(file.fileno())
+        with io.BufferedReader(file) as buffered:
+            found = _loaded(buffered, path)
+    named = named_tensors(found, part, str(path))
+    _require_bounded(named, status.st_size, path)
+    return named, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _loaded(file: io.BufferedReader[Any], path: Path) -> Any:
+    try:
+        _require_known(file)
+        # Read, not mapped: the mapping of a file that shrinks ends the process.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+    except Exception as error:  # whatever a hostile pickle sets off
+        kind = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        if kind:
             raise ValueError(
-                f"{path} is damaged, no file of torch.save, or holds more than tensors and plain containers: "
-                f"{reason}"
+                f"{path} holds more than tensors and plain containers: a {shown(kind[1])[1:-1]}; where that "
+                "is a whole module, and you trust the file, which may run any code, give "
+                "torch.load(path, weights_only=False).state_dict() instead of the path"
             ) from error
+        raise ValueError(
+            f"{path} is damaged, no file of torch.save, or holds more than tensors and plain containers: "
+            f"{_reason(error)}"
+        ) from error
 
 
-def _refuse_compression(file: io.BufferedReader[Any]) -> None:
-    """torch.save never compresses, so what a file unpacks to is no larger than the file."""
-    if file.read(4) == b"PK\x03\x04":
+def _reason(error: Exception) -> str:
+    """The first line of an error, without the colours of a terminal."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
+    line = "".join(c if c.isprintable() else " " for c in text.splitlines()[0][:300]) if text else ""
+    return line if isinstance(error, ValueError) and line else f"{type(error).__name__} {line}".strip()
+
+
+def _require_known(file: io.BufferedReader[Any]) -> None:
+    """Raise unless torch.save may have written a file.
+
+    It never compresses, so what a file unpacks to is no larger than the file.
+    """
+    start = file.read(START)
+    if kind_of(start) != TORCH:
+        raise ValueError("it does not start as torch.save starts a file")
+    if start[:4] == b"PK\x03\x04":
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+        names = {entry.filename.partition("/")[2] for entry in entries}
+        if "constants.pkl" in names:
+            raise ValueError(
+                "it is an archive of TorchScript; give torch.jit.load(path).state_dict() instead of the "
+                "path, if you trust it"
+            )
+        if "data.pkl" not in names:
+            raise ValueError("it is an archive that torch.save did not write")
         size = file.seek(0, os.SEEK_END)
         if any(e.compress_type for e in entries) or sum(e.file_size for e in entries) > size:
             raise ValueError("its records are compressed, or larger than the file")
     file.seek(0)
 
 
-def named_tensors(found: Any, key: str | None, title: str, /) -> dict[str, Tensor]:
-    """The tensors of nested dicts by name, in dots; `key` chooses one of the dicts at the top.
-
-    Raises:
-        ValueError: there is no such part, or something that is no tensor.
-    """
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{title} holds a {type(found).__name__}, not tensors by name")
-    parts = [name for name, value in found.items() if isinstance(name, str) and isinstance(value, Mapping)]
-    if key is not None:
-        if key not in parts:
-            known = ", ".join(map(shown, parts[:10])) or "none"
-            raise ValueError(f"{title} has no part {key!r}; its parts are: {known}")
-        found = found[key]
-    tensors: dict[str, Tensor] = {}
-    queue: list[tuple[str, Any, int]] = [("", found, 0)]
-    taken = 0
-    while queue:
-        name, value, depth = queue.pop()
-        if isinstance(value, Mapping):
-            taken += sum(len(name) + len(_key(k, title)) + 10 for k in value)
-            if taken > _LONGEST_NAMES or depth > _DEEPEST:
-                raise ValueError(f"{title} holds too many dicts, or a dict that holds itself")
-            start = f"{name}." if depth else ""
-            queue.extend((start + _key(k, title), v, depth + 1) for k, v in reversed([*value.items()]))
-        elif not isinstance(value, Tensor):
-            raise ValueError(
-                f"{title} holds a {type(value).__name__} at {shown(name)}; {_advice(key, parts)}"
-            )
-        elif name in tensors:
-            raise ValueError(f"{title} holds {shown(name)} twice")
-        else:
-            tensors[name] = value
-    return tensors
-
-
-def _key(key: Any, title: str) -> str:
-    if type(key) not in (str, int):
-        raise ValueError(f"{title} has a key of type {type(key).__name__}: {shown(key)}")
-    return str(key)
-
-
-def _advice(key: str | None, parts: list[str]) -> str:
-    if key is None and parts:
-        known = " or ".join(f"key={shown(part)}" for part in parts[:5])
-        return f"say which part holds the model: {known}"
-    return "read it with torch.load, and give the dict of its tensors"
+def _require_bounded(named: Named, size: int, path: Path) -> None:
+    """Raise where tensors that repeat an entry, or one another, would unfold to far more than the file."""
+    claimed = sum(x.numel() * x.itemsize for x in named.tensors.values() if x.layout is torch.strided)
+    if claimed > 2**26 + 64 * size:
+        raise ValueError(
+            f"{path} has {size} bytes, and its tensors would take {claimed}: they repeat one memory; save "
+            "clones of them"
+        )

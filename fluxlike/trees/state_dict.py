@@ -14,6 +14,8 @@ from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["fit", "is_plain", "load_state_dict", "state_dict"]
 
+_LISTED = 10  # mismatches in an error
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -66,7 +68,7 @@ def load_state_dict(tree: Any, d: Any, /) -> Any:
 
     Raises:
         ValueError: something is missing, is not in the tree, has another shape, dtype or type, or
-            differs between places that are tied. All mismatches are named at once.
+            differs between places that are tied. The first ten mismatches are named.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -75,7 +77,15 @@ def load_state_dict(tree: Any, d: Any, /) -> Any:
         True
     """
     flatten(tree)
-    return fit(tree, dict(_places(tree, d, "")), what="the state")
+    try:
+        return fit(tree, dict(_places(tree, d, "")), what="the state")
+    except ValueError as error:
+        if isinstance(d, dict) and any(type(name) is str and "." in name for name in d):
+            raise ValueError(
+                f"{error}\nits names have dots, as in torch: such a dict is read by "
+                "fluxlike.load_checkpoint(d, model)"
+            ) from None
+        raise
 
 
 def fit(
@@ -121,8 +131,17 @@ def fit(
             loaded.setdefault(id(old), (i, new))
         result[i] = new
     if faults:
-        raise ValueError(f"{what} does not fit the model:\n  " + "\n  ".join(faults))
+        lines = [_line(fault) for fault in faults[:_LISTED]]
+        if len(faults) > _LISTED:
+            lines.append(f"… and {len(faults) - _LISTED} more")
+        raise ValueError(f"{what} does not fit the model:\n  " + "\n  ".join(lines))
     return treedef.unflatten(result)
+
+
+def _line(text: str) -> str:
+    """A mismatch in print: paths from a file may hold anything, and be as long as it is."""
+    cut = text if len(text) <= 400 else f"{text[:300]}… ({len(text)} characters)"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 def _places(node: Any, d: Any, path: str) -> list[tuple[str, Any]]:

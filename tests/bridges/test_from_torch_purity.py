@@ -338,3 +338,22 @@ def test_settings_say_what_differs_between_members():
     make = lambda p: fl.from_torch(nn.Dropout(p))  # noqa: E731
     with pytest.raises(ValueError, match=r"Dropout\(p=0\.1, inplace=False\) in tree 0 and Dropout\(p=0\.2"):
         fl.stack([make(0.1), make(0.2)])
+
+
+def test_files_compare_the_settings_of_modules_and_checkpoints_may_lack_what_state_dicts_lack(tmp_path):
+    class Positions(nn.Module):
+        def __init__(self, stride):
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(1, 1, 1, stride=stride), nn.BatchNorm1d(1)
+            self.register_buffer("pos", torch.arange(4.0), persistent=False)
+
+    file = tmp_path / "model.safetensors"
+    fl.save(file, fl.from_torch(Positions(1)))
+    with pytest.raises(ValueError, match=r"\.conv\.stride is \(1,\) in the file, the model has \(2,\)"):
+        fl.load(file, like=fl.from_torch(Positions(2)))
+    module = Positions(1)
+    state = module.state_dict()
+    del state["norm.num_batches_tracked"]
+    loaded = fl.load_checkpoint(state, fl.from_torch(Positions(1)))
+    assert torch.equal(loaded.pos, torch.arange(4.0))
+    assert torch.equal(loaded.conv.weight, module.conv.weight)

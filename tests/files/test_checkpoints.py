@@ -87,15 +87,16 @@ class TestKinds:
 
     def test_a_folder_without_a_checkpoint_says_what_it_looked_for(self, tmp_path):
         with pytest.raises(
-            ValueError, match=r"holds none of model\.safetensors\.index\.json, model\.safetens"
+            ValueError, match=r"holds none of model\.safetensors, model\.safetensors\.index\.json"
         ):
             fl.read_checkpoint(tmp_path)
 
-    def test_an_unknown_ending_is_an_error_that_names_the_known(self, tmp_path):
+    def test_first_bytes_of_no_known_kind_are_an_error_that_names_the_known(self, tmp_path):
+        (tmp_path / "weights.txt").write_text("a text")
         with pytest.raises(
-            ValueError, match=r"weights\.h5 is no checkpoint by its name: known are \.safetensors"
+            ValueError, match=r"weights\.txt is no checkpoint by its first bytes: known are safetensors"
         ):
-            fl.read_checkpoint(tmp_path / "weights.h5")
+            fl.read_checkpoint(tmp_path / "weights.txt")
 
     def test_what_fluxlike_saved_is_read_by_its_paths(self, tmp_path):
         run = {"model": model(), "epoch": 3}
@@ -134,29 +135,29 @@ class TestTorchFiles:
         torch.save({"a": {"b": {0: torch.ones(1)}}, "c": torch.zeros(1)}, tmp_path / "f.pt")
         assert list(fl.read_checkpoint(tmp_path / "f.pt")) == ["a.b.0", "c"]
 
-    def test_the_part_that_holds_the_model_is_named_by_key(self, tmp_path):
+    def test_the_part_that_holds_the_model_is_named_by_part(self, tmp_path):
         file = tmp_path / "last.ckpt"
         torch.save({"epoch": 3, "state_dict": tensors(), "optimizer": {"lr": 0.1}}, file)
-        assert fl.read_checkpoint(file, key="state_dict").keys() == tensors().keys()
-        loaded = fl.load_checkpoint(file, model(), key="state_dict")
+        assert fl.read_checkpoint(file, part="state_dict").keys() == tensors().keys()
+        loaded = fl.load_checkpoint(file, model(), part="state_dict")
         assert loaded.layers[1].bias.shape == (2,)
 
-    def test_without_key_what_is_no_tensor_is_an_error_that_names_the_parts(self, tmp_path):
+    def test_without_part_what_is_no_tensor_is_an_error_that_names_the_parts(self, tmp_path):
         file = tmp_path / "last.ckpt"
         torch.save({"epoch": 3, "state_dict": tensors(), "ema": tensors()}, file)
         with pytest.raises(
-            ValueError, match=r"a int at 'epoch'; say which part.*key='state_dict' or key='ema'"
+            ValueError, match=r"a int at 'epoch', no tensor; say which part.*part='state_dict' or part='ema'"
         ):
             fl.read_checkpoint(file)
 
-    def test_a_key_that_is_not_there_is_an_error_that_names_the_parts(self, tmp_path):
+    def test_a_part_that_is_not_there_is_an_error_that_names_the_parts(self, tmp_path):
         torch.save({"model": tensors()}, tmp_path / "f.pt")
         with pytest.raises(ValueError, match="has no part 'state_dict'; its parts are: 'model'"):
-            fl.read_checkpoint(tmp_path / "f.pt", key="state_dict")
+            fl.read_checkpoint(tmp_path / "f.pt", part="state_dict")
 
-    def test_a_key_for_a_flat_file_is_an_error(self, tmp_path):
+    def test_a_part_of_a_flat_file_is_an_error(self, tmp_path):
         with pytest.raises(ValueError, match=r"no parts to choose from.*rename=\{'model': ''\}"):
-            fl.read_checkpoint(write(tmp_path, "safetensors", tensors()), key="model")
+            fl.read_checkpoint(write(tmp_path, "safetensors", tensors()), part="model")
 
     def test_a_pickle_that_runs_code_is_refused(self, tmp_path):
         class Harm:
@@ -164,7 +165,7 @@ class TestTorchFiles:
                 return print, ("harm",)
 
         torch.save({"w": torch.ones(1), "x": Harm()}, tmp_path / "f.pt")
-        with pytest.raises(ValueError, match=r"f\.pt is damaged.*or holds more than tensors"):
+        with pytest.raises(ValueError, match=r"f\.pt holds more than tensors and plain containers: a print"):
             fl.read_checkpoint(tmp_path / "f.pt")
 
     @pytest.mark.parametrize("found", [torch.ones(2), [torch.ones(2)], 5], ids=["tensor", "list", "number"])
@@ -340,6 +341,27 @@ class TestRename:
         with pytest.raises(TypeError, match=r"rename made a int of 'layers\.0\.weight'"):
             self.load(tensors(), model(), lambda name: 5)
 
+    def test_two_rules_for_one_place_are_an_error(self):
+        rules = {"layers.0.weight": "a", ".layers[0].weight": "b"}
+        with pytest.raises(
+            ValueError, match=r"two rules for one place, 'layers\.0\.weight' and '\.layers\[0\]\.weight'"
+        ):
+            self.load(tensors(), model(), rules)
+
+    def test_a_name_of_very_many_parts_follows_the_rules(self):
+        deep = "x." * 5000 + "w"
+        report = fl.match_checkpoint({deep: torch.ones(1)}, {"w": torch.zeros(1)}, rename={"x": None})
+        assert report.dropped == (deep,)
+
+    @pytest.mark.parametrize(
+        "rule", [("(", "x"), ("layers", r"\9"), (re.compile("layers"), r"\g<n>")], ids=range(3)
+    )
+    def test_a_bad_pattern_is_an_error_that_names_the_rule(self, rule):
+        with pytest.raises(
+            ValueError, match=r"rename has the rule \('.*', '.*'\), which re\.sub can't apply: "
+        ):
+            self.load(tensors(), model(), [rule])
+
 
 class TestMismatches:
     def fail(self, found, like, **options):
@@ -355,6 +377,17 @@ class TestMismatches:
         text = self.fail(found, model())
         assert ".layers[0].weight is missing; did you mean 'layers.0.wieght' of the checkpoint?" in text
         assert "'layers.0.wieght' of the checkpoint has no place" in text
+
+    def test_a_rule_in_the_wrong_direction_is_seen(self):
+        found, like = {"fc.weight": torch.ones(1, 2)}, {"fc": fl.Dense(2, 1, bias=False)}
+        text = self.fail(found, like, rename={"fc": "head"})
+        assert "['fc'].weight is missing: rename made 'head.weight' of it" in text
+        assert "'fc.weight' of the checkpoint has no place as 'head.weight'" in text
+
+    def test_a_similar_name_is_looked_for_among_the_new_ones(self):
+        found = {"old.layers.0.wieght": torch.ones(4, 3)}
+        text = self.fail(found, model(), rename={"old": ""})
+        assert ".layers[0].weight is missing; did you mean 'old.layers.0.wieght' of the checkpoint?" in text
 
     def test_another_shape_is_named(self):
         text = self.fail({**tensors(), "layers.1.bias": torch.ones(5)}, model())
@@ -434,6 +467,28 @@ class TestCast:
                 {"w": torch.ones(1, dtype=found)}, {"w": torch.ones(1, dtype=wanted)}, cast=True
             )
 
+    @pytest.mark.parametrize(
+        ("found", "dtype"),
+        [(torch.tensor([1.0, 1e6]), torch.float16),
+         (torch.tensor([1e300 + 0j], dtype=torch.complex128), torch.complex64),
+         (torch.tensor([1e6]), torch.float8_e5m2), (torch.tensor([3.4e38]), torch.bfloat16),
+         (torch.tensor([1e6]).to_sparse(), torch.float16)],
+        ids=range(5),
+    )  # fmt: skip
+    def test_a_number_beyond_the_dtype_is_an_error(self, found, dtype):
+        like = {"w": torch.zeros(found.shape, dtype=dtype)}
+        like = like if found.layout is torch.strided else {"w": like["w"].to_sparse()}
+        with pytest.raises(
+            ValueError, match=rf"'w' of the checkpoint holds .*, which {dtype} can't; make the model"
+        ):
+            fl.load_checkpoint({"w": found}, like, cast=True)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e5m2], ids=str)
+    def test_what_was_infinite_stays_so(self, dtype):
+        w = torch.tensor([float("inf"), float("nan"), 1.0])
+        loaded = fl.load_checkpoint({"w": w}, {"w": torch.zeros(3, dtype=dtype)}, cast=True)
+        assert str(loaded["w"].float().tolist()) == "[inf, nan, 1.0]"
+
 
 class TestReport:
     def test_a_new_head_keeps_its_own_values(self):
@@ -457,6 +512,7 @@ class TestReport:
             "loaded      1",
             "missing     1  in the model, not in the checkpoint",
             "  ['b']",
+            "kept        0",
             "unexpected  0",
             "reshaped    1  of another shape",
             "  ['c'] is (2,) in the checkpoint, (3,) in the model",
@@ -534,6 +590,25 @@ class TestTies:
         assert report.reshaped[0].path == "['head']['weight']"
         assert report.loaded == {}
 
+    def test_the_name_that_fits_beside_one_that_does_not_is_reported(self):
+        report = fl.match_checkpoint(
+            {"embed.weight": torch.ones(5, 3), "head.weight": torch.zeros(7, 3)}, self.tied()
+        )
+        assert report.reshaped[0].unused == ("embed.weight",)
+        assert "; so 'embed.weight' is not loaded, being tied to it" in str(report)
+
+    @pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta state:UserWarning")
+    @pytest.mark.parametrize("sparse", ["to_sparse_coo", "to_sparse_csr", "to_sparse_csc"])
+    def test_sparse_tensors_at_a_tie_are_compared(self, sparse):
+        make = lambda *x: getattr(torch.tensor(x).diag(), sparse)()  # noqa: E731
+        w = make(0.0, 1.0)
+        like = {"a": w, "b": w}
+        loaded = fl.load_checkpoint({"a": make(2.0, 3.0), "b": make(2.0, 3.0)}, like)
+        assert loaded["a"] is loaded["b"]
+        for other in (make(2.0, 4.0), make(0.0, 2.0)):
+            with pytest.raises(ValueError, match=r"one tensor at several places.*differ"):
+                fl.load_checkpoint({"a": make(2.0, 3.0), "b": other}, like)
+
     def test_a_missing_tie_is_named_once(self):
         assert fl.match_checkpoint({}, self.tied()).missing == ("['embed']['weight']",)
 
@@ -545,6 +620,15 @@ class TestTies:
 
 
 class TestPlaces:
+    @pytest.mark.parametrize("kind", ["safetensors", "pt", "dict"])
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_channels_last_of_the_model_stays(self, tmp_path, kind, device):
+        w = torch.randn(8, 4, 3, 3)
+        like = fl.channels_last({"w": torch.zeros(8, 4, 3, 3, device=device)})
+        loaded = fl.load_checkpoint({"w": w} if kind == "dict" else write(tmp_path, kind, {"w": w}), like)
+        assert loaded["w"].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(loaded["w"], w)
+
     def test_the_model_shares_no_memory_with_a_dict(self):
         found = tensors()
         loaded = fl.load_checkpoint(found, model())

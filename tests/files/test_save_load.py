@@ -17,6 +17,7 @@ import torch
 from mutated_files import sealed
 
 import fluxlike as fl
+from fluxlike.trees import records
 
 
 @pytest.fixture
@@ -305,6 +306,21 @@ class TestRefusedAtSave:
         with pytest.raises(ValueError, match=r"\[0\] is torch\.qint8, which safetensors can't hold"):
             fl.save(file, [torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)])
 
+    @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+    def test_a_nested_tensor(self, file, layout):
+        nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=layout)
+        with pytest.raises(
+            ValueError, match=r"\['w'\] is nested, which safetensors can't hold; save its parts"
+        ):
+            fl.save(file, {"w": nested})
+
+    def test_an_array_of_the_other_byte_order(self, file):
+        with pytest.raises(
+            ValueError, match=r"\['w'\] is a numpy array of >f4.*write x\.astype\('float32'\)"
+        ):
+            fl.save(file, {"w": np.ones(2, ">f4")})
+
     @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
     def test_a_dtype_that_the_format_lacks(self, file):
         with pytest.raises(ValueError, match="complex32"):
@@ -356,6 +372,13 @@ class TestAtomic:
         with pytest.raises(OSError, match="disk full"):
             fl.save(file, [torch.ones(1)])
         assert os.listdir(file.parent) == []
+
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+    def test_a_file_that_is_replaced_keeps_its_permissions(self, file, mode):
+        fl.save(file, [torch.ones(1)])
+        file.chmod(mode)
+        fl.save(file, [torch.zeros(1)])
+        assert file.stat().st_mode & 0o777 == mode
 
     def test_a_file_has_the_permissions_that_new_files_get(self, file, tmp_path):
         fl.save(file, [torch.ones(1)])
@@ -609,6 +632,87 @@ class TestMismatches:
         with pytest.raises(ValueError, match=r"\['b'\]"):
             fl.load(file, like=like)
         assert like["w"].tolist() == [0, 0]
+
+    def test_the_first_ten_are_named_and_the_others_counted(self, file):
+        fl.save(file, [torch.ones(1)] * 50_000)
+        with pytest.raises(ValueError, match="does not fit") as error:
+            fl.load(file, like=[torch.ones(2)] * 50_000)
+        lines = str(error.value).splitlines()
+        assert lines[1] == "  [0] has the shape (1,), the model has (2,)"
+        assert lines[11:] == ["  … and 49990 more"]
+
+    def test_a_key_with_brackets_hides_no_other(self, file):
+        keys = ["a]b", "a]c", "a['b", '["]', "a].b", "\\]"]
+        fl.save(file, {key: (torch.ones(1),) for key in keys})
+        with pytest.raises(ValueError, match="does not fit") as error:
+            fl.load(file, like={key: [torch.ones(1)] for key in keys})
+        assert len(str(error.value).splitlines()) == 1 + len(keys)
+
+    def test_what_lies_below_a_key_with_brackets_is_not_named_again(self, file):
+        fl.save(file, {"a]['b": [torch.ones(1)]})
+        with pytest.raises(ValueError, match="is a list in the file, the model has a tuple") as error:
+            fl.load(file, like={"a]['b": (torch.ones(1), torch.ones(1))})
+        assert len(str(error.value).splitlines()) == 2
+
+    def test_a_path_in_the_file_is_printed_short_and_escaped(self, file):
+        fl.save(file, {"\x1b[31m" * 100_000: torch.ones(1), "\n": 1})
+        with pytest.raises(ValueError, match="is not in the model") as error:
+            fl.load(file, like={})
+        assert "\x1b" not in str(error.value)
+        assert len(str(error.value)) < 2000
+
+
+@fl.leaf
+class Motor:
+    """Rides along in a node, and runs its calls."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+
+@fl.functor(children=("w",))
+class Driven:
+    def __init__(self, **settings: Any) -> None:
+        self.w, self.motor = torch.ones(1), Motor(**settings)
+
+
+class TestSettingsOfWhatRidesAlong:
+    @pytest.fixture(autouse=True)
+    def told(self, monkeypatch):
+        monkeypatch.setattr(records, "_settings", {})
+        records.says_settings(Motor, lambda motor: records.plain_settings(motor.settings))
+
+    def test_another_one_is_named(self, file):
+        fl.save(file, [Driven(stride=(1, 1), slope=0.1, f=torch.tanh)])
+        with pytest.raises(ValueError, match="does not fit") as error:
+            fl.load(file, like=[Driven(stride=(2, 2), slope=0.1, f=torch.relu)])
+        assert str(error.value).splitlines()[1:] == [
+            "  [0].stride is (1, 1) in the file, the model has (2, 2)"
+        ]
+
+    def test_equal_ones_fit(self, file):
+        loaded = round_trip(file, Driven(stride=1), Driven(stride=1))
+        assert loaded.w.item() == 1
+
+    def test_one_that_only_one_of_them_has_is_passed_by(self, file):
+        round_trip(file, Driven(stride=1), Driven(stride=1, eps=0.1))
+
+    def test_who_says_nothing_is_not_compared(self, file, monkeypatch):
+        monkeypatch.setattr(records, "_settings", {})
+        round_trip(file, Driven(stride=1), Driven(stride=2))
+
+
+class TestLayout:
+    def test_channels_last_stays(self, file):
+        model = fl.channels_last(fl.Conv((3, 3), 4, 8))
+        loaded = round_trip(file, model, model)
+        assert loaded.weight.stride() == model.weight.stride() != model.weight.contiguous().stride()
+        assert torch.equal(loaded.weight, model.weight)
+
+    def test_what_overlaps_or_has_holes_is_not_imitated(self, file):
+        w = torch.arange(6.0).view(2, 3)
+        for like in (torch.zeros(1, 1).expand(2, 3), torch.zeros(2, 6)[:, ::2]):
+            assert torch.equal(round_trip(file, [w], [like])[0], w)
 
 
 class TestTies:

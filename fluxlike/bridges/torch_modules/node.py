@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fluxlike._private.modules import CALL
+from fluxlike._private.modules import CALL, transient_buffers
 from fluxlike._private.pytree import tensors_in
 from fluxlike.bridges.torch_modules.classes import RIDING, class_for
 from fluxlike.bridges.torch_modules.run import Run
@@ -16,6 +16,7 @@ from fluxlike.layers.steps import ELSEWHERE, fail
 from fluxlike.trees.functor import leaf
 from fluxlike.trees.nodes import PIN
 from fluxlike.trees.paths import children
+from fluxlike.trees.records import may_lack
 
 __all__ = ["TorchModule"]
 
@@ -199,3 +200,6 @@ def _path_to(node: Any, wanted: Any) -> str:
         if below:
             return step.text + below
     return ""
+
+
+may_lack(TorchModule, lambda node: transient_buffers(getattr(node, RIDING).module))

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluxlike._private.modules import Contents, children_of, same_settings, stripped_copy
+from fluxlike._private.modules import Contents, children_of, same_settings, settings_of, stripped_copy
 from fluxlike.trees.constants import same_constant
 from fluxlike.trees.functor import leaf
+from fluxlike.trees.records import plain_settings, says_settings
 
 __all__ = ["Skeleton", "Slot"]
 
@@ -144,3 +145,6 @@ class Slot:
         self.contents.empty()
         for _, child in self.children:
             child.empty()
+
+
+says_settings(Skeleton, lambda skeleton: plain_settings(settings_of(skeleton.module)))
