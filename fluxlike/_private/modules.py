@@ -188,7 +188,9 @@ class Contents:
         self.attributes = module.__dict__
         self.parameters, self.buffers = parameters_of(module), buffers_of(module)
         self.modules = children_of(module)
-        held = (self.attributes, self.parameters, self.buffers, self.modules)
+        held: tuple[dict[str, Any], ...] = (
+            self.attributes, self.parameters, self.buffers, self.modules
+        )  # fmt: skip
         self._before = tuple((d, dict(d)) for d in held)
         self.tensors = {name: x for name, x in self.attributes.items() if isinstance(x, Tensor)}
         self._containers: list[tuple[Any, Any]] = []
@@ -212,7 +214,6 @@ class Contents:
         now.clear()
         now.update(before)
         now["training"] = training
-        held: Any
         for held, had in self._before[1:]:
             if len(held) > len(had):  # such as a module that was set as an attribute
                 for name in held.keys() - had.keys():
