@@ -322,17 +322,36 @@ def test_layouts_that_jax_has_not_are_copied():
 
 
 def test_64_bits_are_not_cut_in_silence():
-    for t, way in (
-        (torch.ones(2).double(), "f32"),
-        (torch.arange(2), r"x\.int"),
-        (torch.ones(1).cdouble(), "f32"),
-    ):
-        with jax.enable_x64(False), pytest.raises(TypeError, match=rf"\['w'\].*jax_enable_x64.*{way}"):
+    for t in (torch.ones(2).double(), torch.ones(1).cdouble()):
+        with jax.enable_x64(False), pytest.raises(TypeError, match=r"\['w'\].*jax_enable_x64.*f32"):
             fl.to_array({"w": t}, "jax")
         with jax.enable_x64(True):
             x = fl.to_array({"w": t}, "jax")["w"]
             assert x.dtype.itemsize == t.element_size()
             assert torch.equal(fl.from_array(x), t)
+
+
+@pytest.mark.parametrize("kind", ["int", "uint"])
+def test_whole_numbers_that_fit_become_32_bits_for_jax_and_others_are_an_error(kind):
+    wide = getattr(torch, f"{kind}64")
+    limits = torch.iinfo(getattr(torch, f"{kind}32"))
+    t = torch.tensor([limits.min, 3, limits.max], dtype=wide)
+    for copy in (None, True):
+        x = fl.to_array({"n": t}, "jax", copy=copy)["n"]
+        assert x.dtype == f"{kind}32"
+        assert x.tolist() == t.tolist()
+    with pytest.raises(ValueError, match=r"\['n'\] is of torch.*32 bits.*leave copy=False out"):
+        fl.to_array({"n": t}, "jax", copy=False)
+    with pytest.raises(OverflowError, match=r"\['n'\].*32 bits.*jax_enable_x64"):
+        fl.to_array({"n": torch.tensor([0, limits.max + 1], dtype=wide)}, "jax")
+    with jax.enable_x64(True):
+        assert fl.to_array({"n": t}, "jax", copy=False)["n"].dtype == f"{kind}64"
+
+
+def test_a_batchnorm_of_torch_goes_to_jax_with_its_counter():
+    model = fl.from_torch(torch.nn.BatchNorm1d(2))
+    found = [x for x in fl.fleaves(fl.to_array(model, "jax"), leaves="all") if isinstance(x, jax.Array)]
+    assert sorted(str(x.dtype) for x in found) == ["float32"] * 4 + ["int32"]
 
 
 def test_what_is_no_plain_array_of_jax_is_an_error():
@@ -351,8 +370,8 @@ def test_what_is_no_plain_array_of_jax_is_an_error():
 # Donation
 
 
-@pytest.mark.parametrize("array", [np.ones(3, np.float32), jnp.ones(3)], ids=["numpy", "jax"])
-def test_memory_of_others_is_never_donated(array):
+def test_memory_of_numpy_is_never_donated():
+    array = np.ones(3, np.float32)
     model = fl.from_array({"w": array})
     state, grads = fl.setup(fl.Descent(1.0), model), {"w": torch.ones(3)}
     with pytest.raises(ValueError, match=r"\['w'\] .*does not own alone.*fluxlike\.tree\.clone"):
@@ -362,21 +381,54 @@ def test_memory_of_others_is_never_donated(array):
     new, state = fl.update(state, model, grads)
     new, _ = fl.update(state, new, grads, donate=True)
     assert new["w"].tolist() == [-1, -1, -1]
-    assert np.asarray(array).tolist() == [1, 1, 1]
+    assert array.tolist() == [1, 1, 1]
+
+
+def of_jax() -> tuple[Any, Any]:
+    x = jnp.ones(64)
+    return x, fl.from_array({"w": x})
+
+
+def for_jax() -> tuple[Any, Any]:
+    model = {"w": torch.ones(64)}
+    return fl.to_array(model, "jax")["w"], model
+
+
+@pytest.mark.parametrize("make", [of_jax, for_jax])
+def test_a_donation_copies_what_jax_looks_at(make):
+    array, model = make()
+    state, grads = fl.setup(fl.Descent(1.0), model), {"w": torch.full((64,), 3.0)}
+    doubled = fl.jit(lambda m: fl.tree.scale(m, 2.0), donate=(0,))(model)
+    assert doubled["w"].sum() == 128
+    new, state = fl.update(state, model, grads, donate=True)
+    assert new["w"].sum() == -128
+    new, _ = fl.update(state, new, grads, donate=True)  # now it is the model's own
+    assert model["w"].sum() == 64
+    assert array.sum() == 64
+    with pytest.raises(ValueError, match="does not own alone"):  # other tensors in that memory say nothing
+        fl.update(state, {"w": model["w"].view(64)}, grads, donate=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_that_numpy_looks_at_is_not_donated_any_more(dtype):
+    model = {"w": torch.ones(64, dtype=dtype)}
+    state, grads = fl.setup(fl.Descent(1.0), model), {"w": torch.ones(64, dtype=dtype)}
+    shared = fl.to_array(model)["w"]
+    with pytest.raises(ValueError, match="does not own alone"):
+        fl.update(state, model, grads, donate=True)
+    assert float(shared.sum()) == 64
 
 
 @pytest.mark.parametrize("to", ["numpy", "jax"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_memory_that_was_given_to_others_is_not_donated_any_more(to, dtype):
-    model = {"w": torch.ones(64, dtype=dtype)}
-    state, grads = fl.setup(fl.Descent(1.0), model), {"w": torch.ones(64, dtype=dtype)}
-    shared = fl.to_array(model, to)["w"]
-    with pytest.raises(ValueError, match="does not own alone"):
-        fl.update(state, model, grads, donate=True)
-    copied = {"w": torch.ones(64, dtype=dtype)}
-    own = fl.to_array(copied, to, copy=True)["w"]
-    fl.update(state, copied, grads, donate=True)
-    assert float(shared.sum()) == float(own.sum()) == 64
+def test_what_was_copied_for_others_is_donated_as_ever(to):
+    w = torch.ones(8, 8)
+    arrays = [fl.to_array(w, to, copy=True)]
+    if to == "jax":
+        arrays += [fl.to_array(w.t(), to), fl.to_array(w[:, 1:], to), fl.to_array(w.flatten()[1:], to)]
+    address = w.data_ptr()
+    new, _ = fl.update(fl.setup(fl.Descent(1.0), {"w": w}), {"w": w}, {"w": torch.ones(8, 8)}, donate=True)
+    assert new["w"].data_ptr() == address
+    assert all((np.asarray(x) == 1).all() for x in arrays)
 
 
 # to_array

@@ -284,6 +284,33 @@ def test_results_have_memory_of_their_own():
 CONSTANT = jnp.ones(1000)
 
 
+def test_results_of_numpy_are_tensors_as_under_jit():
+    def f(x: Any) -> Any:
+        return x, np.arange(3, dtype=np.int16), {"scalar": np.float32(2.5)}, LOOKUP
+
+    for wrap in (lambda f: f, jax.jit):
+        found = fl.from_jax(wrap(f))(torch.ones(2))
+        for y, expected in zip(
+            fl.fleaves(found), (np.ones(2), np.arange(3), np.float32(2.5), LOOKUP), strict=True
+        ):
+            assert isinstance(y, Tensor)
+            assert y.tolist() == expected.tolist()
+        assert found[1].dtype == torch.int16
+        found[3].zero_()
+        assert LOOKUP.sum() == 10
+    mapped = fl.vmap(fl.from_jax(lambda x: (x, LOOKUP)))(torch.ones(2, 3))
+    assert mapped[1].shape == (2, 10)
+    with jax.enable_x64(False):
+        with pytest.raises(TypeError, match=r"from_jax: \['y'\] is of torch.float64"):
+            fl.from_jax(lambda: {"y": np.ones(2)})()
+        with pytest.raises(OverflowError, match=r"from_jax: \['y'\].*32 bits"):
+            fl.from_jax(lambda: {"y": np.array([2**40])})()
+        assert fl.from_jax(lambda: np.array([3]))().dtype == torch.int32
+
+
+LOOKUP = np.ones(10)
+
+
 def test_a_function_without_arguments_has_a_value():
     assert fl.from_jax(lambda: jnp.arange(3.0))().tolist() == [0, 1, 2]
 
@@ -307,11 +334,44 @@ def test_jax_traces_once_for_each_kind_of_call():
 
     g = fl.from_jax(f)
     for _ in range(2):
-        for x in (torch.ones(2), torch.ones(3)):
-            for n in (1, True, 1.0, 0.0, -0.0, "a" == "b"):
-                fl.gradient(lambda x, n=n: g(x, n).sum(), x)
-    assert len(traced) == 12
-    assert str(g(torch.ones(1), -0.0)) == "tensor([-0.])"
+        for n in (1, True, 1.0, 0.0, -0.0, "a" == "b"):
+            fl.gradient(lambda x, n=n: g(x, n).sum(), torch.ones(2))
+        for size in (3, 4):
+            fl.gradient(lambda x: g(x, 1.0).sum(), torch.ones(size))
+    assert len(traced) == 8
+    assert str(g(torch.ones(2), -0.0)) == "tensor([-0., -0.])"
+
+
+def test_eight_traces_because_of_one_value_warn_with_its_path_and_what_to_do():
+    f = fl.from_jax(lambda p, *, rate: p["x"] * rate)
+    for k in range(7):
+        f({"x": torch.ones(2)}, rate=float(k))
+    with pytest.warns(
+        UserWarning, match=r"lambda.*traced 8 times.*argument 'rate'.*6\.0 to 7\.0.*tensor"
+    ) as seen:
+        f({"x": torch.ones(2)}, rate=7.0)
+    assert seen[0].filename == __file__
+    for k in range(8, 12):
+        f({"x": torch.ones(2)}, rate=float(k))
+    g = fl.from_jax(lambda p: p["x"] * 2)
+    for k in range(7):
+        g({"x": torch.ones(k)})
+    with pytest.warns(UserWarning, match=r"argument 0\['x'\].*float32\[6\].*float32\[7\].*one size"):
+        g({"x": torch.ones(7)})
+
+
+def test_many_sizes_of_a_vmap_keep_a_bounded_number_of_programs(monkeypatch):
+    from fluxlike.bridges.jax import operator as jax_operator
+
+    f = fl.from_jax(jnp.sin)
+    gc.collect()
+    before = len(jax_operator._programs)
+    monkeypatch.setattr("fluxlike.bridges.jax.programs._KEPT", 3)
+    for size in range(1, 12):
+        x = torch.arange(float(size))
+        assert torch.allclose(fl.vmap(f)(x), x.sin())
+    gc.collect()
+    assert len(jax_operator._programs) <= before + 4
 
 
 def test_a_backward_pass_does_not_run_the_forward_pass_again():

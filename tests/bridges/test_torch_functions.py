@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
+import gc
+import logging
+import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -220,11 +225,180 @@ def test_nothing_of_jax_leaks():
         jax.jit(jax.grad(squared(fl.to_jax(of_torch))))(jax.tree.map(jnp.asarray, PARAMS), jnp.asarray(X))
 
 
-def test_arguments_are_not_changed_and_results_are_not_shared_with_them():
-    x = jnp.ones(100)
-    y = fl.to_jax(lambda x: x.add(1).mul_(2))(x)
-    assert x.sum() == 100
-    assert y.sum() == 400
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.vmap], ids=["eager", "jit", "vmap"])
+def test_a_function_that_writes_to_its_arguments_leaves_those_of_jax_alone(wrap):
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2)
+
+    x = jnp.ones(1000)
+    jax.block_until_ready(wrap(fl.to_jax(doubled))(x))
+    assert x.sum() == 1000
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_results_do_not_change_when_the_model_is_written_over_later(wrap):
+    model = {"w": torch.ones(1000)}
+    state = fl.setup(fl.Descent(0.5), model)
+    out = wrap(fl.to_jax(lambda x: model["w"]))(jnp.ones(1))
+    part = wrap(fl.to_jax(lambda x: model["w"][:500]))(jnp.ones(1))
+    jax.block_until_ready((out, part))
+    fl.update(state, model, {"w": torch.ones(1000)}, donate=True)
+    assert out.sum() == 1000
+    assert part.sum() == 500
+
+
+def test_gradients_do_not_change_when_the_model_is_written_over_later():
+    w = torch.ones(1000, dtype=torch.float64)
+    grad = jax.grad(fl.to_jax(lambda x: (x * w).sum()))(jnp.ones(1000))
+    w.mul_(2)
+    assert grad.sum() == 1000
+
+
+def test_an_eager_vmap_compiles_nothing_anew_and_keeps_nothing():
+    constant = torch.ones(1000, dtype=torch.float64)
+    run = gradients_of_each(constant)
+    x = jnp.ones((2, 1000))
+    assert run(x).sum() == 2000
+    kept = weakref.ref(constant)
+    with jax.log_compiles(), counted("jax._src.interpreters.pxla", "jax._src.dispatch") as compiled:
+        for _ in range(3):
+            assert run(x).sum() == 2000
+    assert compiled == []
+    del constant, run
+    gc.collect()
+    assert kept() is None
+
+
+def gradients_of_each(constant: torch.Tensor) -> Any:
+    f = fl.to_jax(lambda x, c: (x * c).sum())
+    return jax.vmap(jax.grad(lambda x: f(x, constant)))
+
+
+@contextmanager
+def counted(*loggers: str) -> Iterator[list[str]]:
+    """What is logged inside."""
+    seen: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]
+    for name in loggers:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield seen
+    finally:
+        for name in loggers:
+            logging.getLogger(name).removeHandler(handler)
+
+
+# Draws
+
+
+def dropped(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.dropout(x, 0.5)
+
+
+def in_train_mode(x: torch.Tensor) -> torch.Tensor:
+    with fl.mode("train"):
+        return fl.Dropout(0.5)(x)
+
+
+@pytest.mark.parametrize("draw", [dropped, in_train_mode], ids=["torch", "fluxlike"])
+@pytest.mark.parametrize("keyed", [False, True], ids=["generator", "key"])
+def test_a_gradient_is_that_of_the_run_that_gave_the_value(draw, keyed):
+    x = jnp.ones(1000)
+    with fl.seeded(fl.Key(3)) if keyed else nullcontext():
+        value, back = jax.vjp(fl.to_jax(draw), x)
+        torch.rand(1)
+        (grad,) = back(x)
+        torch.rand(1)
+        (again,) = back(x)
+        first, back = jax.vjp(jax.grad(lambda x: (fl.to_jax(draw)(x) ** 2).sum()), x)
+        (second,) = back(x)
+    assert 0 < (value == 0).sum() < 1000
+    assert (grad == value).all()
+    assert (again == value).all()
+    assert set(first.tolist()) == {0, 8}
+    assert (second == first).all()
+
+
+def test_a_gradient_draws_nothing_from_the_generators_of_torch():
+    f, x = fl.to_jax(dropped), jnp.ones(100)
+    torch.manual_seed(0)
+    jax.block_until_ready(f(x))
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    jax.block_until_ready(jax.grad(lambda x: f(x).sum())(x))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_two_calls_draw_differently():
+    f, x = fl.to_jax(dropped), jnp.ones(1000)
+    assert (f(x) != f(x)).any()
+    compiled = jax.jit(f)
+    assert (compiled(x) != compiled(x)).any()
+
+
+@pytest.mark.parametrize("draw", [dropped, in_train_mode], ids=["torch", "fluxlike"])
+@pytest.mark.parametrize("keyed", [False, True], ids=["generator", "key"])
+def test_under_jit_a_gradient_that_would_draw_again_is_an_error(draw, keyed):
+    with (
+        pytest.raises(Exception, match=r"(?s)draws random numbers.*fold_in\(step\)"),
+        fl.seeded(fl.Key(3)) if keyed else nullcontext(),
+    ):
+        jax.block_until_ready(jax.jit(jax.grad(lambda x: fl.to_jax(draw)(x).sum()))(jnp.ones(100)))
+
+
+def test_a_draw_of_another_thread_is_not_taken_for_one_of_the_function():
+    f = fl.to_jax(lambda x: (torch.default_generator.manual_seed(torch.seed()), x * 2)[1])
+    assert jax.jit(jax.grad(lambda x: f(x).sum()))(jnp.ones(3)).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("draw", [dropped, in_train_mode], ids=["torch", "fluxlike"])
+def test_under_jit_draws_from_a_key_inside_have_the_gradient_of_their_value(draw):
+    def f(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        with fl.seeded(fl.Key(0).fold_in(step)):
+            return draw(x)
+
+    both = jax.jit(jax.value_and_grad(lambda x, step: (fl.to_jax(f)(x, step)).sum()))
+    masks = []
+    for step in range(2):
+        value, grad = both(jnp.ones(1000), jnp.asarray(step))
+        assert value == grad.sum()
+        masks.append(grad)
+    assert (masks[0] != masks[1]).any()
+
+
+@pytest.mark.parametrize("wrap", [lambda f, **_: f, jax.jit], ids=["eager", "jit"])
+def test_new_statistics_of_a_batchnorm_come_out_by_withupdates(wrap):
+    norm = fl.f64(fl.BatchNorm(2))
+
+    def f(x: torch.Tensor) -> Any:
+        out, updates = fl.withupdates(lambda m: m(x), norm)
+        return (out**3).sum(), fl.apply_updates(norm, updates).running_mean
+
+    x = jnp.asarray(draw(size=(5, 2)))
+    (_, mean), grad = wrap(jax.value_and_grad(fl.to_jax(f), has_aux=True))(x)
+    np.testing.assert_allclose(mean, 0.1 * x.mean(0), rtol=1e-12)
+    expected = fl.gradient(lambda x: f(x)[0], fl.from_array(np.asarray(x)))
+    np.testing.assert_allclose(grad, expected, rtol=1e-9, atol=1e-12)
+    assert norm.running_mean.tolist() == [0, 0]
+
+
+def test_overlapping_traces_leave_the_logger_of_torch_as_it_was():
+    from fluxlike._private import fake
+
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    first, second = fake.stand_ins(), fake.stand_ins()
+    outer, inner = contextvars.copy_context(), contextvars.copy_context()
+    with counted(log.name) as seen:
+        outer.run(first.__enter__)
+        log.warning("beside")
+        outer.run(log.warning, "inside")
+        inner.run(second.__enter__)
+        inner.run(second.__exit__, None, None, None)
+        outer.run(first.__exit__, None, None, None)
+        log.warning("after")
+    assert seen == ["beside", "after"]
+    assert not log.disabled
 
 
 # Errors
@@ -237,6 +411,11 @@ def test_a_value_that_is_asked_for_needs_numbers():
     assert jax.grad(lambda x: f(x).sum())(x).tolist() == [-1, -1]
     with pytest.raises(RuntimeError, match=r"asks for the value of a tensor.*outside of jax\.jit"):
         jax.jit(f)(x)
+
+
+def test_results_without_plain_memory_are_errors():
+    with pytest.raises(TypeError, match=r"to_jax: a result is sparse.*to_dense"):
+        fl.to_jax(lambda x: torch.eye(2).to_sparse())(jnp.ones(2))
 
 
 def test_forward_mode_is_refused_not_wrong():

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fluxlike.bridges.arrays.array_memory import is_array, tensor_of
+from fluxlike.bridges.arrays.array_memory import is_array, is_jax_array, tensor_of
 from fluxlike.bridges.arrays.tensor_memory import LIBRARIES
 from fluxlike.trees.fmap import fmap_with_path
 from fluxlike.trees.leaves import Assigned, is_harmless
 from fluxlike.trees.structure import flatten, structure_of
+from fluxlike.trees.values import lent
 
 __all__ = ["flatten_arrays", "from_array", "to_array"]
 
@@ -25,7 +26,8 @@ def from_array(x: Any, /, *, copy: bool | None = None) -> Any:
     ``__cuda_array_interface__``, ``__array_interface__`` or ``__array__``. Memory is shared where torch can:
     what is written to one is then seen in the other. The arrays of JAX are shared too, though they never
     change for JAX: write to such a tensor (by an operation whose name ends in ``_``) only after a copy.
-    Nothing in fluxlike writes to them: donation refuses memory that torch does not own.
+    Nothing in fluxlike writes to them: donation copies what is of JAX, and refuses other memory that torch
+    does not own.
 
     Args:
         x: an array, or any tree with arrays in it. Its tensors and constants are kept as they are; of
@@ -71,7 +73,9 @@ def from_array(x: Any, /, *, copy: bool | None = None) -> Any:
         if not is_array(array):
             return array
         if id(array) not in made:
-            made[id(array)] = tensor_of(place or "the array", array, copy)
+            made[id(array)] = tensor = tensor_of(place or "the array", array, copy)
+            if is_jax_array(array) and not copy:
+                lent(tensor)
         return made[id(array)]
 
     for i, (place, leaf) in enumerate(zip(where, leaves, strict=True)):
@@ -86,27 +90,29 @@ def to_array(x: Any, /, to: Literal["numpy", "jax", "cupy"] = "numpy", *, copy: 
     """A tensor as an array of another library, or a tree of tensors as a tree of arrays.
 
     Memory is shared where the library can, so what is written to one is seen in the other; JAX takes its
-    arrays for unchangeable, so don't write to tensors that it shares. A tensor on the CPU that is shared
-    can't be donated afterwards.
+    arrays for unchangeable, so don't write to tensors that it shares. Donation copies a tensor that JAX or
+    CuPy looks at, and refuses one that numpy looks at.
 
     Args:
         x: a tensor, or any tree with tensors in it. Its constants are kept as they are, and an
             ``nn.Parameter`` is read as its value.
         to: the library: ``"numpy"``, ``"jax"`` or ``"cupy"``. (default: "numpy")
         copy: None copies where memory can't be shared: from an accelerator to numpy, and to JAX what is not
-            contiguous or starts at an address that 64 does not divide. True copies all tensors; False raises
-            where a copy is needed, as in the array API standard. (default: None)
+            contiguous, starts at an address that 64 does not divide or has to be narrowed. True copies all
+            tensors; False raises where a copy is needed, as in the array API standard. (default: None)
 
     Returns:
         A tree of the same structure and ties, of arrays of the same shape and dtype; bfloat16 and float8 are
-        in numpy those of the package ml_dtypes. Arrays of numpy are in main memory, others on the device
-        where the tensor is.
+        in numpy those of the package ml_dtypes. To JAX, whole numbers of 64 bits become 32 while
+        ``jax_enable_x64`` is off, after a check that they fit. Arrays of numpy are in main memory, others on
+        the device where the tensor is.
 
     Raises:
         ValueError: a tensor with a graph, whose gradient would be lost; one of the meta device or of
             ``vmap``, without numbers; or `copy` is False, and a copy is needed. It names the place.
         TypeError: a sparse, nested or quantised tensor, or one of a dtype that the library has not. To JAX,
-            64 bits while ``jax_enable_x64`` is off: JAX would cut them.
+            floats of 64 bits while ``jax_enable_x64`` is off: JAX would cut them.
+        OverflowError: to JAX, a whole number does not fit.
         ImportError: the library is not there.
 
     Example:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fluxlike._private import functorch
 from fluxlike.bridges.arrays.array_memory import BY_VIEW, NUMPY_DTYPES
-from fluxlike.bridges.jax.package import import_jax, require_jax_dtype
-from fluxlike.trees.values import value_of
+from fluxlike.bridges.jax.package import dtype_in_jax, fitted, import_jax
+from fluxlike.trees.values import lent, value_of
 
-__all__ = ["LIBRARIES"]
+__all__ = ["LIBRARIES", "jax_of", "numpy_of"]
 
 
 def numpy_of(place: str, x: Tensor, copy: bool | None, /) -> np.ndarray:
@@ -55,8 +55,13 @@ def _from_ml_dtypes(place: str, x: Tensor, name: str) -> Any:
 def jax_of(place: str, x: Tensor, copy: bool | None, /) -> Any:
     """A tensor as an array of JAX, on the device where it is."""
     jax = import_jax()
-    require_jax_dtype(place, x.dtype)
+    given, dtype = x, dtype_in_jax(place, x.dtype)
     x, copied = _plain(place, x, copy)
+    if copy is False and dtype.itemsize != x.element_size():
+        raise ValueError(
+            f"{place} is of {x.dtype}, and JAX is set to 32 bits; leave copy=False out, and it is copied, if "
+            'its numbers fit, or turn on the others: jax.config.update("jax_enable_x64", True)'
+        )
     if copy is False and not x.is_contiguous():
         raise ValueError(
             f"{place} is not contiguous (strides {x.stride()}), as the arrays of JAX are; leave copy=False "
@@ -69,17 +74,27 @@ def jax_of(place: str, x: Tensor, copy: bool | None, /) -> Any:
         )
     if copy and not copied:
         x = x.clone(memory_format=torch.contiguous_format)
+    x = fitted(place, x, dtype)
     try:
         # Transposed ones are not shared: versions of JAX up to 0.7 compute with them as if they were not.
         array = jax.dlpack.from_dlpack(x.contiguous())
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"JAX can't take {place}, of {x.dtype} on {x.device}: {error}") from error
-    if x.device.type == "cpu":
-        x.view(_BYTES[x.element_size()]).numpy()  # from now on, torch says that it does not own it alone
+    if x.numel() and array.unsafe_buffer_pointer() == given.data_ptr():
+        _note_shared(given)
     return array
 
 
 _ALIGNED = 64  # bytes, for XLA on the CPU
+
+
+def _note_shared(x: Tensor) -> None:
+    """Say that another library looks at the memory of a tensor, so that no donation writes to it."""
+    lent(x)
+    if x.device.type == "cpu":  # from now on, torch says that it does not own it alone
+        x.detach().view(_BYTES[x.element_size()]).numpy()
+
+
 _BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
@@ -91,16 +106,20 @@ def cupy_of(place: str, x: Tensor, copy: bool | None, /) -> Any:
         raise ImportError(
             f"CuPy can't be imported ({error}): pip install cupy-cuda12x, for your version of CUDA"
         ) from error
+    given = x
     x, copied = _plain(place, x, copy)
     if copy and not copied:
-        x = x.clone()
+        x, copied = x.clone(), True
     try:
-        return cupy.from_dlpack(x)
+        array = cupy.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         hint = (
             "; its arrays are on GPUs: to_array(fluxlike.gpu(tree), 'cupy')" if x.device.type == "cpu" else ""
         )
         raise TypeError(f"CuPy can't take {place}, of {x.dtype} on {x.device}: {error}{hint}") from error
+    if not copied:
+        _note_shared(given)
+    return array
 
 
 #: How to make arrays of a library.

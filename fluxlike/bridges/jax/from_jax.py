@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fluxlike.bridges.arrays.array_memory import is_array, tensor_of
 from fluxlike.bridges.arrays.convert import flatten_arrays
-from fluxlike.bridges.jax.package import dtype_in_jax, import_jax, torch_dtype, x64_enabled
+from fluxlike.bridges.jax.package import dtype_in_jax, handed, import_jax, torch_dtype, x64_enabled
+from fluxlike.bridges.jax.retraced import Retraced
 from fluxlike.trees.structure import structure_of
 
 __all__ = ["from_jax"]
@@ -35,9 +36,9 @@ def from_jax(f: Callable[..., Any], /) -> Callable[..., Any]:
         A function of the same arguments, with tensors in the places of arrays. Arrays of numpy and JAX are
         taken too, as constants. Numbers of Python, strings, None and other objects are part of what is
         traced, compared by value, so a number that changes should be a tensor. It returns tensors on the
-        device of the arguments. What JAX' trace shows to be unused gets no gradient (None); what is
-        multiplied by zero, or stopped, gets zeros, as always in JAX. Whole numbers of 64 bits become 32
-        while ``jax_enable_x64`` is off, after a check that they fit.
+        device of the arguments, also for arrays of numpy. What JAX' trace shows to be unused gets no
+        gradient (None); what is multiplied by zero, or stopped, gets zeros, as always in JAX. Whole numbers
+        of 64 bits become 32 while ``jax_enable_x64`` is off, after a check that they fit.
 
     Raises:
         TypeError: `f` is no function; from the call, a dtype that JAX or torch has not, floats of 64 bits
@@ -45,6 +46,9 @@ def from_jax(f: Callable[..., Any], /) -> Callable[..., Any]:
             knows.
         OverflowError: from the call, a whole number does not fit.
         ImportError: JAX is not there.
+
+    Warns:
+        UserWarning: eight traces were made because one value or shape changed; it names its path.
 
     Example:
         >>> import jax.numpy as jnp, torch, fluxlike as fl
@@ -58,7 +62,7 @@ def from_jax(f: Callable[..., Any], /) -> Callable[..., Any]:
     if not callable(f):
         raise TypeError(f"from_jax takes a function, found a {type(f).__name__}; write from_jax(f)(x)")
     import_jax()
-    traced = functools.lru_cache(_KEPT)(functools.partial(_trace, f))
+    traced = functools.lru_cache(_KEPT)(functools.partial(_trace, f, Retraced(_name(f))))
 
     @functools.wraps(f, updated=())
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -161,7 +165,25 @@ def _shape(path: str, x: Tensor) -> Any:
     return import_jax().ShapeDtypeStruct(tuple(map(int, x.shape)), dtype_in_jax(place, x.dtype))
 
 
-def _trace(f: Callable[..., Any], kind: _Kind) -> tuple[Any, _Output]:
+def _name(f: Callable[..., Any]) -> str:
+    return getattr(f, "__qualname__", repr(f))
+
+
+def _described(kind: _Kind) -> list[tuple[str, str, str]]:
+    """What a trace depends on, for each leaf: its path, what is said of it, and what to do if it changes."""
+    found = []
+    for path, x in zip(structure_of(kind.treedef).paths, kind.leaves, strict=True):
+        if isinstance(x, _Slot):
+            shape = kind.shapes[x.number]
+            found.append((_place(path), f"{shape.dtype}{list(shape.shape)}", "pad to one size"))
+        elif isinstance(x.value, (bool, int, float, complex)):
+            found.append((_place(path), repr(x.value), "hold it as a tensor, such as torch.tensor(3.0)"))
+        else:
+            found.append((_place(path), repr(x.value), "hold one that is equal from call to call"))
+    return found
+
+
+def _trace(f: Callable[..., Any], retraced: Retraced, kind: _Kind) -> tuple[Any, _Output]:
     """The program for a kind of call, and what the function returned."""
     from fluxlike.bridges.jax.programs import Program
 
@@ -177,8 +199,9 @@ def _trace(f: Callable[..., Any], kind: _Kind) -> tuple[Any, _Output]:
     try:
         program = Program(flat, kind.shapes)
     except Exception as error:
-        error.add_note(f"in fluxlike.from_jax of {getattr(f, '__qualname__', repr(f))}")
+        error.add_note(f"in fluxlike.from_jax of {_name(f)}")
         raise
+    retraced.note(kind.treedef, _described(kind))
     return program, outputs[-1]
 
 
@@ -190,12 +213,19 @@ def _results(value: Any) -> tuple[list[Any], _Output]:
     numbers: dict[int, int] = {}
     kept: list[Any] = []
     for path, x in zip(structure_of(treedef).paths, leaves, strict=True):
-        if not isinstance(x, jax.Array):
+        if not isinstance(x, jax.Array) and not is_array(x):
             kept.append(x)
             continue
-        torch_dtype(f"from_jax: {path or 'the result'}", x.dtype)
+        place = f"from_jax: {path or 'the result'}"
         if id(x) not in numbers:
             numbers[id(x)] = len(arrays)
-            arrays.append(x)
+            arrays.append(x if isinstance(x, jax.Array) else _constant(place, x))
+            torch_dtype(place, arrays[-1].dtype)
         kept.append(_Slot(numbers[id(x)]))
     return arrays, _Output(treedef, kept)
+
+
+def _constant(place: str, x: Any) -> Any:
+    """An array of numpy among the results as one of JAX: JAX itself would cut 64 bits in silence."""
+    tensor = tensor_of(place, x, True)
+    return handed(place, tensor, dtype_in_jax(place, tensor.dtype))

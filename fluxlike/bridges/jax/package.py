@@ -16,14 +16,12 @@ __all__ = [
     "fitted",
     "handed",
     "import_jax",
-    "require_jax_dtype",
     "torch_dtype",
     "x64",
     "x64_enabled",
 ]
 
 _CUT = {torch.int64: torch.int32, torch.uint64: torch.uint32}
-_WIDE = (torch.float64, torch.complex128, *_CUT)
 
 
 def import_jax() -> Any:
@@ -49,18 +47,19 @@ def x64(on: bool, /) -> AbstractContextManager[Any]:
     return found
 
 
-def require_jax_dtype(place: str, dtype: torch.dtype, /) -> None:
-    """Refuse what JAX would round or cut: it has no 64 bits unless they are turned on."""
-    if dtype in _WIDE and not x64_enabled():
-        narrow = "x.int()" if dtype in _CUT else "fluxlike.f32(tree)"
+def _require_width(place: str, dtype: torch.dtype) -> None:
+    """Refuse what JAX would round: it has no 64 bits unless they are turned on."""
+    if dtype in (torch.float64, torch.complex128) and not x64_enabled():
         raise TypeError(
             f"{place} is of {dtype}, and JAX would cut it to 32 bits; turn on the others at the start of the "
-            f'program, jax.config.update("jax_enable_x64", True), or give {narrow}'
+            'program, jax.config.update("jax_enable_x64", True), or give fluxlike.f32(tree)'
         )
 
 
 def dtype_in_jax(place: str, dtype: torch.dtype, /) -> Any:
     """The dtype that JAX has a tensor in: of whole numbers of 64 bits, the 32 that it may be set to.
+
+    Whether they fit, `fitted` looks.
 
     Raises:
         TypeError: it has none that keeps the values.
@@ -68,7 +67,7 @@ def dtype_in_jax(place: str, dtype: torch.dtype, /) -> Any:
     jax = import_jax()
     if dtype in _CUT and not x64_enabled():
         dtype = _CUT[dtype]
-    require_jax_dtype(place, dtype)
+    _require_width(place, dtype)
     try:
         return jax.numpy.dtype(str(dtype).removeprefix("torch."))
     except TypeError as error:
@@ -87,7 +86,7 @@ def torch_dtype(place: str, dtype: Any, /) -> torch.dtype:
     return found
 
 
-def fitted(x: Tensor, dtype: Any, /) -> Tensor:
+def fitted(place: str, x: Tensor, dtype: Any, /) -> Tensor:
     """A tensor in the dtype that `dtype_in_jax` said.
 
     Raises:
@@ -98,25 +97,27 @@ def fitted(x: Tensor, dtype: Any, /) -> Tensor:
     small = x.to(_CUT[x.dtype])
     if not torch.equal(small.to(x.dtype), x):
         raise OverflowError(
-            f"whole numbers of {x.dtype} don't fit into the 32 bits that JAX is set to; turn on the others "
-            'at the start of the program: jax.config.update("jax_enable_x64", True)'
+            f"{place} holds whole numbers of {x.dtype} that don't fit into the 32 bits that JAX is set to; "
+            'turn on the others at the start of the program: jax.config.update("jax_enable_x64", True)'
         )
     return small
 
 
-def handed(x: Tensor, dtype: Any, /) -> Any:
+def handed(place: str, x: Tensor, dtype: Any, /) -> Any:
     """The value of a tensor as an array of JAX of a dtype that `dtype_in_jax` said, for a short while.
+
+    It looks at the tensor's memory, and nobody else knows: what is to stay, copy first.
 
     Raises:
         OverflowError: a whole number of 64 bits does not fit into 32.
         RuntimeError: JAX can't use the device.
     """
     jax = import_jax()
-    x = fitted(x.detach().resolve_conj().resolve_neg(), dtype).contiguous()
+    x = fitted(place, x.detach().resolve_conj().resolve_neg(), dtype).contiguous()
     try:
         return jax.dlpack.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise RuntimeError(
-            f"JAX can't take a tensor of {x.dtype} on {x.device}, and has {jax.devices()}; move it to main "
+            f"JAX can't take {place}, of {x.dtype} on {x.device}, and has {jax.devices()}; move it to main "
             f"memory, fluxlike.cpu(tree), or install JAX for that device: {error}"
         ) from error

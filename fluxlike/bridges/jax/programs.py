@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,6 +17,8 @@ from torch import Tensor
 from fluxlike.bridges.jax.package import handed, x64, x64_enabled
 
 __all__ = ["Program", "Pull"]
+
+_KEPT = 64  # programs derived from one, and forward passes of it
 
 Shape = jax.ShapeDtypeStruct
 Arrays = Sequence[Any]
@@ -42,15 +46,16 @@ class Program:
         self.inputs = tuple(inputs)
         self.outputs = tuple(Shape(a.shape, a.dtype) for a in self._traced.out_avals)
         self.floats = [n for n, y in enumerate(self.outputs) if _trains(y)]
-        self._derived: dict[Hashable, Program] = {}
-        self._forwards: dict[tuple[int, ...], _Forward] = {}
+        self._derived, self._forwards = _Recent(), _Recent()
         with_derivative = [n in self.floats for n in range(len(self.outputs))]
         self.reached = _needed(self._traced.jaxpr, with_derivative)
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The results for plain tensors, in memory of their own."""
         with self._setting():
-            given = [handed(x, shape.dtype) for x, shape in zip(tensors, self.inputs, strict=True)]
+            given = [
+                handed("an argument", x, shape.dtype) for x, shape in zip(tensors, self.inputs, strict=True)
+            ]
             return _taken(self._run(*given), tensors)
 
     def _setting(self) -> AbstractContextManager[Any]:
@@ -94,27 +99,33 @@ class Program:
 
         It keeps what the backward pass needs of the forward pass, as JAX does.
         """
-        key = tuple(wanted)
         with self._setting():
-            if key not in self._forwards:
-                self._forwards[key] = _Forward(self._traced, self._by, self.inputs, wanted)
-            given = [handed(x, shape.dtype) for x, shape in zip(tensors, self.inputs, strict=True)]
-            found, back = self._forwards[key](given)
+            forward = self._forwards.get(
+                tuple(wanted), lambda: _Forward(self._traced, self._by, self.inputs, wanted)
+            )
+            given = [
+                handed("an argument", x, shape.dtype) for x, shape in zip(tensors, self.inputs, strict=True)
+            ]
+            found, back = forward(given)
             results = _taken(found, tensors)
         shapes = self._float_shapes()
 
         def pull(cotangents: Sequence[Tensor]) -> list[Tensor]:
             with self._setting():
-                given = [handed(c, shape.dtype) for c, shape in zip(cotangents, shapes, strict=True)]
+                given = [
+                    handed("a cotangent", c, shape.dtype) for c, shape in zip(cotangents, shapes, strict=True)
+                ]
                 return _taken(back(given), cotangents)
 
         return results, pull
 
     def _derive(self, key: Hashable, f: Callable[..., Arrays], inputs: Sequence[Any]) -> Program:
-        if key not in self._derived:
+        def make() -> Program:
             with self._setting():
-                self._derived[key] = Program(f, inputs)
-        return self._derived[key]
+                return Program(f, inputs)
+
+        found: Program = self._derived.get(key, make)
+        return found
 
     def _by(self, places: Sequence[int], inputs: Arrays) -> Callable[..., Any]:
         """The results that have derivatives, and all, as a function of the inputs at some places."""
@@ -130,6 +141,26 @@ class Program:
 
     def _float_shapes(self) -> list[Any]:
         return [self.outputs[n] for n in self.floats]
+
+
+class _Recent:
+    """What was made for the last few keys: sizes of a ``vmap`` may differ from call to call."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                return self._made[key]
+        made = make()  # which may take long, so that others don't wait
+        with self._lock:
+            found = self._made.setdefault(key, made)
+            while len(self._made) > _KEPT:
+                self._made.popitem(last=False)
+        return found
 
 
 class _Forward:
@@ -196,6 +227,11 @@ def _needed(jaxpr: Any, wanted: Sequence[bool]) -> list[bool]:
             v for v, one in zip(line.invars, mine, strict=True) if one and not isinstance(v, Literal)
         )
     return [v in alive for v in jaxpr.invars]
+
+
+def _handed(place: str, tensors: Sequence[Tensor], shapes: Sequence[Any]) -> list[Any]:
+    """Tensors as arrays of JAX, while a program runs."""
+    return [handed(place, x, shape.dtype) for x, shape in zip(tensors, shapes, strict=True)]
 
 
 def _taken(found: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
