@@ -7,7 +7,6 @@ import torchvision_here  # noqa: F401
 from wrapped_models import TIMM
 from wrapped_parity import Parity, Promises
 
-
 pytestmark = pytest.mark.slow
 
 
