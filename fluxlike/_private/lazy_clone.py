@@ -28,15 +28,14 @@ def lazy_clone(x: Tensor, /) -> Tensor:
 
 def shared_until_written(x: Tensor, /) -> Tensor | None:
     """A plain tensor in the memory of another until either is written to; None if the memory forbids that."""
-    x = x.detach()
-    if type(x) is not Tensor or x.layout is not torch.strided or functorch.active():
-        return None
-    if x.device.type not in ("cpu", "cuda") or x.is_inference():
+    if x.requires_grad:
+        x = x.detach()
+    if type(x) is not Tensor or not (x.is_cpu or x.is_cuda) or x.is_inference() or functorch.active():
         return None
     try:
         with _lock:
             return torch._lazy_clone(x)
-    except RuntimeError:  # of memory that torch does not own
+    except RuntimeError:  # of memory that torch does not own, or of none
         return None
 
 
