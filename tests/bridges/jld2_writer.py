@@ -209,18 +209,18 @@ class Writer:
         if not data:
             return bytes(16)
         need = 16 + -(-len(data) // 8) * 8
-        if self.heap is None or self.heap[1] + need + 16 > self.heap[2]:
-            size = max(4096, need + 64)
-            at = self.append(b"GCOL" + struct.pack("<IQ", 1, size) + bytes(size - 16))
-            self.heap = [at, 16, size, 0]
-        at, used, size, index = self.heap
+        if self.heap is None or need + 16 >= self.heap[2]:
+            length = max(4096, need)  # which JLD2 writes without the 16 bytes in front, HDF5 with them
+            at = self.append(b"GCOL" + struct.pack("<IQ", 1, length) + bytes(length))
+            self.heap = [at, 16, length, 0]
+        at, used, free, index = self.heap
         index += 1
         start = 512 + at + used
         self.image[start : start + 16] = struct.pack("<HHIQ", index, 1, 0, len(data))
         self.image[start + 16 : start + 16 + len(data)] = data
-        free = size - used - need
-        self.image[start + need : start + need + 16] = struct.pack("<HHIQ", 0, 0, 0, free)
-        self.heap = [at, used + need, size, index]
+        if free - need >= 16:
+            self.image[start + need : start + need + 16] = struct.pack("<HHIQ", 0, 0, 0, free - need - 16)
+        self.heap = [at, used + need, free - need, index]
         return struct.pack("<IQI", count, at, index)
 
     def text(self, x):

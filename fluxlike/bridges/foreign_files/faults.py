@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["DEEPEST", "FileFault", "allowance", "require_file", "told"]
+from fluxlike.files.opening import open_regular
+
+__all__ = ["DEEPEST", "FileFault", "allowance", "open_file", "printed", "told"]
 
 #: How deep containers may lie in one another; networks need a fraction of it, Python's stack holds more.
 DEEPEST = 64
+_LONGEST = 2000
 
 
 class FileFault(ValueError):
-    """A file that can't be read, and why."""
+    """A file that can't be read, and why: what is quoted of the file is escaped, and cut in the middle."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printed(text))
+
+
+def printed(text: str, /) -> str:
+    """Text for one line of a terminal, which a file's names must not steer or fill."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def allowance(size: int, /) -> int:
@@ -23,17 +37,17 @@ def allowance(size: int, /) -> int:
     return 2**26 + 16 * size
 
 
-def require_file(path: str | os.PathLike[str], kind: str, /) -> None:
-    """Refuse a path that is no file.
+def open_file(path: str | os.PathLike[str], kind: str, /) -> io.BufferedReader[io.FileIO]:
+    """A plain file, open for reading.
 
     Raises:
         FileNotFoundError: there is nothing.
         FileFault: it is a folder, or another thing.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no file {os.fspath(path)}")
-    if not os.path.isfile(path):
-        raise FileFault(f"{os.fspath(path)} is a folder, or no plain file; give the path of {kind}")
+    try:
+        return io.BufferedReader(open_regular(path))
+    except ValueError as error:
+        raise FileFault(f"{error}: {kind}") from None
 
 
 @contextlib.contextmanager
@@ -43,11 +57,12 @@ def told(path: Any, kind: str, /) -> Iterator[None]:
         yield
     except FileFault:
         raise
-    except RecursionError as error:
-        raise FileFault(f"{path} holds containers in containers, too deep for {kind}") from error
+    except RecursionError:
+        raise FileFault(f"{path} holds containers in containers, too deep for {kind}") from None
     except (
         *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError),
         *(RuntimeError, SystemError, TypeError, ValueError, struct.error),
     ) as error:
         detail = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise FileFault(f"{path} is damaged, or not {kind}: {detail}") from error
+        # From None, because the cause would print what the file says as it stands.
+        raise FileFault(f"{path} is damaged, or not {kind}: {detail}") from None

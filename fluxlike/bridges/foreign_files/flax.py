@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fluxlike.bridges.foreign_files.faults import DEEPEST, FileFault, require_file, told
-from fluxlike.placement.foreign.state import load_foreign_state
+from fluxlike.bridges.foreign_files.faults import DEEPEST, FileFault, open_file, told
+from fluxlike.bridges.foreign_files.loading import load_state
+from fluxlike.files.reader import TensorFile
 
 __all__ = ["load_flax", "read_flax"]
 
 _KIND = "a file of flax.serialization.to_bytes(variables)"
-_SAFETENSORS = "a safetensors file"
+_ORBAX = "for an Orbax folder, restore it in Flax and write such a file"
 _MOST_CONTAINERS = _MOST_ENTRIES = 100_000
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # the extension types of flax.serialization
 _CHUNKED = "__msgpack_chunked_array__"
@@ -43,7 +44,8 @@ def load_flax(path: str | os.PathLike[str], /, like: Any, *, inputs: Any = None)
 
     Raises:
         ValueError: the file is damaged, or of another kind; or an array is missing, left over, or of
-            another shape or dtype, all of which are named at once.
+            another shape or dtype, all of which are named at once. For a file of another precision, give
+            ``like=fl.bf16(model)`` or the like.
         FileNotFoundError: there is no such file.
         ImportError: msgpack is not installed: ``pip install 'fluxlike[flax]'``.
 
@@ -55,7 +57,7 @@ def load_flax(path: str | os.PathLike[str], /, like: Any, *, inputs: Any = None)
     state = read_flax(path)
     if "params" in state:
         state = {name: x for name, x in state.items() if name != "opt_state"}
-    return load_foreign_state(like, state, "flax", inputs=inputs)
+    return load_state(path, like, state, "flax", inputs=inputs)
 
 
 def read_flax(path: str | os.PathLike[str], /) -> dict[Any, Any]:
@@ -83,31 +85,27 @@ def read_flax(path: str | os.PathLike[str], /) -> dict[Any, Any]:
         ...     fl.read_flax(file)
         {'params': {'Dense_0': {'bias': tensor([0., 0.])}}}
     """
-    require_file(path, f"{_KIND}; for an Orbax folder, restore it in Flax and write such a file")
-    with open(path, "rb") as file:
+    name = os.fspath(path)
+    with open_file(path, f"{_KIND}; {_ORBAX}") as file, told(name, _KIND):
         start = file.read(9)
-    length = int.from_bytes(start[:8], "little")
-    if start[8:] == b"{" and length <= os.path.getsize(path) - 8:
-        with told(os.fspath(path), _SAFETENSORS):
-            return _safetensors(path)
-    return _Msgpack(os.fspath(path)).read()
+        length, size = int.from_bytes(start[:8], "little"), os.fstat(file.fileno()).st_size
+        if start[8:] != b"{" or length > size - 8:
+            return _Msgpack(name).read(start + file.read())
+    try:
+        return _safetensors(path)
+    except ValueError as error:
+        raise FileFault(str(error)) from None
 
 
 def _safetensors(path: str | os.PathLike[str]) -> dict[Any, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Copies, because the file's own memory is mapped and may change under us.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise FileFault(f"{os.fspath(path)} is damaged, or no safetensors file: {error}") from error
+    with TensorFile(path) as file:
+        tensors = {name: file.read(name) for name in file.tensors}
     separator = "/" if any("/" in name for name in tensors) else "."
     nested: dict[Any, Any] = {}
     for name, x in tensors.items():
         *above, last = name.split(separator)
         if len(above) > DEEPEST:
-            raise FileFault(f"{os.fspath(path)}: {name[:80]}… has more than {DEEPEST} names in one")
+            raise FileFault(f"{os.fspath(path)}: {name} has more than {DEEPEST} names in one")
         node = nested
         for step in above:
             node = node.setdefault(step, {})
@@ -129,10 +127,9 @@ class _Msgpack:
             raise ImportError("msgpack reads Flax' files: pip install 'fluxlike[flax]'") from error
         self._msgpack, self._name, self._left = msgpack, name, _MOST_CONTAINERS
 
-    def read(self) -> dict[Any, Any]:
+    def read(self, data: bytes) -> dict[Any, Any]:
         with told(self._name, _KIND):
-            with open(self._name, "rb") as file:
-                found = self._unpacked(file.read())
+            found = self._unpacked(data)
             if not isinstance(found, dict):
                 raise FileFault(f"{self._name} is not {_KIND}: it holds a {type(found).__name__}")
             return self._joined(found, "", 0)

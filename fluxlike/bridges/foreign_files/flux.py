@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from fluxlike.bridges.foreign_files.faults import FileFault, require_file
+from fluxlike.bridges.foreign_files.faults import FileFault, open_file, told
 from fluxlike.bridges.foreign_files.jld2 import Jld2
+from fluxlike.bridges.foreign_files.loading import load_state
 from fluxlike.placement.foreign.checkpoint import holds_arrays
-from fluxlike.placement.foreign.state import load_foreign_state
 from fluxlike.trees.places import Where
 
 __all__ = ["load_flux", "read_flux"]
@@ -23,7 +23,7 @@ def load_flux(
     /,
     like: Any,
     *,
-    name: str | None = None,
+    part: str | None = None,
     crosscor: Where | tuple[Where, ...] | None = None,
 ) -> Any:
     """A model with the arrays of a Flux model, whose state JLD2 saved.
@@ -34,7 +34,7 @@ def load_flux(
     Args:
         path: the file.
         like: a model of ours of the same layers. Settings, such as the ``eps`` of a BatchNorm, are its own.
-        name: what the state is called in the file. (default: ``"model_state"``, or the only one there is)
+        part: what the state is called in the file. (default: ``"model_state"``, or the only one there is)
         crosscor: the convolutions that were ``CrossCor`` in Flux, whose kernels are not flipped, as in
             `load_foreign_state`. (default: none)
 
@@ -44,7 +44,8 @@ def load_flux(
     Raises:
         ValueError: the file is damaged, or no JLD2; it holds a type that is none of a state, data of other
             files, or more than its size allows; or an array is missing, left over, or of another shape or
-            dtype, all of which are named at once.
+            dtype, all of which are named at once. Of a file of another precision, give ``like=fl.f64(model)``
+            or the like.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -52,17 +53,17 @@ def load_flux(
         >>> model = fl.Chain(fl.Conv((3, 3), 1, 8, fl.relu), fl.flatten, fl.Dense(5408, 10))
         >>> model = fl.load_flux("model.jld2", like=model)  # doctest: +SKIP
     """
-    return load_foreign_state(like, _unwrapped(read_flux(path, name=name)), "flux", crosscor=crosscor)
+    return load_state(path, like, _unwrapped(read_flux(path, part=part)), "flux", crosscor=crosscor)
 
 
-def read_flux(path: str | os.PathLike[str], /, *, name: str | None = None) -> Any:
+def read_flux(path: str | os.PathLike[str], /, *, part: str | None = None) -> Any:
     """What Julia saved in a JLD2 file, as Python's dicts and tuples with numpy arrays.
 
     For a state that has to be rearranged before `load_foreign_state` takes it, or only to look.
 
     Args:
         path: the file.
-        name: what is read. (default: ``"model_state"``, or the only one there is)
+        part: the name of what is read. (default: ``"model_state"``, or the only one there is)
 
     Returns:
         Dicts for named tuples and dictionaries, tuples, lists for vectors of anything, and arrays with
@@ -80,18 +81,17 @@ def read_flux(path: str | os.PathLike[str], /, *, name: str | None = None) -> An
         >>> state["layers"][0]["weight"].shape  # doctest: +SKIP
         (3, 3, 1, 8)
     """
-    require_file(path, _KIND)
     file = os.fspath(path)
-    with open(path, "rb") as stream:
+    with open_file(path, _KIND) as stream, told(file, _KIND):
         data = stream.read()
     if not data.startswith(_HEADERS):
         raise FileFault(f"{file} is not {_KIND}: it does not start as one; {_WRITE}")
     content = Jld2(file, data)
     found = content.entries()
-    chosen = name or (found[0] if len(found) == 1 else "model_state")
+    chosen = part or (found[0] if len(found) == 1 else "model_state")
     if chosen not in found:
         there = ", ".join(found) or "nothing"
-        raise FileFault(f"{file} holds {there}, and no {chosen}; say which, name=…, or {_WRITE}")
+        raise FileFault(f"{file} holds {there}, and no {chosen}; say which, part=…, or {_WRITE}")
     return content.entry(chosen)
 
 

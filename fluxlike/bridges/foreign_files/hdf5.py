@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import math
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from fluxlike.bridges.foreign_files.faults import FileFault, allowance, told
+from fluxlike.bridges.foreign_files.faults import FileFault, allowance, open_file, told
 
 __all__ = ["Hdf5", "opened"]
 
@@ -33,22 +34,19 @@ def opened(path: str | os.PathLike[str], kind: str, /, content: BinaryIO | None 
     except ImportError as error:
         raise ImportError("this file is HDF5, which h5py reads: pip install 'fluxlike[hdf5]'") from error
     name = os.fspath(path)
-    with told(name, kind):
-        if content is None:
-            size = os.path.getsize(path)
-        else:
-            size = content.seek(0, os.SEEK_END)
-            content.seek(0)
-        with h5py.File(content or path, "r") as file:
-            yield Hdf5(h5py, file, str(name), size)
+    with told(name, kind), open_file(path, kind) if content is None else content as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        with h5py.File(path if content is None else content, "r") as file:
+            yield Hdf5(h5py, file, stream, str(name), size)
 
 
 class Hdf5:
     """One open file, and what it may still claim."""
 
-    def __init__(self, h5py: Any, file: Any, name: str, size: int) -> None:
+    def __init__(self, h5py: Any, file: Any, stream: BinaryIO, name: str, size: int) -> None:
         self.h5py, self.root = h5py, file
-        self._name, self._size = name, size
+        self._stream, self._name, self._size = stream, name, size
         self._bytes, self._objects = allowance(size), _MOST_OBJECTS
 
     def fault(self, place: str, text: str) -> FileFault:
@@ -63,6 +61,10 @@ class Hdf5:
     def address(self, x: Any) -> int:
         """Where an object lies in the file, which tells whether two are one."""
         return int(self.h5py.h5o.get_info(x.id if isinstance(x, self.h5py.HLObject) else x).addr)
+
+    def is_opaque(self, dataset: Any) -> bool:
+        """Whether its elements are bytes that HDF5 does not know."""
+        return bool(dataset.id.get_type().get_class() == self.h5py.h5t.OPAQUE)
 
     def children(self, group: Any, place: str) -> Iterator[tuple[str, Any]]:
         """The objects of a group by name, none of which may lie in another file."""
@@ -105,24 +107,26 @@ class Hdf5:
 
     def _chunked(self, dataset: Any, place: str, each: int) -> Any:
         """The numbers of a dataset in chunks, unpacked here, since a chunk may unpack to any size."""
-        filters = self._filters(dataset, place)
+        filters = self._filters(dataset, place, each)
         shape, chunk = dataset.shape, dataset.chunks
-        if dataset.dtype.hasobject or dataset.dtype.itemsize != each:
-            raise self.fault(place, "is no array of numbers, and yet in chunks")
+        stored, known_type = dataset.id.get_type(), self.h5py.h5t.py_create(dataset.dtype)
+        if dataset.dtype.itemsize != each or not (self.is_opaque(dataset) or stored.equal(known_type)):
+            raise self.fault(place, "is no array of numbers that numpy has, and yet in chunks")
         if math.prod(chunk) * each > 2 * math.prod(shape) * each + 2**20:
             raise self.fault(place, f"has the shape {shape}, in chunks of {chunk}")
-        known: dict[tuple[int, ...], int] = {}
-        dataset.id.chunk_iter(lambda info: known.update({info.chunk_offset: info.size}))
         starts = [range(0, n, step) for n, step in zip(shape, chunk, strict=True)]
+        known = self._chunks(dataset, math.prod(map(len, starts)))
+        if sum(info.size for info in known.values()) > 2 * self._size:
+            raise self.fault(place, "has chunks that lie over one another")
         if len(known) < math.prod(map(len, starts)):
             raise self.fault(
                 place, f"has the shape {shape}, and the file holds {len(known)} chunks of {chunk}"
             )
         result = np.empty(shape, dataset.dtype)
         for start in itertools.product(*starts):
-            if known.get(start, self._size + 1) > self._size:
+            if start not in known:
                 raise self.fault(place, f"has the shape {shape}, and the chunk at {start} is not in the file")
-            skipped, raw = dataset.id.read_direct_chunk(start)
+            raw, skipped = self._bytes_of(known[start]), known[start].filter_mask
             applied = [code for i, code in enumerate(filters) if not skipped >> i & 1]
             data = _unpacked(raw, applied, math.prod(chunk) * each, each)
             if data is None:
@@ -133,10 +137,31 @@ class Hdf5:
             result[here] = block[there]
         return result
 
-    def _filters(self, dataset: Any, place: str) -> list[int]:
+    def _chunks(self, dataset: Any, count: int) -> dict[tuple[int, ...], Any]:
+        """Where the chunks of a dataset are by their starts, of no more of them than it has."""
+        known: dict[tuple[int, ...], Any] = {}
+        seen = itertools.count(1)
+
+        def keep(info: Any) -> bool | None:
+            known[info.chunk_offset] = info
+            return True if next(seen) > count else None  # which ends the search
+
+        dataset.id.chunk_iter(keep)
+        return known
+
+    def _bytes_of(self, chunk: Any) -> bytes:
+        """The bytes of a chunk, not by HDF5, which writes behind its memory if a damaged file says so."""
+        if self.root.userblock_size or chunk.byte_offset is None or chunk.size > self._size:
+            return b""
+        self._stream.seek(chunk.byte_offset)
+        return self._stream.read(chunk.size)
+
+    def _filters(self, dataset: Any, place: str, each: int) -> list[int]:
         creation = dataset.id.get_create_plist()
         filters = [creation.get_filter(i) for i in range(creation.get_nfilters())]
-        for code, *_, name in filters:
+        for code, _, values, name in filters:
+            if code == _SHUFFLE and tuple(values) != (each,):
+                raise self.fault(place, f"is shuffled by {values} bytes, and its numbers have {each}")
             if code not in (_DEFLATE, _SHUFFLE, _CHECKSUM):
                 raise self.fault(
                     place,
@@ -153,9 +178,26 @@ def _unpacked(raw: bytes, filters: list[int], size: int, each: int) -> bytes | N
             if code == _DEFLATE:
                 raw = zlib.decompressobj().decompress(raw, size + 8)
             elif code == _CHECKSUM:
-                raw = raw[:-4]
+                raw, told_sum = raw[:-4], raw[-4:]
+                if _fletcher32(raw) != struct.unpack("<HH", told_sum):
+                    return None
             else:
                 raw = np.frombuffer(raw, np.uint8).reshape(each, -1).T.tobytes()
-    except (ValueError, zlib.error):
+    except (ValueError, struct.error, zlib.error):
         return None
     return raw if len(raw) == size else None
+
+
+def _fletcher32(data: bytes) -> tuple[int, int]:
+    """The sums of HDF5's checksum, of 16-bit words (H5_checksum_fletcher32)."""
+    words = np.frombuffer(data + bytes(len(data) % 2), ">u2").astype(np.int64)
+    first = second = 0
+    for start in range(0, len(words), 1 << 14):  # the sums of which fit into 64 bits
+        part = words[start : start + (1 << 14)]
+        second += len(part) * first + int(part @ np.arange(len(part), 0, -1))
+        first += int(part.sum())
+    return _folded(first), _folded(second)
+
+
+def _folded(total: int) -> int:
+    return (total - 1) % 0xFFFF + 1 if total else 0

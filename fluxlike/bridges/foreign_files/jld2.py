@@ -8,11 +8,13 @@ src/datasets.jl.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fluxlike.bridges.foreign_files.faults import DEEPEST, FileFault, told
+from fluxlike.bridges.foreign_files.faults import FileFault, told
 from fluxlike.bridges.foreign_files.jld2_objects import Dataset, Image, Object
 from fluxlike.bridges.foreign_files.jld2_types import NULL, SCALAR, Kind
 
@@ -21,7 +23,8 @@ __all__ = ["Jld2"]
 _KIND = "a JLD2 file"
 _MODULES = ("Core.", "Base.")
 _DICTIONARIES = ("Dict", "IdDict", "ImmutableDict")
-_MOST_OBJECTS, _MOST_FIELDS = 100_000, 10_000
+_MOST_OBJECTS, _MOST_FIELDS, _MOST_CONTAINERS = 100_000, 10_000, 100
+_FIELD = 256  # what one takes in memory
 _NUMBERS = ("integer", "float", "bits")
 
 
@@ -38,9 +41,12 @@ class Jld2:
         with told(name, _KIND):
             self._image = Image(data)
             self._entries = self._image.object(self._image.root).links
-        self._values: dict[int, Any] = {}
-        self._parts: dict[int, int] = {}  # of a value read already, how many objects it is made of
+        #: What was read already, of how many objects it is made, and how deep.
+        self._values: dict[int, tuple[Any, int, int]] = {}
+        self._names: dict[int, str] = {}
+        self._fields: dict[int, tuple[list[str] | None, list[int]] | None] = {}
         self._above: list[int] = []
+        self._depth = self._deepest = 0
         self._total = 0
 
     def entries(self) -> list[str]:
@@ -62,22 +68,37 @@ class Jld2:
         self._total += n
         if self._total > _MOST_OBJECTS:
             raise self._fault(place, f"is one of more than {_MOST_OBJECTS} objects; no model has so many")
+        self._image.meter.charge(len(place))
+
+    @contextlib.contextmanager
+    def _within(self, place: str) -> Iterator[None]:
+        """One container further down."""
+        self._depth += 1
+        self._reach(place, self._depth)
+        yield
+        self._depth -= 1
+
+    def _reach(self, place: str, depth: int) -> None:
+        self._deepest = max(self._deepest, depth)
+        if depth > _MOST_CONTAINERS:
+            raise self._fault(place, f"lies in more than {_MOST_CONTAINERS} containers; no model does")
 
     def _value(self, address: int, place: str) -> Any:
         if address in self._above:
             raise self._fault(place, "holds itself")
-        if len(self._above) >= DEEPEST:
-            raise self._fault(place, f"lies in more than {DEEPEST} containers; no model does")
         if address in self._values:
-            self._count(place, self._parts[address])
-            return self._values[address]
-        before = self._total
+            found, parts, height = self._values[address]
+            self._count(place, parts)
+            self._reach(place, self._depth + height)
+            return found
+        objects, deepest, self._deepest = self._total, self._deepest, self._depth
         self._count(place, 1)
         self._above.append(address)
-        with told(f"{self._name}: {place}", _KIND):
+        with told(f"{self._name}: {place}", _KIND), self._within(place):
             found = self._object(self._image.object(address), place)
         self._above.pop()
-        self._values[address], self._parts[address] = found, self._total - before
+        self._values[address] = found, self._total - objects, self._deepest - self._depth
+        self._deepest = max(deepest, self._deepest)
         return found
 
     def _object(self, x: Object, place: str) -> Any:
@@ -118,10 +139,14 @@ class Jld2:
         if kind.family == "reference" and name in (None, "NTuple", *_DICTIONARIES):
             found = self._behind(data, place)
             if name == "NTuple" and isinstance(found, (list, np.ndarray)):
+                self._count(place, len(found))
                 return tuple(found)  # one of more than ten
             return self._dictionary(found, place) if name in _DICTIONARIES else found
-        if kind.family in ("text", "fixed text") and name in (None, "Symbol"):
-            return self._image.text(data) if kind.family == "text" else data.decode()
+        if kind.family == "text" and name in (None, "Symbol"):
+            return self._image.text(data)
+        if kind.family == "fixed text" and name in (None, "Symbol"):
+            self._image.meter.charge(4 * len(data))
+            return data.decode()
         if kind.family in _NUMBERS and name is None:
             number = np.frombuffer(data, kind.dtype)[0]
             return (
@@ -134,36 +159,52 @@ class Jld2:
             raise self._unknown(place, name)
         stored = {field: (offset, inner) for field, offset, inner in kind.fields}
         types = self._field_types(committed, list(stored), place)
+        fields = list(dict.fromkeys([*types, *stored]))
+        self._count(place, len(fields))
         found: dict[str, Any] = {}
-        for field in dict.fromkeys([*types, *stored]):
-            if field in stored:
-                offset, inner = stored[field]
-                part = data[offset : offset + inner.size]
-                found[field] = self._scalar(part, inner, types.get(field), f"{place}.{field}")
-            else:
-                found[field] = self._without_data(types[field])
+        with self._within(place):
+            for field in fields:
+                self._image.meter.charge(_FIELD + len(place))
+                found[field] = self._field(data, stored.get(field), types.get(field), f"{place}.{field}")
         if name in ("Tuple", "NTuple"):
             return self._tuple(found, place)
         if name == "Pair":
             return _Pair(found.get("first"), found.get("second"))
         return complex(found["re"], found["im"]) if name == "Complex" else found
 
+    def _field(self, data: bytes, stored: tuple[int, Kind] | None, committed: int | None, place: str) -> Any:
+        if stored is None:
+            return self._without_data(committed)
+        offset, kind = stored
+        self._image.meter.charge(kind.size)
+        return self._scalar(data[offset : offset + kind.size], kind, committed, place)
+
     def _field_types(self, committed: int | None, stored: list[str], place: str) -> dict[str, int | None]:
         """Where the types of fields are committed; fields that are not stored have no data."""
         if committed is None:
             return {}
+        if committed not in self._fields:
+            self._fields[committed] = self._committed_fields(committed)
+        told_by = self._fields[committed]
+        if told_by is None:
+            return {}
+        names, places = told_by
+        known = stored if names is None else names
+        if len(known) != len(places):
+            raise self._fault(place, f"has {len(known)} fields, and {len(places)} types of them")
+        return {name: at or None for name, at in zip(known, places, strict=True)}
+
+    def _committed_fields(self, committed: int) -> tuple[list[str] | None, list[int]] | None:
+        """The names of a type's fields, which older files leave out, and where their types are."""
         x = self._image.object(committed)
         names = self._image.attribute(x, "field_names")
         types = self._image.attribute(x, "field_types" if names else "field_datatypes")
         if types is None:
-            return {}
-        known = stored
+            return None
+        known = None
         if names is not None:
             known = [self._image.text(names.data[i : i + 16]) for i in range(0, len(names.data), 16)]
-        places = np.frombuffer(types.data, "<u8").tolist()
-        if len(known) != len(places):
-            raise self._fault(place, f"has {len(known)} fields, and {len(places)} types of them")
-        return {name: at or None for name, at in zip(known, places, strict=True)}
+        return known, np.frombuffer(types.data, "<u8").tolist()
 
     def _tuple(self, fields: dict[str, Any], place: str) -> tuple[Any, ...]:
         """Fields 1, 2, …; older files leave out those without data, which are ()."""
@@ -171,6 +212,7 @@ class Jld2:
         last = max(numbers, default=0)
         if 0 in numbers or last > _MOST_FIELDS:
             raise self._fault(place, f"is a tuple with the fields {', '.join(fields)}")
+        self._count(place, last)
         return tuple(fields.get(str(i), ()) for i in range(1, last + 1))
 
     def _behind(self, reference: bytes, place: str) -> Any:
@@ -182,7 +224,13 @@ class Jld2:
     def _dictionary(self, pairs: Any, place: str) -> dict[Any, Any]:
         if not isinstance(pairs, list) or not all(isinstance(pair, _Pair) for pair in pairs):
             raise self._fault(place, "is a dictionary that is no list of pairs")
-        return {key if isinstance(key, (str, int)) else str(key): x for key, x in pairs}
+        for key, _ in pairs:
+            if not isinstance(key, (str, int, float, np.generic)):
+                raise self._fault(place, f"is a dictionary with a key that is a {type(key).__name__}")
+        found = {key if isinstance(key, (str, int)) else str(key): x for key, x in pairs}
+        if len(found) < len(pairs):
+            raise self._fault(place, "is a dictionary with two entries of one name")
+        return found
 
     def _without_data(self, committed: int | None) -> Any:
         """A field or an object of a type that has one value: nothing, an empty tuple, a function."""
@@ -192,12 +240,13 @@ class Jld2:
         """The name of a type in Julia, without its parameters, and without the modules that all have."""
         if committed is None:
             return None
-        x = self._image.object(committed)
-        told_by = self._image.attribute(x, "julia_type") or self._image.attribute(x, "julia type")
-        if told_by is None or len(told_by.data) < 16:
-            return "type without a name"
-        name = self._image.text(told_by.data[:16])
-        return next((name[len(m) :] for m in _MODULES if name.startswith(m)), name)
+        if committed not in self._names:
+            x = self._image.object(committed)
+            told_by = self._image.attribute(x, "julia_type") or self._image.attribute(x, "julia type")
+            named = told_by is not None and len(told_by.data) >= 16
+            name = self._image.text(told_by.data[:16]) if told_by and named else "type without a name"
+            self._names[committed] = next((name[len(m) :] for m in _MODULES if name.startswith(m)), name)
+        return self._names[committed]
 
     def _unknown(self, place: str, name: str | None) -> FileFault:
         advice = "save Flux.state(model), which is named tuples, tuples, arrays and numbers"

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from fluxlike.bridges.foreign_files.faults import allowance
+from fluxlike.bridges.foreign_files.jld2_filters import read_filters, unpacked
 from fluxlike.bridges.foreign_files.jld2_types import NULL, Cursor, Kind, read_kind, read_space
 from fluxlike.bridges.foreign_files.lookup3 import lookup3
+from fluxlike.bridges.foreign_files.meter import Meter
 
 __all__ = ["Dataset", "Image", "Object"]
 
@@ -25,7 +23,8 @@ _UNDEFINED = 2**64 - 1
 _SPACE, _LINK_INFO, _TYPE, _LINK, _ELSEWHERE, _LAYOUT, _FILTERS, _ATTRIBUTE, _MORE, _HEAPED = (
     *(0x01, 0x02, 0x03, 0x06, 0x07, 0x08, 0x0B, 0x0C, 0x10, 0x15),
 )
-_DEFLATE, _SHUFFLE = 1, 2
+#: What a message or an entry of a heap, a byte of a type, and a byte of text may take in memory.
+_ENTRY, _TYPE_BYTE, _TEXT = 128, 32, 4
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,15 @@ class Object:
 
 
 class Image:
-    """The bytes of a file, and the objects in them."""
+    """The bytes of a file, each read as one thing only, and the objects in them."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._left = allowance(len(data))
-        self._heaps: dict[int, dict[int, bytes]] = {}
+        self.meter = Meter(len(data))
+        self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
         self._objects: dict[int, Object] = {}
-        start = Cursor(self._at(0, 48))
+        self._kinds: dict[int, Kind] = {}
+        start = Cursor(self._claimed(0, 48))
         if (
             start.take(8) != b"\x89HDF\r\n\x1a\n"
             or start.number(1) not in (2, 3)
@@ -89,12 +89,7 @@ class Image:
         kind = self.kind(x)
         space, shape = read_space(self._message(x, _SPACE))
         size = 0 if space == NULL else math.prod(shape) * kind.size
-        self._left -= size
-        if self._left < 0:
-            raise ValueError(
-                f"it has the shape {shape}, {size} bytes, and a file of {len(self._data)} bytes is not taken "
-                f"to hold more than {allowance(len(self._data))}; if it is yours, do not compress it"
-            )
+        self.meter.charge(size, f"it has the shape {shape}, {size} bytes")
         data = b"" if space == NULL else self._stored(x, size)
         if len(data) != size:
             raise ValueError(f"it has the shape {shape}, {size} bytes, and {len(data)} are there")
@@ -102,8 +97,11 @@ class Image:
 
     def kind(self, x: Object) -> Kind:
         """The type of the data of an object, or the type that it is."""
-        flags, content = x.messages.get(_TYPE, (0, b""))
-        return self._kind(content, bool(flags & 2), x.address if not self._is_data(x) else None)
+        if x.address not in self._kinds:
+            flags, content = x.messages.get(_TYPE, (0, b""))
+            committed = x.address if _SPACE not in x.messages else None
+            self._kinds[x.address] = self._kind(content, bool(flags & 2), committed)
+        return self._kinds[x.address]
 
     def attribute(self, x: Object, name: str) -> Dataset | None:
         """What an attribute of an object holds."""
@@ -125,20 +123,24 @@ class Image:
     def text(self, place: bytes) -> str:
         """The text of variable length that 16 bytes point at."""
         length, heap, index = struct.unpack("<IQI", place)
-        return "" if length == 0 else self._from_heap(heap, index, length).decode()
+        if length == 0:
+            return ""
+        self.meter.charge(_TEXT * length)
+        return self._from_heap(heap, index, length).decode()
 
     def _message(self, x: Object, kind: int) -> bytes:
         if kind not in x.messages:
             raise ValueError(f"its header has no message {kind}")
         return x.messages[kind][1]
 
-    def _is_data(self, x: Object) -> bool:
-        return _SPACE in x.messages
-
     def _at(self, address: int, n: int) -> bytes:
         if n < 0 or address < 0 or _BASE + address + n > len(self._data):
             raise ValueError(f"{n} bytes at {address} are not in the file")
         return self._data[_BASE + address : _BASE + address + n]
+
+    def _claimed(self, address: int, n: int) -> bytes:
+        self.meter.claim(address, n)
+        return self._at(address, n)
 
     # Headers: chunks of messages, each with a checksum
     def _header(self, address: int) -> Object:
@@ -152,9 +154,7 @@ class Image:
         size = int.from_bytes(self._at(address + front, width), "little")
         chunks = [(address, front + width + size + 4, front + width)]
         for count, (where, length, skipped) in enumerate(chunks):  # which grows as more is found
-            if count > 1000:
-                raise ValueError(f"the object at {address} goes on and on")
-            chunk = self._at(where, length)
+            chunk = self._claimed(where, length)
             if length < skipped + 4 or int.from_bytes(chunk[-4:], "little") != lookup3(chunk[:-4]):
                 raise ValueError(f"the header of the object at {address} is not what was written")
             if count and chunk[:4] != b"OCHK":
@@ -163,6 +163,7 @@ class Image:
             while cursor.left() >= 4:
                 kind, n, about = cursor.number(1), cursor.number(2), cursor.number(1)
                 cursor.take(2 * bool(flags & 4))
+                self.meter.charge(_ENTRY)
                 self._message_of(x, kind, about, cursor.take(n), chunks)
         return x
 
@@ -172,6 +173,8 @@ class Image:
         """Add one message to an object, or where its header goes on to the chunks."""
         if kind == _LINK:
             name, target = _link(content)
+            if name in x.links:
+                raise ValueError(f"two of its entries are called {name}")
             x.links[name] = target
         elif kind == _ATTRIBUTE:
             cursor = Cursor(content, 2)
@@ -193,6 +196,7 @@ class Image:
     # Types
     def _kind(self, content: bytes, shared: bool, committed: int | None) -> Kind:
         if not shared:
+            self.meter.charge(_TYPE_BYTE * len(content))
             return read_kind(Cursor(content))._replace(committed=committed)
         version, what, address = struct.unpack("<BBQ", content[:10])
         if version not in (2, 3) or (what != 2 and version == 3):
@@ -214,57 +218,46 @@ class Image:
             address, length = cursor.number(8), cursor.number(8)
             if length != size:
                 raise ValueError(f"its {size} bytes are said to be {length}")
-            return self._at(address, size)
+            return self._claimed(address, size)
         flags, dims, width = (cursor.number(1) for _ in range(3))
         cursor.take(dims * width)
         if version == 3 or cursor.number(1) != 1:
             raise ValueError("it is in chunks; write it whole, jldsave(…) without them")
         length = cursor.number(8) if flags & 2 else size
         skipped = cursor.number(4) if flags & 2 else 0
-        return self._unpacked(x, self._at(cursor.number(8), length), size, skipped)
+        packed = self._claimed(cursor.number(8), length)
+        filters = [f for i, f in enumerate(self._filters(x)) if not skipped >> i & 1]
+        self.meter.charge(size * len(filters))
+        return unpacked(packed, filters, size, self.kind(x).size)
 
-    def _unpacked(self, x: Object, packed: bytes, size: int, skipped: int) -> bytes:
-        filters = _filters(x.messages.get(_FILTERS, (0, b"\2\0"))[1])
-        each = self.kind(x).size
-        for i, (code, name) in reversed(list(enumerate(filters))):
-            if skipped >> i & 1:
-                continue
-            if code == _DEFLATE:
-                try:
-                    packed = zlib.decompressobj().decompress(packed, size + 1)
-                except zlib.error as error:
-                    raise ValueError(f"it does not unpack: {error}") from error
-                if len(packed) > size:
-                    raise ValueError(f"it unpacks to more than its {size} bytes")
-            elif code == _SHUFFLE:
-                packed = np.frombuffer(packed, np.uint8).reshape(each, -1).T.tobytes()
-            else:
-                raise ValueError(
-                    f"it is compressed by {name or 'filter'} ({code}); write the file without compression, "
-                    "or by deflate, as jldsave(path, true; …) does"
-                )
-        return packed
+    def _filters(self, x: Object) -> list[tuple[int, str]]:
+        return read_filters(x.messages.get(_FILTERS, (0, b"\2\0"))[1])
 
     def _from_heap(self, heap: int, index: int, n: int) -> bytes:
         if heap not in self._heaps:
             self._heaps[heap] = self._heap(heap)
-        found = self._heaps[heap].get(index)
-        if found is None or len(found) < n:
+        at, length = self._heaps[heap].get(index, (0, -1))
+        if length < n:
             raise ValueError(f"a text of {n} bytes is not in the heap at {heap}")
-        return found[:n]
+        return self._at(at, n)
 
-    def _heap(self, address: int) -> dict[int, bytes]:
+    def _heap(self, address: int) -> dict[int, tuple[int, int]]:
+        """Where the entries of a heap are, and their lengths."""
         start = Cursor(self._at(address, 16))
         if start.take(8) != b"GCOL\1\0\0\0":
             raise ValueError(f"there is no heap at {address}")
-        cursor = Cursor(self._at(address, min(start.number(8), len(self._data) - _BASE - address)), 16)
-        found = {}
-        while cursor.left() >= 16:
-            index, _, n = struct.unpack("<HHxxxxQ", cursor.take(16))
-            if index == 0:
+        length = start.number(8)
+        self._claimed(address, length)
+        # In JLD2 the length is without the 16 bytes of the start, in HDF5 with them.
+        at, end = address + 16, min(address + 16 + length, len(self._data) - _BASE)
+        found: dict[int, tuple[int, int]] = {}
+        while at + 16 <= end:
+            self.meter.charge(_ENTRY)
+            index, _, n = struct.unpack("<HHxxxxQ", self._at(at, 16))
+            if index == 0 or at + 16 + n > end:
                 break
-            found[index] = cursor.take(n)
-            cursor.at += -n % 8
+            found.setdefault(index, (at + 16, n))
+            at += 16 + n + -n % 8
         return found
 
 
@@ -277,18 +270,3 @@ def _link(content: bytes) -> tuple[str, int]:
     if version != 1 or family:
         raise ValueError(f"{name} is a link to elsewhere; only the file itself is read")
     return name, cursor.number(8)
-
-
-def _filters(content: bytes) -> list[tuple[int, str]]:
-    cursor = Cursor(content)
-    if cursor.number(1) != 2:
-        raise ValueError("filters of another version than 2")
-    found = []
-    for _ in range(cursor.number(1)):
-        code = cursor.number(2)
-        length = cursor.number(2) if code > 255 else 0
-        cursor.take(2)
-        values = cursor.number(2)
-        found.append((code, cursor.take(length).rstrip(b"\0").decode(errors="replace")))
-        cursor.take(4 * values)
-    return found

@@ -117,4 +117,6 @@ def _compound(cursor: Cursor, size: int, count: int, depth: int) -> Kind:
         if offset + inner.size > size:
             raise ValueError(f"the field {name} lies outside of its type")
         fields.append((name, offset, inner))
+    if len({name for name, *_ in fields}) < count:
+        raise ValueError(f"two of the fields {', '.join(name for name, *_ in fields)} are one")
     return Kind("compound", size, None, tuple(fields))

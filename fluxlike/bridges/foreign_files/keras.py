@@ -5,20 +5,22 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from typing import Any, BinaryIO
 
 import torch
 
-from fluxlike.bridges.foreign_files.faults import DEEPEST, FileFault, allowance, require_file, told
+from fluxlike.bridges.foreign_files.faults import DEEPEST, FileFault, allowance, open_file, told
 from fluxlike.bridges.foreign_files.hdf5 import Hdf5, opened
 from fluxlike.bridges.foreign_files.keras_models import placed
-from fluxlike.placement.foreign.state import load_foreign_state
+from fluxlike.bridges.foreign_files.loading import load_state
 
 __all__ = ["load_keras", "read_keras"]
 
 _KIND = "a file of Keras 3, model.weights.h5 or model.keras"
 _WEIGHTS = "model.weights.h5"
 _WRITE = 'in Keras, write model.save_weights("model.weights.h5")'
+_PIECE = 1 << 20
 _ALIAS = "_layer_checkpoint_dependencies"  # what the first versions called "layers"
 #: Layers of layers, in the order in which get_weights() has them; HDF5 sorts by name.
 _ORDERS = (
@@ -47,7 +49,7 @@ def load_keras(path: str | os.PathLike[str], /, like: Any, *, inputs: Any = None
     Raises:
         ValueError: the file is damaged, or of another kind; it holds links to other files, or more than its
             size allows; or a weight is missing, left over, or of another shape or dtype, all of which are
-            named at once.
+            named at once. For a file of another precision, give ``like=fl.f64(model)`` or the like.
         FileNotFoundError: there is no such file.
         ImportError: h5py is not installed: ``pip install 'fluxlike[hdf5]'``.
 
@@ -56,7 +58,7 @@ def load_keras(path: str | os.PathLike[str], /, like: Any, *, inputs: Any = None
         >>> model = fl.Chain(fl.Dense(784, 128, fl.relu), fl.Dense(128, 10))
         >>> model = fl.load_keras("model.weights.h5", like=model)  # doctest: +SKIP
     """
-    return load_foreign_state(like, placed(like, read_keras(path)), "keras", inputs=inputs)
+    return load_state(path, like, placed(like, read_keras(path)), "keras", inputs=inputs)
 
 
 def read_keras(path: str | os.PathLike[str], /) -> dict[str, Any]:
@@ -81,8 +83,7 @@ def read_keras(path: str | os.PathLike[str], /) -> dict[str, Any]:
         >>> import fluxlike as fl
         >>> kernel, bias = fl.read_keras("model.weights.h5")["layers"]["dense"]  # doctest: +SKIP
     """
-    require_file(path, _KIND)
-    with open(path, "rb") as file:
+    with open_file(path, _KIND) as file, told(os.fspath(path), _KIND):
         zipped = file.read(4) == b"PK\x03\x04"
     with opened(path, _KIND, _member(path) if zipped else None) as hdf5:
         if "layer_names" in hdf5.root.attrs or "model_weights" in hdf5.root:
@@ -100,21 +101,36 @@ def _member(path: str | os.PathLike[str]) -> BinaryIO:
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise FileFault(f"{name} is damaged, or not {_KIND}: {error}") from error
+            raise FileFault(f"{name} is damaged, or not {_KIND}: {error}") from None
         with archive:
-            if _WEIGHTS not in archive.namelist():
-                raise FileFault(f"{name} is an archive without {_WEIGHTS}; {_WRITE}")
-            claimed = archive.getinfo(_WEIGHTS).file_size
-            if claimed > allowance(size):
-                raise FileFault(
-                    f"{name}: {_WEIGHTS} unpacks to {claimed} bytes, and an archive of {size} bytes is not "
-                    f"taken to hold more than {allowance(size)}; if it is yours, unpack it yourself"
-                )
-            try:
-                with archive.open(_WEIGHTS) as member:
-                    return io.BytesIO(member.read(claimed))
-            except zipfile.BadZipFile as error:
-                raise FileFault(f"{name} is damaged: {error}") from error
+            members = [x for x in archive.infolist() if x.filename == _WEIGHTS]
+            if len(members) != 1:
+                found = f"with {len(members)}" if members else "without"
+                raise FileFault(f"{name} is an archive {found} {_WEIGHTS}; {_WRITE}")
+            return _content(archive, members[0], name, size)
+
+
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, size: int) -> BinaryIO:
+    """A member of an archive of a size, never more of it than it says and may hold."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Python unpacks the others without a bound.
+        method = {12: "bzip2", 14: "LZMA"}.get(member.compress_type, f"method {member.compress_type}")
+        raise FileFault(f"{name}: {_WEIGHTS} is packed by {method}; Keras stores it, or deflates it")
+    if member.file_size > allowance(size):
+        raise FileFault(
+            f"{name}: {_WEIGHTS} unpacks to {member.file_size} bytes, and an archive of {size} bytes is not "
+            f"taken to hold more than {allowance(size)}; if it is yours, unpack it yourself"
+        )
+    content = io.BytesIO()
+    try:
+        with archive.open(member) as stream:
+            while content.tell() < member.file_size and (part := stream.read(_PIECE)):
+                content.write(part)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise FileFault(f"{name} is damaged: {error}") from None
+    if content.tell() != member.file_size:
+        raise FileFault(f"{name} is damaged: {_WEIGHTS} has {content.tell()} of {member.file_size} bytes")
+    return content
 
 
 class _Weights:
@@ -122,16 +138,16 @@ class _Weights:
 
     def __init__(self, file: Hdf5) -> None:
         self._file = file
-        self._above: list[int] = []
+        self._read: set[int] = set()
 
     def group(self, group: Any, place: str, depth: int) -> Any:
         """A dict of groups, or the list of a layer's own variables where it has no others."""
         at = self._file.address(group)
-        if at in self._above:
-            raise self._file.fault(place, "holds itself")
+        if at in self._read:
+            raise self._file.fault(place, "stands at two places, or holds itself; in Keras no group does")
         if depth > DEEPEST:
             raise self._file.fault(place, f"lies in more than {DEEPEST} groups; no model does")
-        self._above.append(at)
+        self._read.add(at)
         found: dict[str, Any] = {}
         for name, x in self._file.children(group, place):
             inner = f"{place}/{name}"
@@ -144,7 +160,6 @@ class _Weights:
             held = self._variables(x, inner) if name == "vars" else self.group(x, inner, depth + 1)
             if held:
                 found[name] = held
-        self._above.pop()
         if _ALIAS in found and "layers" not in found:
             found["layers"] = found.pop(_ALIAS)
         return _in_a_row(found)
@@ -160,7 +175,8 @@ class _Weights:
     def _variable(self, x: Any, place: str) -> Any:
         if not isinstance(x, self._file.h5py.Dataset) or x.shape is None:
             raise self._file.fault(place, "is no array")
-        if x.dtype.kind == "V" and x.dtype.itemsize == 2 and x.attrs.get("dtype") == "bfloat16":
+        # Keras says so in an attribute, a text of variable length: HDF5 may hang in reading a damaged one.
+        if self._file.is_opaque(x) and x.dtype.itemsize == 2:
             return torch.from_numpy(self._file.array(x, place).view("<u2").copy()).view(torch.bfloat16)
         if x.dtype.kind not in "fiub":
             raise self._file.fault(place, f"is an array of {x.dtype}, and not of numbers")
