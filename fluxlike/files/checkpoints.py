@@ -130,7 +130,11 @@ def match_checkpoint(
     its `model`, or give the rules to `load_checkpoint`.
 
     Args:
-        source, like, rename, part, cast: as in `load_checkpoint`.
+        source: as in `load_checkpoint`.
+        like: as in `load_checkpoint`.
+        rename: as in `load_checkpoint`.
+        part: as in `load_checkpoint`.
+        cast: as in `load_checkpoint`.
 
     Returns:
         A `CheckpointMatch`, which prints as a table: what was loaded, missing, kept, unexpected, of another

@@ -1,0 +1,17 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # as many workers as cores: more threads would wait for each other
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the imports left out of every collection: transformers and JAX are millions of objects."""
+    gc.collect()
+    gc.freeze()
