@@ -130,7 +130,8 @@ def test_the_line_is_named_however_deep_it_lies(within):
 def test_the_checks_of_torch_s_distributions_are_named():
     normal = torch.distributions.Normal
     with pytest.raises(RuntimeError, match=r"torch\.distributions .* validate_args=False"):
-        fl.jit(lambda x: normal(x, 1.0).log_prob(x))(torch.ones(3))
+        # Other packages switch the default off for the whole process.
+        fl.jit(lambda x: normal(x, 1.0, validate_args=True).log_prob(x))(torch.ones(3))
 
     def unchecked(x):
         return normal(x, 1.0, validate_args=False).log_prob(x + 1)
