@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fluxlike._private import functorch
 
@@ -22,14 +22,18 @@ _lock = threading.Lock()  # torch takes none when two threads share one original
 
 def lazy_clone(x: Tensor, /) -> Tensor:
     """A copy of a tensor that carries no graph, made when either is written to, if the memory allows that."""
+    x = x.detach()
     copy = shared_until_written(x)
-    return x.detach().clone() if copy is None else copy
+    return x.clone() if copy is None else copy
 
 
 def shared_until_written(x: Tensor, /) -> Tensor | None:
-    """A plain tensor in the memory of another until either is written to; None if the memory forbids that."""
-    if x.requires_grad:
-        x = x.detach()
+    """A tensor in the memory of another until either is written to; None if the memory forbids that.
+
+    It is differentiable, as a clone is.
+    """
+    if type(x) is nn.Parameter:
+        x = x.view_as(x) if x.requires_grad and torch.is_grad_enabled() else x.detach()
     if type(x) is not Tensor or not (x.is_cpu or x.is_cuda) or x.is_inference() or functorch.active():
         return None
     try:

@@ -357,3 +357,17 @@ def test_files_compare_the_settings_of_modules_and_checkpoints_may_lack_what_sta
     loaded = fl.load_checkpoint(state, fl.from_torch(Positions(1)))
     assert torch.equal(loaded.pos, torch.arange(4.0))
     assert torch.equal(loaded.conv.weight, module.conv.weight)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [nn.Linear, nn.LSTM, lambda *n: parametrizations.weight_norm(nn.Linear(*n))],
+    ids=["Linear", "LSTM", "weight_norm"],
+)
+def test_arrays_that_look_at_the_module_look_at_it_still(make):
+    module = make(30, 40)
+    arrays = [(p, p.detach().numpy()) for p in module.parameters()]
+    model = fl.from_torch(module)
+    fl.gradient(lambda m: fl.fleaves(m(torch.ones(2, 30)))[0].sum(), model)
+    model(torch.ones(2, 30))
+    assert all(array.ctypes.data == p.data_ptr() for p, array in arrays)

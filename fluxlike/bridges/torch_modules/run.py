@@ -41,7 +41,6 @@ class _Given(NamedTuple):
     origin: Tensor
     start: Tensor  # its newest value
     given: Tensor
-    guard: Tensor | None  # in the memory of `given` until that is written to
     version: int
 
 
@@ -62,7 +61,7 @@ class Run:
         self._counts: list[list[int]] = []
         self._buffers: list[_Given] = []
         self._parameters: list[_Given] = []
-        self._known: dict[int, tuple[Tensor, Tensor, Tensor | None, int]] = {}
+        self._known: dict[int, tuple[Tensor, Tensor, int]] = {}
         self._filled: dict[int, Any] = {}
         self._settings: list[tuple[Slot, dict[str, Any], dict[str, Any]]] = []
         self._training, self._alone = training(), example.alone()
@@ -179,9 +178,8 @@ class Run:
         known = self._known.get(id(x))
         if known is None:
             # torch's fused recurrent kernels would take a copy of shared memory, and write to none.
-            guard = None if slot.recurrent or not self._plain else shared_until_written(x)
-            given = x if guard is None or x.requires_grad else guard
-            known = self._known[id(x)] = x, given, guard, _version(given) if guard is None else 0
+            copy = None if slot.recurrent or not self._plain else shared_until_written(x)
+            known = self._known[id(x)] = (x, x, _version(x)) if copy is None else (x, copy, 0)
         self._parameters.append(_Given(slot, name, x, *known))
         return known[1]
 
@@ -191,7 +189,7 @@ class Run:
         if known is None:
             start = current(x)
             copy = lazy_clone(start) if self._plain else start.detach().clone()
-            known = self._known[id(x)] = start, copy, None, 0
+            known = self._known[id(x)] = start, copy, 0
         self._buffers.append(_Given(slot, name, x, *known))
         return known[1]
 
@@ -239,19 +237,10 @@ class Run:
 
 
 def _changed(one: _Given) -> bool:
-    """Whether the forward wrote to a parameter; the node's own is put right again."""
-    if one.guard is None:
+    """Whether the forward wrote to a parameter: to its copy, where it got one."""
+    if one.given is one.origin:
         return _version(one.given) != one.version
-    if is_shared(one.given) or _equal(one.given.detach(), one.start if one.given is one.guard else one.guard):
-        return False
-    if one.given is not one.guard:  # it is the node's own memory, seen by autograd
-        with torch.no_grad():
-            one.given.detach().copy_(one.guard)
-        _KEPT.append(one.guard)  # arrays of numpy may still look at its memory, which was the node's
-    return True
-
-
-_KEPT: list[Tensor] = []
+    return not is_shared(one.given) and not _equal(one.given.detach(), one.start.detach())
 
 
 def _version(x: Tensor) -> int:
