@@ -212,8 +212,9 @@ class Step:
 
     def next_state(self) -> Any:
         entries = list(self.aligned.entries)
+        rules = _shared_rules(self.moving)
         for slot in self.moving:
-            new = slot.entry = ParamState(slot.entry.rule, slot.state, slot.entry.frozen)
+            new = slot.entry = ParamState(rules[id(slot.entry.rule)], slot.state, slot.entry.frozen)
             for i in slot.places:
                 entries[i] = new
         return self.aligned.state_def.unflatten(entries)
@@ -241,6 +242,18 @@ class Step:
         )
         if lane is not None:
             lane.keep(moving[0].entry)
+
+
+def _shared_rules(moving: list[Slot]) -> dict[int, Any]:
+    """One object for rules of equal value, which a copied or a loaded state has one a parameter."""
+    by_value: dict[Any, Any] = {}
+    shared: dict[int, Any] = {}
+    for rule in {id(slot.entry.rule): slot.entry.rule for slot in moving}.values():
+        try:
+            shared[id(rule)] = by_value.setdefault((type(rule), rule), rule)
+        except (TypeError, RuntimeError):  # not to be hashed, or of tensors, which have no one truth
+            shared[id(rule)] = rule
+    return shared
 
 
 def _own_hyperparameters(rule: Any) -> Iterator[tuple[str, Any]]:

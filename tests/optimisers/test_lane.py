@@ -91,6 +91,17 @@ def test_a_plain_run_takes_the_lane_from_the_second_step_on(rule: Any, donate: b
     assert taken.count == 4
 
 
+@each_rule
+def test_a_copied_state_takes_the_lane_too(rule: Any) -> None:
+    taken = Taken()
+    model = pair()
+    model, state = fl.tree.clone((model, fl.setup(rule, model)))
+    with taken.patch:
+        for _ in range(3):
+            model, state = fl.update(state, model, ones(model))
+    assert taken.count == 2
+
+
 # Programs: what may happen between steps
 
 
