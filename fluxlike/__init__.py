@@ -6,11 +6,7 @@ model, state = fl.update(state, model, grads)
 
 from typing import TYPE_CHECKING, Any
 
-from fluxlike import init, losses, random, schedules
-from fluxlike.bridges import WHEN_USED, imported
-from fluxlike.data.loader import DataLoader
-from fluxlike.data.observations import splitobs
-from fluxlike.data.onehot import onecold, onehot, onehotbatch
+from fluxlike import bridges, data, init, learning, losses, random, schedules
 from fluxlike.files.checkpoints import load_checkpoint, match_checkpoint, read_checkpoint
 from fluxlike.files.report import CheckpointMatch
 from fluxlike.files.tensors import load, save
@@ -143,6 +139,13 @@ from fluxlike.trees.trainables import combine, partition, trainables
 
 __version__ = "0.1.0"
 
+_OF_DATA = ("DataLoader", "kfolds", "onecold", "onehot", "onehotbatch", "shuffleobs", "splitobs")
+_ROOMS = {
+    **dict.fromkeys(bridges.WHEN_USED, bridges),
+    **dict.fromkeys(_OF_DATA, data),
+    **dict.fromkeys(learning.WHEN_USED, learning),
+}
+
 if TYPE_CHECKING:
     from fluxlike.bridges.arrays.convert import from_array, to_array
     from fluxlike.bridges.foreign_files.flax import load_flax, read_flax
@@ -154,13 +157,33 @@ if TYPE_CHECKING:
     from fluxlike.bridges.torch_modules.node import TorchModule
     from fluxlike.bridges.torch_modules.to_torch import to_torch
     from fluxlike.bridges.torch_optimisers.convert import from_torch_optimiser, to_torch_optimiser
+    from fluxlike.data.folds import kfolds, shuffleobs
+    from fluxlike.data.labels import onecold, onehot, onehotbatch
+    from fluxlike.data.loader import DataLoader
+    from fluxlike.data.observations import splitobs
+    from fluxlike.learning import callbacks, metrics
+    from fluxlike.learning.callback import Callback
+    from fluxlike.learning.events import CallbackError, CancelEpoch, CancelFit, CancelStep
+    from fluxlike.learning.find_lr import find_lr
+    from fluxlike.learning.finetune import finetune
+    from fluxlike.learning.fit import fit
+    from fluxlike.learning.history.history import History
+    from fluxlike.learning.interpretation.interpret import Interpretation, interpret
+    from fluxlike.learning.interpretation.show import show_predictions
+    from fluxlike.learning.learner import Learner
+    from fluxlike.learning.one_cycle import fit_one_cycle
+    from fluxlike.learning.phase import Phase, TrainingPhase, ValidationPhase
+    from fluxlike.learning.resume import load_learner
+    from fluxlike.learning.step import Step
+    from fluxlike.learning.train import train
 else:
 
     def __getattr__(name: str) -> Any:
-        """What is imported when it is used first: most programs meet one bridge or none."""
-        if name not in WHEN_USED:
+        """What is imported when it is used first: most programs need a few of these."""
+        room = _ROOMS.get(name)
+        if room is None:
             raise AttributeError(f"module 'fluxlike' has no attribute {name!r}")
-        globals()[name] = found = imported(name)
+        globals()[name] = found = room.imported(name)
         return found
 
 
@@ -181,6 +204,11 @@ __all__ = [
     "Assigned",
     "BatchNorm",
     "Bilinear",
+    "Callback",
+    "CallbackError",
+    "CancelEpoch",
+    "CancelFit",
+    "CancelStep",
     "Chain",
     "CheckpointMatch",
     "ClipGlobalNorm",
@@ -203,7 +231,9 @@ __all__ = [
     "GlobalMaxPool",
     "GlobalMeanPool",
     "GroupNorm",
+    "History",
     "InstanceNorm",
+    "Interpretation",
     "KVCache",
     "Key",
     "LPPool",
@@ -213,6 +243,7 @@ __all__ = [
     "LayerError",
     "LayerNorm",
     "Layout",
+    "Learner",
     "Lion",
     "Lookahead",
     "MaxPool",
@@ -230,6 +261,7 @@ __all__ = [
     "PairwiseFusion",
     "Parallel",
     "ParamState",
+    "Phase",
     "PixelShuffle",
     "PixelUnshuffle",
     "RAdam",
@@ -249,10 +281,13 @@ __all__ = [
     "SinusoidalEmbedding",
     "SkipConnection",
     "SpectralNorm",
+    "Step",
     "TorchModule",
+    "TrainingPhase",
     "TransformerBlock",
     "TransformerDecoderBlock",
     "Upsample",
+    "ValidationPhase",
     "WeightDecay",
     "WeightNorm",
     "activations",
@@ -268,6 +303,7 @@ __all__ = [
     "batch_first",
     "batch_last",
     "bf16",
+    "callbacks",
     "celu",
     "channels_last",
     "check_pure",
@@ -280,13 +316,18 @@ __all__ = [
     "cpu",
     "current",
     "custom_gradient",
+    "data",
     "destructure",
     "diaghessian",
     "elu",
     "f16",
     "f32",
     "f64",
+    "find_lr",
     "find_nonfinite",
+    "finetune",
+    "fit",
+    "fit_one_cycle",
     "flatten",
     "fleaves",
     "fmap",
@@ -312,8 +353,10 @@ __all__ = [
     "hvp",
     "identity",
     "init",
+    "interpret",
     "jacobian",
     "jit",
+    "kfolds",
     "layout_rule",
     "leaf",
     "leaky_relu",
@@ -323,11 +366,13 @@ __all__ = [
     "load_flux",
     "load_foreign_state",
     "load_keras",
+    "load_learner",
     "load_state_dict",
     "log_softmax",
     "logsigmoid",
     "losses",
     "match_checkpoint",
+    "metrics",
     "mish",
     "mode",
     "onecold",
@@ -354,6 +399,8 @@ __all__ = [
     "seeded",
     "selu",
     "setup",
+    "show_predictions",
+    "shuffleobs",
     "sigmoid",
     "silu",
     "softmax",
@@ -377,6 +424,7 @@ __all__ = [
     "to_jax",
     "to_torch",
     "to_torch_optimiser",
+    "train",
     "trainables",
     "training",
     "trainmode",
@@ -390,4 +438,4 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *WHEN_USED})
+    return sorted({*globals(), *_ROOMS})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import torch
 
+from fluxlike.lazily import lazily
 from fluxlike.trees.adopt import adopt
 
 __all__ = ["WHEN_USED", "imported"]
@@ -31,9 +29,5 @@ WHEN_USED = {
 }
 
 
-def imported(name: str, /) -> Any:
-    """A public name of a bridge."""
-    return getattr(importlib.import_module(f"fluxlike.bridges.{WHEN_USED[name]}"), name)
-
-
+imported = lazily(__name__, WHEN_USED)
 adopt(torch.nn.Module, lambda module: imported("from_torch")(module))

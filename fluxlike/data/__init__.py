@@ -1,1 +1,105 @@
-"""Data: batches from arrays in memory, splits, one-hot labels."""
+"""Data: batches, splits and one-hot labels; readers of published data sets, image and batch augmentations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fluxlike.lazily import lazily
+
+if TYPE_CHECKING:
+    from fluxlike.data.collation import collate
+    from fluxlike.data.folds import kfolds, shuffleobs
+    from fluxlike.data.images import (
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        Normalise,
+        RandomHorizontalFlip,
+        RandomResizedCrop,
+        resize_and_crop,
+    )
+    from fluxlike.data.labels import onecold, onehot, onehotbatch
+    from fluxlike.data.loader import DataLoader
+    from fluxlike.data.mapped import mapobs
+    from fluxlike.data.mixing import CutMix, MixUp
+    from fluxlike.data.observations import num_observations, splitobs
+    from fluxlike.data.readers.cifar import CIFAR10, CIFAR100, read_class_names
+    from fluxlike.data.readers.idx import MNIST, read_idx
+    from fluxlike.data.readers.image_folder import ImageFolder
+    from fluxlike.data.readers.pictures import read_image
+    from fluxlike.data.readers.table import Table, read_csv
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "MNIST",
+    "CutMix",
+    "DataLoader",
+    "ImageFolder",
+    "MixUp",
+    "Normalise",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "Table",
+    "collate",
+    "kfolds",
+    "mapobs",
+    "num_observations",
+    "onecold",
+    "onehot",
+    "onehotbatch",
+    "read_class_names",
+    "read_csv",
+    "read_idx",
+    "read_image",
+    "resize_and_crop",
+    "shuffleobs",
+    "splitobs",
+]
+
+#: The module of each public name, below this package.
+WHEN_USED = {
+    "CIFAR10": "readers.cifar",
+    "CIFAR100": "readers.cifar",
+    "CutMix": "mixing",
+    "DataLoader": "loader",
+    "IMAGENET_MEAN": "images",
+    "IMAGENET_STD": "images",
+    "ImageFolder": "readers.image_folder",
+    "MNIST": "readers.idx",
+    "MixUp": "mixing",
+    "Normalise": "images",
+    "RandomHorizontalFlip": "images",
+    "RandomResizedCrop": "images",
+    "Table": "readers.table",
+    "collate": "collation",
+    "kfolds": "folds",
+    "mapobs": "mapped",
+    "num_observations": "observations",
+    "onecold": "labels",
+    "onehot": "labels",
+    "onehotbatch": "labels",
+    "read_class_names": "readers.cifar",
+    "read_csv": "readers.table",
+    "read_idx": "readers.idx",
+    "read_image": "readers.pictures",
+    "resize_and_crop": "images",
+    "shuffleobs": "folds",
+    "splitobs": "observations",
+}
+
+imported = lazily(__name__, WHEN_USED)
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """What is imported when it is used first."""
+        if name not in WHEN_USED:
+            raise AttributeError(f"module 'fluxlike.data' has no attribute {name!r}")
+        globals()[name] = found = imported(name)
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

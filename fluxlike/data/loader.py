@@ -1,44 +1,83 @@
-"""Batches from arrays in memory."""
+"""Batches of arrays in memory, of data sets and of streams."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fluxlike.data.observations import num_observations
-from fluxlike.data.order import order_key, random_order
+from fluxlike.data.checks import check_settings, require_settings
+from fluxlike.data.collation import collate as stack_samples
+from fluxlike.data.cursor import Cursor
+from fluxlike.data.epoch import Epoch, drawn_epoch, keyed_epoch
+from fluxlike.data.failures import Death, Failure, report
+from fluxlike.data.prefetch import moved
+from fluxlike.data.recipe import Made, Mark, Plan, Recipe
+from fluxlike.data.sources import Arrays, Stream, source_of
+from fluxlike.data.workers import rows_by_workers, stream_by_workers
 from fluxlike.scope.key import Key
-from fluxlike.trees.structure import flatten, structure_of
+from fluxlike.scope.seeded import active
 
 __all__ = ["DataLoader"]
 
+# Sets the keys of epochs apart from those that a training step folds from the same key.
+_EPOCHS = int.from_bytes(b"epochs", "big")
+
 
 class DataLoader:
-    """Iterate over a data set in batches, by slicing its arrays instead of collating samples.
+    """Iterate over a data set in batches.
+
+    The data is one of
+
+    - a tree of tensors and numpy arrays, such as ``(x, y)`` or a dict, whose first axis counts the
+      observations. It is sliced, which takes no time for each sample.
+    - a ``torch.utils.data.Dataset``, a list of samples, or anything else with a length and items. Samples
+      are asked for one by one, or by the data set's ``__getitems__``, and joined by `collate`.
+    - a stream: an ``IterableDataset``, or any other iterable of samples that can be iterated anew.
+
+    A tuple, a dict or another tree is always one of arrays, a list always one of samples.
+
+    Everything random in a batch is a function of the key, the epoch and the batch's number: each is made
+    with torch's, numpy's and Python's generators seeded from them, which are put back afterwards, and with
+    a key in scope for our own draws. So batches are the same for any number of workers, and from wherever
+    an epoch is resumed.
 
     Args:
-        data: a tree of tensors and numpy arrays; the first axis counts the observations.
+        data: see above.
         batch_size: observations a batch. (default: 1)
-        shuffle: whether each epoch has a new order; else batches are views, in order. (default: False)
+        shuffle: whether each epoch has a new order; of a stream, from how many samples, above 1, the next
+            one is drawn. Arrays in order are views. (default: False)
         partial: whether a last, smaller batch is kept. (default: True)
-        key: what the orders are drawn from: epoch i, from 0, has that of ``key.fold_in(i)``. (default: the
-            key in scope as an epoch starts; where there is none, torch's generator)
+        collate: from a list of samples to a batch. (default: trees of samples are stacked leaf by leaf:
+            tensors, arrays and numbers to tensors, strings to lists)
+        transform: from a batch to the batch that is given, in the worker if there are any. (default: none)
+        key: what is drawn from: epoch i, from 0, has ``key.fold_in(i)``. (default: a draw in scope as an
+            epoch starts; where there is no key, one of torch's generator, if anything may be random)
+        workers: how many processes make batches ahead. Arrays without a `transform` are sliced in the
+            main process all the same. A stream has one at most, unless it has a method
+            ``shard(num_shards=…, index=…)`` that gives the stream for one of them. (default: 0)
+        device: where to move batches, on CUDA one ahead, from pinned memory. (default: they stay)
 
-    Iterating gives trees like `data` with tensors (numpy arrays become tensors), ``len`` the number
-    of batches.
+    Iterating gives the batches, ``len`` is their number.
 
     Raises:
-        TypeError: a leaf of `data` that is no array, or a `key` that is no Key.
-        ValueError: arrays of different lengths, a `batch_size` below 1, or a `key` without `shuffle`.
+        TypeError: what is no data, such as a tree with a leaf that is no array, or an iterator, which can't
+            be read anew; a `key` that is no Key; a stream that can't be shared among `workers`.
+        ValueError: arrays of different lengths, a number out of range, a `shuffle` that is not for
+            this kind of data, a `collate` for arrays, or a `key` where nothing is random.
+        RuntimeError: while iterating: an observation, `collate` or `transform` raised the error that is
+            its ``__cause__``, or a worker died; it names the epoch, the batch and the observation.
 
     Example:
         >>> import torch, fluxlike as fl
         >>> loader = fl.DataLoader((torch.arange(5), torch.arange(5) ** 2), batch_size=2)
         >>> [y.tolist() for x, y in loader]
         [[0, 1], [4, 9], [16]]
+        >>> words = fl.DataLoader([("one", 1), ("two", 2)], batch_size=2, transform=lambda b: b[::-1])
+        >>> list(words)
+        [(tensor([1, 2]), ['one', 'two'])]
     """
 
     def __init__(
@@ -46,62 +85,191 @@ class DataLoader:
         data: Any,
         batch_size: int = 1,
         *,
-        shuffle: bool = False,
+        shuffle: bool | int = False,
         partial: bool = True,
+        collate: Callable[[Sequence[Any]], Any] | None = None,
+        transform: Callable[[Any], Any] | None = None,
         key: Key | None = None,
+        workers: int = 0,
+        device: torch.device | str | int | None = None,
     ) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: write a whole number of at least 1")
-        if isinstance(data, torch.utils.data.Dataset):
-            raise TypeError(
-                f"DataLoader takes arrays in memory, found a {type(data).__name__}; give its arrays, such as "
-                "dataset.tensors of a TensorDataset, or use torch's own DataLoader"
-            )
-        self._observations = num_observations(data)
-        leaves, self._treedef = flatten(data)
-        where = structure_of(self._treedef).paths
-        self._arrays = [_tensor(path, x) for path, x in zip(where, leaves, strict=True)]
-        self.batch_size, self.shuffle, self.partial = batch_size, shuffle, partial
-        self._key = order_key("DataLoader", key, shuffle)
-        self._epochs = 0
+        source = source_of(data)
+        self._plain = isinstance(source, Arrays) and transform is None
+        check_settings(source, batch_size, shuffle, collate, workers, key, self._plain)
+        self._source, self.batch_size, self.shuffle, self.partial = source, batch_size, shuffle, partial
+        self._collate, self._transform, self._key = collate or stack_samples, transform, key
+        self.workers, self.device = workers, None if device is None else torch.device(device)
+        self._cursor = Cursor()
 
     def __len__(self) -> int:
-        whole, rest = divmod(self._observations, self.batch_size)
+        n = self._source.observations
+        if n is None or (isinstance(self._source, Stream) and self.workers > 1):
+            raise TypeError(
+                "the number of batches of this stream is unknown; go over it by for, and count by enumerate"
+            )
+        whole, rest = divmod(n, self.batch_size)
         return whole + (1 if rest and self.partial else 0)
 
     def __iter__(self) -> Iterator[Any]:
-        n, size = self._observations, self.batch_size
+        cursor = self._cursor.following()
+        epoch = cursor.epoch or self._next_epoch(cursor.number)
+        self._cursor = cursor.start(epoch)
+        return self._cursor.counted(self._batches(epoch, cursor.batch))
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Any]:
+        """The batches of one epoch, from one of them on, whatever was iterated before.
+
+        They are a function of the loader's arguments, its key (else the key in scope) and these numbers.
+        Where there is no key, the epoch's is drawn from torch's generator. A stream is read from its
+        beginning and the first batches are left out, unless it has a method ``skip(n)`` that gives the
+        stream after n samples, and it is neither shuffled nor shared among workers.
+
+        Args:
+            number: which epoch, from 0.
+            start: the first batch to give. (default: 0)
+
+        Returns:
+            An iterator.
+
+        Raises:
+            ValueError: a negative number, a `start` behind the end, or one in an order that is drawn anew
+                because there is no key.
+
+        Example:
+            >>> import torch, fluxlike as fl
+            >>> loader = fl.DataLoader(torch.arange(100), 10, shuffle=True, key=fl.Key(0))
+            >>> all_of_it = list(loader.epoch(3))
+            >>> torch.equal(torch.cat(list(loader.epoch(3, start=8))), torch.cat(all_of_it[8:]))
+            True
+        """
+        if number < 0 or start < 0:
+            raise ValueError(f"epoch(number={number}, start={start}): epochs and batches count from 0")
+        if not isinstance(self._source, Stream) and start > len(self):
+            raise ValueError(f"epoch({number}, start={start}): the data makes {len(self)} batches")
+        if self._draws and self._key is None and active() is None and start and self.shuffle:
+            raise ValueError(
+                f"epoch({number}, start={start}): without a key every call draws another order; write "
+                "DataLoader(…, key=fluxlike.Key(0)), or keep the place by state_dict"
+            )
+        return self._batches(self._numbered_epoch(number), start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the latest iteration stands: a dict of numbers, strings and lists, as JSON has them.
+
+        What counts are the batches that were given, whatever was made ahead.
+
+        Returns:
+            For `load_state_dict` of a loader with the same arguments.
+
+        Example:
+            >>> import torch, fluxlike as fl
+            >>> loader = fl.DataLoader(torch.arange(6), 2, shuffle=True)
+            >>> batches = iter(loader)
+            >>> first = next(batches)
+            >>> state = loader.state_dict()
+            >>> again = fl.DataLoader(torch.arange(6), 2, shuffle=True)
+            >>> again.load_state_dict(state)
+            >>> [torch.equal(a, b) for a, b in zip(again, batches, strict=True)]
+            [True, True]
+        """
+        return {**self._cursor.state(), "loader": self._settings()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Let the next iteration go on where another one stood.
+
+        It gives the rest of that epoch, and the iteration after it the next epoch. The state holds the key of
+        the epoch, also where that was drawn from torch's generator, whose own state it does not hold. That
+        the data is the same is for the caller to see to.
+
+        Args:
+            state: from `state_dict` of a loader with the same arguments.
+
+        Raises:
+            ValueError: it is of another loader, and says in what they differ, or no such state.
+        """
+        require_settings(state, self._settings())
+        self._cursor = Cursor.of_state(state)
+
+    def _settings(self) -> dict[str, Any]:
+        shards = self.workers if isinstance(self._source, Stream) and self.workers > 1 else 1
+        return {
+            "source": type(self._source).__name__.lower(),
+            "observations": self._source.observations,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "partial": self.partial,
+            "shards": shards,
+            "key": None if self._key is None else self._key.data.tolist(),
+        }
+
+    @property
+    def _draws(self) -> bool:
+        """Whether anything may be random."""
+        return bool(self.shuffle) or not self._plain
+
+    def _next_epoch(self, number: int) -> Epoch:
+        if not self._draws:
+            return Epoch(number)
+        return drawn_epoch(number) if self._key is None else keyed_epoch(number, self._key)
+
+    def _numbered_epoch(self, number: int) -> Epoch:
+        if not self._draws:
+            return Epoch(number)
+        scope = active()
+        key = scope.key.fold_in(_EPOCHS) if self._key is None and scope is not None else self._key
+        return drawn_epoch(number) if key is None else keyed_epoch(number, key)
+
+    def _batches(self, epoch: Epoch, start: int) -> Iterator[Any]:
+        number = start
+        try:
+            with closing(self._made(epoch, start)) as made:
+                for batch in made if self.device is None else moved(made, self.device):
+                    yield batch
+                    number += 1
+        except (Failure, Death) as error:
+            report(error, epoch.number, number)
+
+    def _made(self, epoch: Epoch, start: int) -> Generator[Any]:
+        """The batches as they come from where they are made."""
+        source, size = self._source, self.batch_size
+        buffer = 0 if isinstance(self.shuffle, bool) else self.shuffle
+        recipe = Recipe(epoch, size, self.partial, self._collate, self._transform, buffer)
+        if isinstance(source, Stream):
+            return _of_stream(recipe, source, start, self.workers)
+        n = source.observations
         stop = n if self.partial else n - n % size
-        unflatten = self._treedef.unflatten
-        if not self.shuffle:
-            for start in range(0, stop, size):
-                yield unflatten([x[start : start + size] for x in self._arrays])
-            return
-        order = random_order(n, None if self._key is None else self._key.fold_in(self._epochs))
-        self._epochs += 1
-        orders = {x.device: order.to(x.device) for x in self._arrays}
-        by_array: list[tuple[Tensor, Tensor]] = [(x, orders[x.device]) for x in self._arrays]
-        for start in range(0, stop, size):
-            end = min(start + size, stop)
-            yield unflatten([x.index_select(0, rows[start:end]) for x, rows in by_array])
+        order = epoch.order(n) if self.shuffle else None
+        if isinstance(source, Arrays) and self._transform is None:
+            return source.batches(order, size, start * size, stop)
+        plan = Plan(order, size, stop, start)
+        if self.workers:
+            return rows_by_workers(recipe, source, plan, self.workers)
+        return (recipe.batch(source, number, rows) for number, rows in plan)
 
     def __repr__(self) -> str:
+        n = self._source.observations
+        counted = "a stream" if n is None else f"{n} observations"
+        more = f", workers={self.workers}" if self.workers else ""
+        more += "" if self.device is None else f", device={str(self.device)!r}"
         return (
-            f"DataLoader({self._observations} observations, batch_size={self.batch_size}, "
-            f"shuffle={self.shuffle}, partial={self.partial})"
+            f"DataLoader({counted}, batch_size={self.batch_size}, shuffle={self.shuffle}, "
+            f"partial={self.partial}{more})"
         )
 
 
-def _tensor(path: str, x: Any) -> Tensor:
-    """An array as a tensor, of the same memory where torch can share it."""
-    if isinstance(x, Tensor):
-        return x
-    if not x.flags.writeable or any(stride < 0 for stride in x.strides):
-        x = x.copy()
-    try:
-        return torch.from_numpy(x)
-    except TypeError:
-        raise TypeError(
-            f"{path or 'the data'} is a numpy array of {x.dtype}, which torch does not have; convert it to "
-            "numbers first, such as labels by onehotbatch"
-        ) from None
+def _of_stream(recipe: Recipe, stream: Stream, start: int, workers: int) -> Generator[Any]:
+    """The batches of a stream from `start` on."""
+    made = stream_by_workers(recipe, stream, start, workers) if workers else recipe.stream(stream, start)
+    place = 0
+    with closing(made):
+        for item in made:
+            if item is Mark.ENDED:
+                break
+            if isinstance(item, Made) and place >= start:
+                yield item.batch
+            place += 1
+    if place < start:
+        raise ValueError(
+            f"epoch {recipe.epoch.number} can't start at batch {start}: the stream ended after {place} "
+            "batches, so it is not the one that was read before"
+        )

@@ -12,6 +12,7 @@ import os
 import zlib
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +20,13 @@ from fluxlike.files.opening import START, TORCH, kind_of, open_regular
 from fluxlike.files.printing import shown
 from fluxlike.files.strict_json import read_json
 
-__all__ = ["Stored", "TensorFile", "bytes_of"]
+__all__ = ["DTYPES", "Stored", "TensorFile", "bytes_of"]
 
 _LARGEST_HEADER = 100_000_000  # bytes: the format's own limit
 _CHUNK = 1 << 20  # so that a checksum finds in the cache what was read
 
-_DTYPES = {
+#: The dtypes of the format by name.
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "U16": torch.uint16,
@@ -96,11 +98,15 @@ class TensorFile:
             raise MemoryError(f"{shown(name)} of {self._path} takes {size} bytes: {error}") from None
         total = 0
         if x.numel():
-            data = bytes_of(x)
-            self._file.seek(self._data + stored.start)
-            for start in range(0, len(data), _CHUNK):
-                chunk = data[start : start + _CHUNK]
+            data = x.reshape(-1).view(torch.uint8)
+            buffer = bytearray(min(data.numel(), _CHUNK))
+            held = torch.frombuffer(buffer, dtype=torch.uint8)
+            for start in range(0, data.numel(), _CHUNK):
+                size = min(data.numel() - start, _CHUNK)
+                chunk = memoryview(buffer)[:size]
+                self._file.seek(self._data + stored.start + start)
                 self._fill(chunk)
+                data[start : start + size] = held[:size]
                 if checksum is not None:
                     total = zlib.crc32(chunk, total)
             if stored.dtype == torch.bool and x.view(torch.uint8).max() > 1:
@@ -149,8 +155,12 @@ class TensorFile:
 
 
 def bytes_of(x: Tensor, /) -> memoryview:
-    """The memory of a contiguous tensor on the CPU that has any."""
-    return x.reshape(-1).view(torch.uint8).numpy().data
+    """The memory of a contiguous tensor on the CPU that has any, to be read.
+
+    Not by `Tensor.numpy`, which would make the memory one that torch can't resize, nor a step take as a
+    donation.
+    """
+    return np.from_dlpack(x.detach().reshape(-1).view(torch.uint8)).data.toreadonly()
 
 
 def _metadata(found: Any) -> dict[str, str]:
@@ -162,7 +172,7 @@ def _metadata(found: Any) -> dict[str, str]:
 def _stored(name: str, entry: Any) -> Stored:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ValueError(f"{shown(name)} has no dtype, shape and data_offsets")
-    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise ValueError(f"{shown(name)} has the dtype {shown(entry['dtype'])}, which is not known")
     shape, offsets = entry["shape"], entry["data_offsets"]

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from fluxlike.files.printing import shown
 
-__all__ = ["read_json"]
+__all__ = ["read_json", "require_few"]
 
 _MOST_VALUES = 5_000_000  # in JSON a value of two characters takes sixty bytes of memory
 
@@ -19,9 +19,7 @@ def read_json(text: str | bytes | bytearray, /) -> dict[str, Any]:
     Raises:
         ValueError: it is no object, is nested too deeply, holds NaN, or too many values to be taken in.
     """
-    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    if sum(map(raw.count, (b"[", b"{", b","))) > _MOST_VALUES:
-        raise ValueError(f"it describes more than {_MOST_VALUES} values")
+    require_few(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     try:
         found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError:
@@ -29,6 +27,16 @@ def read_json(text: str | bytes | bytearray, /) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"its JSON is a {type(found).__name__}, not an object")
     return found
+
+
+def require_few(raw: bytes | bytearray, /) -> None:
+    """Refuse JSON of more values than `read_json` takes in.
+
+    Raises:
+        ValueError: it has more.
+    """
+    if sum(map(raw.count, (b"[", b"{", b","))) > _MOST_VALUES:
+        raise ValueError(f"it describes more than {_MOST_VALUES} values")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

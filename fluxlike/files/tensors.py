@@ -7,9 +7,7 @@ that the tree expected does not have, and finds damage by checksums.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,16 @@ from torch import Tensor
 
 from fluxlike.files import description
 from fluxlike.files.description import STORED, Description, Places
+from fluxlike.files.durable import write_whole
 from fluxlike.files.placing import placed, require_model
 from fluxlike.files.printing import shown
 from fluxlike.files.reader import Stored, TensorFile, bytes_of
+from fluxlike.files.writer import parts_of
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.state_dict import fit, is_plain
 from fluxlike.trees.structure import flatten, structure_of
 
-__all__ = ["load", "save"]
+__all__ = ["described", "load", "save"]
 
 _FORMAT = "fluxlike"
 
@@ -35,8 +35,8 @@ _FORMAT = "fluxlike"
 def save(path: str | os.PathLike[str], tree: Any, /) -> None:
     """Write a tree to a safetensors file: a model, the state of an optimiser, or both in a dict.
 
-    Ties are kept, and each tensor is stored once. The file is written beside its place and renamed,
-    so a save that dies half-way leaves an older file whole.
+    Ties are kept, and each tensor is stored once. The file is written beside its place, brought to the
+    disk and renamed, so a save that dies half-way leaves an older file whole.
 
     Args:
         path: the file. One that is there is replaced.
@@ -44,7 +44,7 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
 
     Raises:
         ValueError: a tensor on the meta device, or of a layout or dtype that the format lacks.
-        OSError: the file can't be written.
+        OSError: the file can't be written; of a full disk, it says how much was needed and is free.
 
     Example:
         >>> import tempfile, os, fluxlike as fl
@@ -57,9 +57,6 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
         >>> fl.tree.allclose(run["model"], model)
         True
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"save takes the path first, found a {type(path).__name__}: write save(path, tree)")
     leaves, treedef = flatten(tree)
@@ -70,25 +67,16 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent} to save into")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            # safetensors makes files that only we may read
-            mode = (target.stat() if target.exists() else os.fstat(file.fileno())).st_mode
-        save_file(stored.tensors, temporary, metadata={_FORMAT: about})
-        with TensorFile(temporary):
-            pass  # what is too large to be read is not written
-        os.chmod(temporary, mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except KeyError as error:
-        raise ValueError(f"can't save to {path}: safetensors has no dtype {error}") from error
-    except (SafetensorError, ValueError) as error:
+        write_whole(target, parts_of(stored.tensors, {_FORMAT: about}), _require_readable)
+    except ValueError as error:
         raise ValueError(f"can't save to {path}: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+
+
+def _require_readable(path: Path) -> None:
+    """What is too large to be read is not written."""
+    with TensorFile(path):
+        pass
 
 
 class _Storing:
@@ -180,7 +168,7 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
     leaves, treedef = flatten(like)
     where = structure_of(treedef).paths
     with TensorFile(path) as file:
-        about = _description(path, file)
+        about = described(path, file)
         found = _values(path, file, about, dict(zip(where, leaves, strict=True)))
     differing = description.compare_nodes(like, about.nodes)
     places = Places(differing)
@@ -204,7 +192,12 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
     return treedef.unflatten(loaded)
 
 
-def _description(path: str | os.PathLike[str], file: TensorFile) -> Description:
+def described(path: str | os.PathLike[str], file: TensorFile, /) -> Description:
+    """What `save` wrote of the tree in a file.
+
+    Raises:
+        ValueError: `save` did not write it, or its header was changed.
+    """
     if _FORMAT not in file.metadata:
         raise ValueError(
             f"{path} is a safetensors file, but not one that fluxlike.save wrote; read its tensors into a "

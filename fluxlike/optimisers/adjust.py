@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fluxlike.optimisers.rule import fields_of, replaced
+from torch import Tensor
+
+from fluxlike.optimisers.lane import lane_of
+from fluxlike.optimisers.rule import fields_of, is_rule, one_of_equal, replaced
 from fluxlike.optimisers.state import ParamState, is_param_state
 from fluxlike.trees.at import at
 from fluxlike.trees.places import Where
 from fluxlike.trees.structure import flatten
 
-__all__ = ["adjust", "freeze", "thaw"]
+__all__ = ["Adjuster", "adjust", "freeze", "thaw"]
 
 _NOTHING = object()
 
@@ -33,7 +37,7 @@ def adjust(
         hyperparameters: new values by name, for every rule that has the name.
 
     Returns:
-        A new state.
+        A new state; the state itself where every rule has these values already.
 
     Raises:
         TypeError: nothing to change was given.
@@ -54,24 +58,101 @@ def adjust(
         changes["lr"] = lr
     if not changes:
         raise TypeError("adjust got nothing to change: write adjust(state, 1e-4) or adjust(state, eps=1e-6)")
-    known: set[str] = set()
-    made: dict[int, Any] = {}  # rules are shared between parameters, and stay so
+    return Adjuster(where)(state, changes)
 
-    def change(entry: ParamState) -> ParamState:
-        key = id(entry.rule)
-        if key not in made:
-            known.update(fields_of(entry.rule))
-            made[key] = replaced(entry.rule, changes)
-        return ParamState(made[key], entry.state, entry.frozen)
 
-    adjusted = _map_entries(change, state, where)
+class Adjuster:
+    """`adjust` for states that follow each other: places are looked for once.
+
+    Args:
+        where: places, as in `adjust`.
+    """
+
+    def __init__(self, where: Where | tuple[Where, ...] | None) -> None:
+        self.where = where
+        self._treedef: Any = None
+        self._chosen: list[int] = []
+        self._joined = False  # with parameters elsewhere, by counters
+
+    def __call__(self, state: Any, changes: Mapping[str, Any], /) -> Any:
+        """A state with these hyperparameters, as of `adjust`."""
+        entries, treedef = flatten(state, is_param_state)
+        chosen = self.chosen(state, entries, treedef)
+        if not chosen:
+            raise _no_parameter(everywhere=self.where is None)
+        shared = one_of_equal(entries[i].rule for i in chosen)
+        rules = {id(rule): rule for rule in shared.values()}
+        made = _changed(rules, changes)
+        if all(_same(rule, made[key]) for key, rule in rules.items()):
+            return state
+        new: dict[int, ParamState] = {}  # one for tied places
+        counters: dict[int, Tensor] = {}
+        after = list(entries)
+        for i in chosen:
+            entry = entries[i]
+            key = id(entry)
+            if key not in new:
+                own = _apart(entry.state, counters) if self._joined else entry.state
+                new[key] = ParamState(made[id(shared[id(entry.rule)])], own, entry.frozen)
+            after[i] = new[key]
+        self._joined = False
+        lane = lane_of(entries)
+        if lane is not None:
+            lane.follow(entries, after, treedef)
+        return treedef.unflatten(after)
+
+    def chosen(self, state: Any, entries: Sequence[Any], treedef: Any) -> list[int]:
+        """Which leaves of a state, down to its entries, are entries at the places."""
+        if treedef != self._treedef:
+            if self.where is None:
+                self._chosen = [i for i, entry in enumerate(entries) if is_param_state(entry)]
+            else:
+                marked = flatten(_map_entries(_copy, state, self.where), is_param_state)[0]
+                self._chosen = [
+                    i for i, mark in enumerate(marked) if is_param_state(mark) and mark is not entries[i]
+                ]
+            self._treedef = treedef
+            self._joined = len(self._chosen) < sum(map(is_param_state, entries))
+        return self._chosen
+
+
+def _apart(state: Any, made: dict[int, Tensor]) -> Any:
+    """A state with counters of its own, as it has after a step apart from the others: `jit` sees the tie."""
+    if isinstance(state, Tensor) and not state.ndim:
+        return made.setdefault(id(state), state.clone())
+    if isinstance(state, tuple):
+        parts = [_apart(part, made) for part in state]
+        return state._make(parts) if hasattr(state, "_make") else tuple(parts)
+    return state
+
+
+def _copy(entry: ParamState) -> ParamState:
+    return ParamState(entry.rule, entry.state, entry.frozen)
+
+
+def _changed(rules: Mapping[int, Any], changes: Mapping[str, Any]) -> dict[int, Any]:
+    """The rules with other hyperparameters."""
+    known = set().union(*map(fields_of, rules.values()))
     unknown = sorted(set(changes) - known)
     if unknown:
         raise ValueError(
             f"no rule there has a hyperparameter {unknown[0]!r}; they have "
             f"{', '.join(sorted(known)) or 'none'}"
         )
-    return adjusted
+    return {key: replaced(rule, dict(changes)) for key, rule in rules.items()}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values of hyperparameters are one, as far as that can be said without reading a tensor."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if is_rule(a):
+        return all(_same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    return isinstance(a, (bool, int, float, str)) and a == b
 
 
 def freeze(state: Any, where: Where | tuple[Where, ...] | None = None, /) -> Any:
@@ -135,9 +216,13 @@ def _map_entries(
 
     result = visit(state) if where is None else at(state, where).apply(visit)
     if not found:
-        place = "in the state" if where is None else "at the chosen place of the state"
-        raise ValueError(
-            f"there is no parameter {place}; give what setup returned, and a place that holds the state "
-            "of a parameter, such as lambda s: s.layers[0]"
-        )
+        raise _no_parameter(everywhere=where is None)
     return result
+
+
+def _no_parameter(*, everywhere: bool) -> ValueError:
+    place = "in the state" if everywhere else "at the chosen place of the state"
+    return ValueError(
+        f"there is no parameter {place}; give what setup returned, and a place that holds the state "
+        "of a parameter, such as lambda s: s.layers[0]"
+    )

@@ -7,6 +7,7 @@ a kernel, and share no memory) holds still, so that only the gradients need to b
 
 from __future__ import annotations
 
+import copy
 import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -117,6 +118,30 @@ class Lane:
         """Wait for the step that gets the state of which `first` is the first entry."""
         key = id(first)
         _lanes[key] = (weakref.ref(first, lambda _: _lanes.pop(key, None)), self)
+
+    def follow(self, before: Sequence[Any], after: Sequence[Any], state_def: Any) -> None:
+        """Go on at a state of other hyperparameters, if it differs in nothing else and a kernel takes them.
+
+        Args:
+            before: the entries of a state that may be the one that this lane waits for.
+            after: those of the other state.
+            state_def: the treedef of both.
+        """
+        if state_def != self._state_def:
+            return
+        firsts = [where[0] for where in self._places]
+        rule = after[firsts[0]].rule
+        kernel = kernel_of(rule)
+        if kernel is None:
+            return
+        for i, known in zip(firsts, self._entries, strict=True):
+            old, new = known(), after[i]
+            if old is None or before[i] is not old or new.state is not old.state or new.rule is not rule:
+                return
+        lane = copy.copy(self)
+        lane.rule, lane.kernel = rule, kernel
+        lane._entries = [weakref.ref(after[i]) for i in firsts]
+        lane.keep(after[firsts[0]])
 
     def step(
         self, entries: list[Any], state_def: Any, model: Any, grads: Any, donate: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -17,8 +17,8 @@ from fluxlike.trees.functor import default_scalars, functor, spec_of
 
 __all__ = [
     "BatchRule", "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "counter", "fields_of", "form_of",
-    "hook", "hyperparameters", "hyperparameters_of", "is_rule", "kernel_holds", "number", "positive",
-    "replaced", "rules_in", "shared_counters", "two_rates", "whole", "within",
+    "hook", "hyperparameters", "hyperparameters_of", "is_rule", "kernel_holds", "number", "one_of_equal",
+    "positive", "replaced", "rules_in", "shared_counters", "two_rates", "whole", "within",
 ]  # fmt: skip
 
 Hyper = float | Tensor  # a hyperparameter: a number or a 0-d tensor
@@ -173,6 +173,18 @@ def replaced(rule: Any, changes: dict[str, Any], /) -> Any:
     if check is not None:
         check()
     return result
+
+
+def one_of_equal(rules: Iterable[Any], /) -> dict[int, Any]:
+    """One object for rules of equal value, by the id of each: a copied state has one a parameter."""
+    by_value: dict[Any, Any] = {}
+    shared: dict[int, Any] = {}
+    for rule in {id(rule): rule for rule in rules}.values():
+        try:
+            shared[id(rule)] = by_value.setdefault((type(rule), rule), rule)
+        except (TypeError, RuntimeError):  # not to be hashed, or of tensors, which have no one truth
+            shared[id(rule)] = rule
+    return shared
 
 
 def is_rule(x: object, /) -> bool:

@@ -16,6 +16,7 @@ from fluxlike.optimisers.rule import (
     form_of,
     hyperparameters,
     hyperparameters_of,
+    one_of_equal,
     rules_in,
 )
 from fluxlike.optimisers.slots import Aligned, Slot
@@ -212,7 +213,7 @@ class Step:
 
     def next_state(self) -> Any:
         entries = list(self.aligned.entries)
-        rules = _shared_rules(self.moving)
+        rules = one_of_equal(slot.entry.rule for slot in self.moving)
         for slot in self.moving:
             new = slot.entry = ParamState(rules[id(slot.entry.rule)], slot.state, slot.entry.frozen)
             for i in slot.places:
@@ -242,18 +243,6 @@ class Step:
         )
         if lane is not None:
             lane.keep(moving[0].entry)
-
-
-def _shared_rules(moving: list[Slot]) -> dict[int, Any]:
-    """One object for rules of equal value, which a copied or a loaded state has one a parameter."""
-    by_value: dict[Any, Any] = {}
-    shared: dict[int, Any] = {}
-    for rule in {id(slot.entry.rule): slot.entry.rule for slot in moving}.values():
-        try:
-            shared[id(rule)] = by_value.setdefault((type(rule), rule), rule)
-        except (TypeError, RuntimeError):  # not to be hashed, or of tensors, which have no one truth
-            shared[id(rule)] = rule
-    return shared
 
 
 def _own_hyperparameters(rule: Any) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,104 @@
+"""The learner of a configuration: model, batches, rule, schedule and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fluxlike.command.config import Configuration, Training
+from fluxlike.command.models import built
+from fluxlike.command.tasks import Task
+from fluxlike.data.loader import DataLoader
+from fluxlike.learning.callback import Callback
+from fluxlike.learning.callbacks.checkpointer import Checkpointer
+from fluxlike.learning.callbacks.scheduler import Scheduler
+from fluxlike.learning.events import CancelFit
+from fluxlike.learning.interrupt import Interrupt
+from fluxlike.learning.learner import Learner
+from fluxlike.learning.one_cycle import cycle_of
+from fluxlike.optimisers.rules.adam import Adam, AdamW
+from fluxlike.optimisers.rules.adaptive import RMSProp
+from fluxlike.optimisers.rules.descent import Descent, Momentum, Nesterov
+from fluxlike.optimisers.rules.sign import Lion
+from fluxlike.placement.device import to_device
+from fluxlike.schedules import Cosine
+from fluxlike.scope.key import Key
+from fluxlike.scope.seeded import seeded
+
+__all__ = ["STOPPED", "learner_of", "loader_of"]
+
+#: Why a fit has ended that Ctrl-C has stopped.
+STOPPED = "stopped by Ctrl-C"
+
+_RULES: tuple[Any, ...] = (Adam, AdamW, Lion, Momentum, Nesterov, RMSProp, Descent)
+_PRECISIONS = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}
+_EVERY = 500  # steps between checkpoints, besides the end of every epoch
+
+
+@dataclass(frozen=True, eq=False)
+class _StopWhenAsked(Callback):
+    """Ends the fit after the step at which Ctrl-C was pressed."""
+
+    interrupt: Interrupt
+
+    def step_end(self, run: Any) -> None:
+        if self.interrupt.asked:
+            raise CancelFit(STOPPED)
+
+
+def learner_of(
+    run: Configuration, task: Task, key: Key, device: torch.device, checkpoints: Path, interrupt: Interrupt, /
+) -> Learner:
+    """A new learner.
+
+    Args:
+        run: the configuration.
+        task: its data.
+        key: what the first parameters, and all that is random in training, are drawn from.
+        device: where to compute.
+        checkpoints: the folder in which to keep them.
+        interrupt: what says that the run is to stop.
+    """
+    first, drawn = key.split(2)
+    with seeded(first):
+        model = built(run, task.inputs, task.outputs, task.targets)
+    rule = next(rule for rule in _RULES if rule.__name__ == run.training.rule)
+    training = loader_of(run, task.training, device, shuffle=True)
+    return Learner(
+        to_device(model, device),
+        (training, loader_of(run, task.validation, device)),
+        rule(lr=run.training.lr),
+        task.loss,
+        metrics=task.metrics,
+        callbacks=[
+            *_scheduled(run.training, run.training.epochs * len(training)),
+            Checkpointer(checkpoints, every=_EVERY, keep=1),
+            _StopWhenAsked(interrupt),
+        ],
+        key=drawn,
+        jit=run.training.jit,
+        precision=_PRECISIONS[run.training.precision],
+    )
+
+
+def loader_of(run: Configuration, data: Any, device: torch.device, /, *, shuffle: bool = False) -> DataLoader:
+    """Batches of a data set, on a device.
+
+    Where a shuffled epoch would end by a batch of one observation, which has no variance to normalise by,
+    that one is left out, and in the next epoch it is another.
+    """
+    size = run.data.batch_size
+    n = len(data[0]) if isinstance(data, tuple) else len(data)
+    partial = not (shuffle and n > size > 1 and n % size == 1)
+    return DataLoader(data, size, shuffle=shuffle, partial=partial, workers=run.data.workers, device=device)
+
+
+def _scheduled(training: Training, steps: int) -> list[Callback]:
+    if training.schedule == "constant":
+        return []
+    cycle = training.schedule == "one_cycle"
+    schedule = cycle_of(steps, training.lr) if cycle else Cosine(training.lr, 0.0, steps)
+    return [Scheduler(start=0, lr=schedule)]

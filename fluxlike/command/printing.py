@@ -1,0 +1,101 @@
+"""What commands print: lines, in colours where rich is installed and a terminal shows them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+__all__ = [
+    "Line", "ReaderLeft", "Subparsers", "add_json", "columns", "escaped", "one_line", "show", "show_json",
+]  # fmt: skip
+
+Subparsers = argparse._SubParsersAction  # what `add_subparsers` returns has no public name
+
+
+class ReaderLeft(Exception):
+    """Who read the output has closed it."""
+
+
+class Line(NamedTuple):
+    """A line and how it looks on a terminal: a style of rich."""
+
+    text: str
+    style: str = ""
+
+
+def show(lines: Iterable[Line], /) -> None:
+    """Write lines to standard output.
+
+    Raises:
+        ReaderLeft: it was closed.
+    """
+    write = _in_colours() if _is_colourful() else _plain
+    try:
+        for line in lines:
+            write(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderLeft from None
+
+
+def show_json(value: Any, /) -> None:
+    """Write a value to standard output as JSON.
+
+    Raises:
+        ReaderLeft: standard output was closed.
+    """
+    show(Line(text) for text in json.dumps(value, indent=2, allow_nan=False).splitlines())
+
+
+def add_json(parser: Any, /) -> None:
+    """Let a command take ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON, for programs")
+
+
+def _is_colourful() -> bool:
+    return sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+
+
+def _in_colours() -> Any:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False)
+    return lambda line: console.print(Text(_encodable(line.text), line.style), soft_wrap=True)
+
+
+def _plain(line: Line) -> None:
+    print(_encodable(line.text))
+
+
+def _encodable(text: str) -> str:
+    """Text with escapes for what the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def escaped(text: str, /) -> str:
+    """Text from elsewhere, with what moves or colours a terminal in escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str, /) -> str:
+    """Text of several lines in one."""
+    return escaped(" ".join(text.split()))
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = (), /) -> Iterator[str]:
+    """Rows of a table as lines, those columns whose numbers are in `right` flush to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()

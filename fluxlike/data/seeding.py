@@ -1,0 +1,83 @@
+"""Random draws of every kind under one key: torch's, numpy's, Python's and ours."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.random import mtrand
+from torch.utils.data import get_worker_info
+
+from fluxlike.scope.key import Key
+from fluxlike.scope.seeded import seeded
+
+__all__ = ["seeded_everywhere"]
+
+
+@contextmanager
+def seeded_everywhere(key: Key, /) -> Iterator[None]:
+    """Put a key in scope as `seeded` does, and numpy's and Python's global generators under it too.
+
+    The generators are put back at the end, but for numpy's and Python's in a worker of a loader, where nobody
+    else draws. They belong to the process, so only one thread may draw.
+
+    Args:
+        key: one key.
+
+    Raises:
+        TypeError: no Key.
+        ValueError: several keys.
+
+    Example:
+        >>> import numpy as np, fluxlike as fl
+        >>> from fluxlike.data.seeding import seeded_everywhere
+        >>> with seeded_everywhere(fl.Key(0)):
+        ...     first = np.random.rand()
+        >>> with seeded_everywhere(fl.Key(0)):
+        ...     first == np.random.rand()
+        True
+    """
+    with seeded(key):
+        low, high = key.data.tolist()
+        python, numpy = high << 32 | low, [low, high, _NUMPY]
+        if get_worker_info() is not None:
+            random.seed(python)
+            mtrand.seed(numpy)
+            yield
+            return
+        before = random.getstate()
+        random.seed(python)
+        held = _exchange(numpy)
+        try:
+            yield
+        finally:
+            _put_back(held)
+            random.setstate(before)
+
+
+# Both are a Mersenne twister, which draws the same from the same words.
+_NUMPY = int.from_bytes(b"np", "big")
+
+# A generator to take the place of numpy's is quick to seed and slow to make.
+_spare: list[Any] = []
+
+
+def _exchange(words: list[int]) -> tuple[Any, Any, dict[str, Any]]:
+    """Another generator in the place of numpy's, seeded; returns what `_put_back` takes."""
+    state: Any = mtrand.get_state(legacy=False)
+    found = mtrand.get_bit_generator()
+    other = _spare.pop() if _spare else np.random.MT19937(0)
+    mtrand.set_bit_generator(other)
+    mtrand.seed(words)
+    return found, other, state
+
+
+def _put_back(held: tuple[Any, Any, dict[str, Any]]) -> None:
+    found, other, state = held
+    mtrand.set_bit_generator(found)
+    if state["has_gauss"]:  # a normal number that was drawn already, which goes with the exchange
+        mtrand.set_state(state)
+    _spare.append(other)

@@ -1,0 +1,103 @@
+"""`Checkpointer`: all that a run needs to go on, saved as it goes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fluxlike.learning.callback import EVERYTHING, Callback
+from fluxlike.learning.checkpoints.store import Store
+from fluxlike.learning.checkpoints.writer import AsyncWriter
+from fluxlike.learning.events import LearningError
+from fluxlike.learning.packing import packed
+
+__all__ = ["Checkpointer"]
+
+
+@dataclass(frozen=True)
+class Checkpointer(Callback):
+    """Saves the learner at the end of every epoch, or every so many steps, and keeps the newest and the best.
+
+    ``fit(learner, epochs, resume=True)`` goes on from the newest to the same bits as a run that was never
+    ended. A checkpoint is one file, which appears by one rename once all of it is on the disk, so a run may
+    be killed at any instant. It is written in the background, from a copy in main memory.
+
+    Args:
+        folder: where to; one run at a time writes there.
+        every: after how many steps of training to save, besides the end of every epoch. (default: never)
+        keep: how many of the best to keep, besides the newest; None for all. (default: 3)
+        by: the loss or metric, of the last phase, that says which are the best. (default: the newest are)
+        mode: ``"min"`` where less is better, or ``"max"``. (default: ``"min"``)
+        background: whether the run goes on while a checkpoint is written. (default: True)
+
+    Raises:
+        LearningError: at the begin of a fit, the folder has checkpoints of another run.
+        CallbackError: a checkpoint can't be written, as on a full disk; the older ones are whole.
+
+    Example:
+        >>> import tempfile, torch, fluxlike as fl
+        >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 5
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     saving = fl.callbacks.Checkpointer(folder, by="loss")
+        ...     learner = fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, callbacks=[saving], progress=False)
+        ...     _ = fl.fit(learner, 2)
+        ...     best = fl.load_learner(folder, like=learner, by="loss")
+        ...     learner = fl.fit(learner, 3, resume=True)
+        >>> best.step, learner.step
+        (10, 15)
+    """
+
+    folder: str | os.PathLike[str]
+    every: int | None = None
+    keep: int | None = 3
+    by: str | None = None
+    mode: Literal["min", "max"] = "min"
+    background: bool = True
+    reads = (EVERYTHING,)
+
+    def __post_init__(self) -> None:
+        self.store()
+        if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
+            raise ValueError(f"every={self.every!r}: write after how many steps to save, from 1")
+
+    def store(self) -> Store:
+        """The checkpoints of the folder."""
+        return Store(self.folder, self.keep, by=self.by, mode=self.mode)
+
+    def fit_begin(self, run: Any) -> None:
+        store = self.store().open()
+        newest = store.newest()
+        if newest is not None and newest.step > run.step:
+            store.close()
+            raise LearningError(
+                f"{store.folder} has a checkpoint of step {newest.step}, and the learner is at step {run.step}: go on from "
+                "it by fit(learner, epochs, resume=True), or give this run a folder of its own"
+            )
+        run.live["store"], run.live["saved"] = store, None
+        run.live["writer"] = AsyncWriter(store) if self.background else None
+
+    def step_end(self, run: Any) -> None:
+        if self.every and run.phase == "training" and run.step % self.every == 0:
+            self._save(run)
+
+    def epoch_end(self, run: Any) -> None:
+        if run.phase == run.learner.phases[-1].name:
+            self._save(run, run.metrics)
+
+    def fit_end(self, run: Any) -> None:
+        if run.live["saved"] != run.place:
+            self._save(run)
+        self.exception(run)
+
+    def exception(self, run: Any) -> None:
+        open_ = run.live.pop("writer", None) or run.live.get("store")
+        if open_ is not None:
+            open_.close()
+
+    def _save(self, run: Any, metrics: Any = None) -> None:
+        tree, plain = packed(run.as_learner())
+        scores = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
+        writer = run.live["writer"] or run.live["store"]
+        writer.save(run.step, tree, plain, scores)
+        run.live["saved"] = run.place

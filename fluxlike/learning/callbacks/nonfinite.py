@@ -1,0 +1,104 @@
+"""`StopOnNonFiniteLoss`: the end of a fit at a loss that is NaN or infinite, with the layer where it began."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike.learning.callback import Callback
+from fluxlike.learning.events import LearningError
+from fluxlike.scope.mode import mode
+from fluxlike.transforms.activations import activations
+from fluxlike.trees.functor import functor
+from fluxlike.trees.nonfinite import find_nonfinite
+
+__all__ = ["NonFiniteLoss", "StopOnNonFiniteLoss", "first_nonfinite"]
+
+
+class NonFiniteLoss(LearningError):
+    """A loss that is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class StopOnNonFiniteLoss(Callback):
+    """End the fit at a training loss that is NaN or infinite, by an error that names the layer where it began.
+
+    The step with that loss is not taken: model and state are those before it. On another device than
+    the CPU, where a look at each loss would wait for it, the step is taken and the loss looked at now
+    and then.
+
+    Args:
+        every: after how many steps to look, on another device than the CPU. (default: 50)
+
+    Raises:
+        NonFiniteLoss: the loss is not finite.
+    """
+
+    every: int = 50
+    guards = True
+    reads = ("model", "batch", "out")
+
+    def step_end(self, run: Any) -> None:
+        loss, scale = run.out.get("loss"), run.loss_scale
+        if isinstance(loss, Tensor) and not loss.is_cpu and run.batch_number % self.every:
+            return
+        if scale is not None and scale.exhausted:
+            raise NonFiniteLoss(
+                f"the gradients are not finite at any scale of the loss, now {float(scale.scale):.2g}, {run.where()}; "
+                "clip or normalise what is large, or take precision='bf16'"
+            )
+        if loss is None or math.isfinite(loss) or run.phase != "training":
+            return
+        with run.randomness():
+            found = first_nonfinite(run.learner.steps, run.model, run.batch)
+        hint = "; float16 ends at 65504, precision='bf16' at 3e38" if run.learner.precision == "fp16" else ""
+        raise NonFiniteLoss(f"the loss is {float(loss)} {run.where()}: {found}{hint}")
+
+
+@functor(children=("model",))
+class _Whole:
+    """A step's loss as one layer above the model."""
+
+    def __init__(self, step: Any, model: Any) -> None:
+        self.step, self.model = step, model
+
+    def __call__(self, batch: Any) -> Any:
+        with self.step.autocast(self.model):
+            return self.step.loss(self.model, batch)["loss"]
+
+
+def first_nonfinite(step: Any, model: Any, batch: Any, /) -> str:
+    """Where a loss that is not finite began: in the batch, in the parameters, or the first layer, in words."""
+    found = find_nonfinite(batch)
+    if found:
+        return f"the batch holds NaN or Inf at {_some(found)}; look at the data"
+    found = find_nonfinite(model)
+    if found:
+        return (
+            f"NaN or Inf has got into the model at {_some(found)}, in a step before; take a lower learning rate, "
+            "or clip by ClipGlobalNorm"
+        )
+    try:
+        with torch.no_grad(), mode("train"):
+            outputs = activations(_Whole(step, model), batch)
+    except Exception as error:
+        return f"the layers could not be looked at ({type(error).__name__}: {error})"
+    paths = [path for path, output in outputs.items() if find_nonfinite(output)]
+    inner = [p for p in paths if not any(q != p and q.startswith(p) for q in paths)]
+    if not inner:
+        return "every layer is finite when this batch is run again"
+    if inner[0] == "":
+        return "every layer is finite, so the loss itself makes it; look at its logarithms and divisions"
+    path = inner[0].removeprefix(".model")
+    return f"the first layer whose output is not finite is {path or 'the model itself'}"
+
+
+def _some(paths: Any) -> str:
+    listed = list(paths)
+    return ", ".join(p or "its root" for p in listed[:3]) + (
+        f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    )

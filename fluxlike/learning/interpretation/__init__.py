@@ -1,0 +1,1 @@
+"""Interpretation: what a model gets wrong, in numbers and in pictures."""

@@ -1,0 +1,127 @@
+"""A log as JSON lines: an object a write."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from torch import Tensor
+
+from fluxlike.learning.history import files
+from fluxlike.learning.logs.csv import require_new
+from fluxlike.learning.logs.histogram import histogram
+from fluxlike.learning.logs.protocol import Kind, not_kept, require_step
+from fluxlike.learning.metrics.host import Scalar, host_numbers
+
+__all__ = ["JSONLinesLog"]
+
+
+class JSONLinesLog:
+    """Scalars, histograms, text and hyperparameters, each write a line with a JSON object.
+
+    A line is ``{"step": 7, "scalars": {"loss": 0.5}}``, with ``"histogram"`` (its ``name``, ``edges``,
+    ``counts``, ``nonfinite``, ``total``, ``squares``), ``"text"`` (``name``, ``text``) or
+    ``"hyperparameters"`` (``values``, ``metrics``, without a step) in the place of ``"scalars"``. NaN and
+    infinities are as Python writes them, beyond JSON. Every line is in the hands of the system once it is
+    written.
+
+    Args:
+        path: the file; its folder must be there. One that holds another run is never written to.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = JSONLinesLog(f"{folder}/run.jsonl")
+        ...     log.scalar("loss", 0.5, 1)
+        ...     log.close()
+        ...     print(Path(f"{folder}/run.jsonl").read_text(), end="")
+        {"step": 1, "scalars": {"loss": 0.5}}
+    """
+
+    keeps: frozenset[Kind] = frozenset({"scalars", "histograms", "text", "hyperparameters"})
+
+    def __init__(self, path: str | os.PathLike[str], /) -> None:
+        self._path = Path(path)
+        self._file: TextIO | None = None
+        self._last: int | None = None
+        self._begun = False
+
+    def scalar(self, name: str, value: Scalar, step: int, /) -> None:
+        self.scalars({name: value}, step)
+
+    def scalars(self, values: Mapping[str, Scalar], step: int, /) -> None:
+        numbers = host_numbers(list(values.values()))
+        self._write_at(step, {"scalars": dict(zip(values, numbers, strict=True))})
+
+    def histogram(self, name: str, values: Tensor, step: int, /) -> None:
+        found = dataclasses.asdict(histogram(values))
+        self._write_at(step, {"histogram": {"name": name, **found}})
+
+    def image(self, name: str, image: Any, step: int, /) -> NoReturn:
+        not_kept(self, "images")
+
+    def figure(self, name: str, figure: Any, step: int, /) -> NoReturn:
+        not_kept(self, "figures")
+
+    def text(self, name: str, text: str, step: int, /) -> None:
+        self._write_at(step, {"text": {"name": name, "text": text}})
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Sequence[str] = (), /) -> None:
+        self._write({"hyperparameters": {"values": plain_values(values), "metrics": list(metrics)}})
+
+    def rewind(self, step: int, /) -> None:
+        """Take back the lines after this step, and one that was cut off; what is there before stays.
+
+        Raises:
+            ValueError: the file is no log of this kind; it is left as it is.
+        """
+        require_step(f"JSONLinesLog {self._path}", step, None)
+        self.close()
+        rows = files.read_jsonl(self._path, whole=False) if self._path.exists() else []
+        if any(type(row.get("step", 0)) is not int for row in rows):
+            raise ValueError(f"JSONLinesLog {self._path}: the file has steps that are no ints; it is no log")
+        kept = [row for row in rows if row.get("step", 0) <= step]
+        if self._path.exists():
+            files.replace_file(self._path, map(files.json_line, kept))
+        self._last = max((row["step"] for row in kept if "step" in row), default=None)
+        self._begun = True
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write_at(self, step: int, row: dict[str, Any]) -> None:
+        require_step(f"JSONLinesLog {self._path}", step, self._last)
+        self._write({"step": step, **row})
+        self._last = step
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._file is None:
+            require_new(self, self._path, self._begun)
+            self._file = open(self._path, "a", encoding="utf-8", newline="")  # noqa: SIM115
+            self._begun = True
+        self._file.write(files.json_line(row))
+        self._file.flush()
+
+
+def plain_values(values: Mapping[str, Any], /) -> dict[str, Any]:
+    """Hyperparameters, each a number, a string or None.
+
+    Raises:
+        TypeError: one is anything else.
+    """
+    for name, value in values.items():
+        if value is not None and not isinstance(value, (bool, int, float, str)):
+            raise TypeError(
+                f"the hyperparameter {name!r} is a {type(value).__name__}; write a number, a string or None, "
+                f"for example {name}=str(…)"
+            )
+    return dict(values)

@@ -1,0 +1,40 @@
+"""What a metric is to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from fluxlike.learning.metrics.host import Scalar
+
+__all__ = ["Meter", "Metric"]
+
+
+class Meter(Protocol):
+    """A metric over the batches of one epoch."""
+
+    def update(self, outputs: Any, targets: Any, n: int, /) -> None:
+        """Take in one batch of `n` samples."""
+
+    def compute(self) -> dict[str, Scalar]:
+        """The results so far by column of the history; none if there was no batch."""
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as nested dicts and lists of tensors and plain values."""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What is measured, which never changes: it starts a `Meter` for every epoch.
+
+    Attributes:
+        name: the column of the history; where there are several columns, what they begin with.
+    """
+
+    name: str
+
+    def init(self) -> Meter:
+        """A meter that has seen nothing."""
+
+    def restore(self, state: Mapping[str, Any], /) -> Meter:
+        """The meter that gave this state."""

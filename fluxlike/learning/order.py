@@ -1,0 +1,119 @@
+"""The order of callbacks at each event, from what they read and write: computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
+from itertools import combinations
+
+from fluxlike.learning.callback import DECLARED, EVERYTHING, Callback, innermost
+from fluxlike.learning.events import Event
+
+__all__ = ["names", "ordered"]
+
+
+def names(callbacks: Sequence[Callback], /) -> list[str]:
+    """A name for each callback: its own, numbered where several have it."""
+    seen: dict[str, int] = {}
+    found = []
+    for callback in callbacks:
+        n = seen[callback.name] = seen.get(callback.name, 0) + 1
+        found.append(callback.name if n == 1 else f"{callback.name} {n}")
+    return found
+
+
+def ordered(callbacks: Sequence[Callback], /) -> dict[Event, list[int]]:
+    """Which callbacks an event calls, in order.
+
+    Returns:
+        For each event, places in `callbacks`: who writes comes before who reads, otherwise as given.
+
+    Raises:
+        TypeError: something that is no Callback, or an unknown part.
+        ValueError: two write the same part, or an order in a circle.
+    """
+    for callback in callbacks:
+        _check(callback)
+    known = names(callbacks)
+    return {event: _order(event, callbacks, known) for event in Event}
+
+
+def _check(callback: Callback) -> None:
+    if not isinstance(callback, Callback):
+        write = f"{callback.__name__}()" if isinstance(callback, type) else "a subclass of fl.Callback"
+        raise TypeError(f"callbacks holds {callback!r}, which is no callback; write {write}")
+    name = callback.name
+    for kind in ("reads", "writes"):
+        declared = getattr(callback, kind)
+        if isinstance(declared, str):
+            raise TypeError(f"{name}.{kind} is the string {declared!r}; write a tuple, ({declared!r},)")
+        allowed = (*DECLARED, EVERYTHING) if kind == "reads" else DECLARED
+        for part in declared:
+            if part.split(".")[0] not in allowed:
+                raise ValueError(f"{name}.{kind} names {part!r}; the parts of a run are {', '.join(allowed)}")
+    known = {event.value for event in Event}
+    for attribute in dir(type(callback)):
+        if attribute.startswith("on_") and attribute[3:] in known:
+            raise TypeError(f"{name} has a method {attribute}, which nothing calls; name it {attribute[3:]}")
+
+
+def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> list[int]:
+    here = [i for i, callback in enumerate(callbacks) if hasattr(callback, event.value)]
+    sorter: TopologicalSorter[int] = TopologicalSorter({i: () for i in here})
+    for a, b in combinations(here, 2):
+        first, second = callbacks[a], callbacks[b]
+        if _named(first, second):
+            sorter.add(b, a)
+        elif _named(second, first):
+            sorter.add(a, b)
+        else:
+            clash = _common(first.writes, second.writes)
+            if clash:
+                raise ValueError(
+                    f"{known[a]} and {known[b]} both write {clash!r} at {event.value}; say who comes first: "
+                    f"after = ({type(first).__name__},) in the class {type(second).__name__}, or leave one out"
+                )
+            if _reads(second, first):
+                sorter.add(b, a)
+            if _reads(first, second):
+                sorter.add(a, b)
+    try:
+        return _stable(sorter)
+    except CycleError as error:
+        circle = " before ".join(known[i] for i in error.args[1])
+        raise ValueError(
+            f"at {event.value}, callbacks wait for each other in a circle: {circle}; each reads what the other "
+            "writes. Say who comes first by `after` or `before` in one of the classes"
+        ) from None
+
+
+def _named(first: Callback, second: Callback) -> bool:
+    """Whether one of two says that the first comes first."""
+    return isinstance(innermost(first), second.after) or isinstance(innermost(second), first.before)
+
+
+def _reads(reader: Callback, writer: Callback) -> bool:
+    if EVERYTHING in reader.reads:
+        return EVERYTHING not in writer.reads
+    return _common(reader.reads, writer.writes) is not None
+
+
+def _common(some: Sequence[str], others: Sequence[str]) -> str | None:
+    """A part of both: ``state`` is in common with ``state.lr``, which is not with ``state.momentum``."""
+    for a in some:
+        for b in others:
+            if a == b or a.startswith(f"{b}.") or b.startswith(f"{a}."):
+                return max(a, b, key=len)
+    return None
+
+
+def _stable(sorter: TopologicalSorter[int]) -> list[int]:
+    """The order that keeps the given one where nothing forbids that."""
+    sorter.prepare()
+    ready: list[int] = []
+    order = []
+    while sorter.is_active():
+        ready = sorted({*ready, *sorter.get_ready()})
+        order.append(ready.pop(0))
+        sorter.done(order[-1])
+    return order

@@ -1,0 +1,101 @@
+"""Learners from checkpoints: `load_learner`, and where a fit goes on."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any, Literal
+
+from fluxlike.learning.checkpoints.entry import Entry
+from fluxlike.learning.checkpoints.store import Store
+from fluxlike.learning.history.history import History
+from fluxlike.learning.learner import Learner
+from fluxlike.learning.packing import environment, packed
+
+__all__ = ["INTERRUPTED", "load_learner", "resumed"]
+
+#: Why a fit ended that Ctrl-C has ended: it goes on when it is resumed.
+INTERRUPTED = "interrupted"
+
+
+def load_learner(
+    folder: str | os.PathLike[str],
+    like: Learner,
+    *,
+    by: str | None = None,
+    mode: Literal["min", "max"] = "min",
+) -> Learner:
+    """The learner of the newest checkpoint of a folder, or of the best one.
+
+    Args:
+        folder: that of a `Checkpointer`.
+        like: a learner of the same model, rule and callbacks, which stays as it is.
+        by: the score by which to take the best one. (default: the newest is taken)
+        mode: ``"min"`` where less is better, or ``"max"``. (default: ``"min"``)
+
+    Returns:
+        The learner as it stood then, in memory of its own; `fit` goes on from it.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is damaged, or of a learner of another structure.
+    """
+    store = Store(folder, by=by, mode=mode)
+    entry = store.newest() if by is None else store.best()
+    if entry is None:
+        raise FileNotFoundError(f"there is no checkpoint in {store.folder}")
+    return _unpacked(store, entry, like)
+
+
+def resumed(learner: Learner, resume: bool | str | os.PathLike[str], goal: int) -> Learner | None:
+    """The learner of the newest checkpoint, if there is one.
+
+    Raises:
+        ValueError: there is no folder, or the checkpoint is past the goal.
+    """
+    store = Store(_folder(learner, resume))
+    entry = store.newest()
+    if entry is None:
+        return None
+    found = _unpacked(store, entry, learner)
+    if found.epoch > goal or (found.epoch == goal and (found.phase, found.batch) != (0, 0)):
+        raise ValueError(
+            f"{entry.path} has {found.epoch} complete epochs, and this fit ends at epoch {goal}: write how many "
+            "epochs there are to be in all, or go on from load_learner(folder, like=learner)"
+        )
+    return found
+
+
+def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
+    tree, plain = store.load(entry, like=packed(like)[0])
+    now = environment()
+    for name, then in plain["environment"].items():
+        if now.get(name) != then:
+            warnings.warn(
+                f"{entry.path} was saved with {name} {then}, and now it is {now.get(name)}: the run goes on, but "
+                "perhaps not to the same bits",
+                stacklevel=4,
+            )
+    return like.replace(
+        **tree,
+        step=plain["step"],
+        epoch=plain["epoch"],
+        phase=plain["phase"],
+        batch=plain["batch"],
+        random=plain["random"],
+        memory={**like.memory, **plain["memory"]},
+        history=History.restore(plain["history"]),
+        stopped=None if plain["stopped"] == INTERRUPTED else plain["stopped"],
+    )
+
+
+def _folder(learner: Learner, resume: bool | str | os.PathLike[str]) -> str | os.PathLike[str]:
+    if resume is not True:
+        return resume  # type: ignore[return-value]
+    folders = [callback.folder for callback in learner.callbacks if hasattr(callback, "store")]
+    if len(folders) != 1:
+        raise ValueError(
+            f"resume=True takes the folder of the learner's Checkpointer, and it has {len(folders)} of them: write "
+            "resume='the/folder', or give callbacks=[fl.callbacks.Checkpointer('the/folder')]"
+        )
+    return folders[0]

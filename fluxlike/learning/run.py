@@ -1,0 +1,292 @@
+"""`Run`: what changes while a fit is under way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxlike.learning.events import CallbackError, Cancel, CancelFit, Event, LearningError
+from fluxlike.learning.learner import Learner
+from fluxlike.learning.order import names
+from fluxlike.learning.precision import all_finite, chosen, scaled_train
+from fluxlike.learning.randomness import random_states
+from fluxlike.learning.view import View
+from fluxlike.optimisers.averages import averaged
+from fluxlike.transforms.jit.function import jit
+from fluxlike.trees import algebra
+from fluxlike.trees.fmap import fmap
+
+__all__ = ["Run"]
+
+_MANY = 1024  # rows
+
+
+class Run:
+    """What changes while a fit is under way. A callback sees it through what it declares.
+
+    Attributes:
+        model: the model.
+        state: the state of the optimiser.
+        batch: the batch of this step.
+        out: what the step gave: a dict with ``"loss"``, and ``"outputs"`` and ``"targets"`` of a standard step.
+        grads: the gradient, at ``backward_end``.
+        metrics: of the epoch that ends: numbers by name.
+        hyperparameters: those that a schedule has set, by name.
+        history: the `History`.
+        learner: the learner that `fit` was given.
+        phase: the name of the phase.
+        epoch: the number of the epoch, from 1.
+        step: how many batches of training were taken.
+        batch_number: how many batches of this phase were taken.
+        batches: how many this phase has, or None where that is not known.
+        goal: the number of the epoch with which the fit ends.
+        waited: seconds that this phase has waited for its data.
+        randomness: a function that gives a context, at ``step_end``, of the same draws as the step.
+        error: at ``exception``, what was raised.
+    """
+
+    def __init__(self, learner: Learner, goal: int, donate: bool) -> None:
+        self.learner, self.goal = learner, goal
+        own = (learner.model, learner.state)
+        self.model, self.state = own if donate else algebra.clone(own)
+        self.step, self.completed = learner.step, learner.epoch
+        self.epoch = self.completed + 1
+        self.phase_number, self.batch_number = learner.phase, learner.batch
+        self.stopped: str | None = None
+        self._history, self._rows = learner.history, []
+        self.phase = ""
+        self.batch: Any = None
+        self.out: Mapping[str, Any] = {}
+        self.grads: Any = None
+        self.metrics: dict[str, Any] = {}
+        self.hyperparameters: dict[str, Any] = {}
+        self.batches: int | None = None
+        self.waited = 0.0
+        self.randomness: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.error: BaseException | None = None
+        self.guarded = any(getattr(callback, "guards", False) for callback in learner.callbacks)
+        self._views = [
+            View(self, callback, name, _copied(learner.memory.get(name, callback.init())))
+            for callback, name in zip(learner.callbacks, names(learner.callbacks), strict=True)
+        ]
+        order = learner._shared.get("order", {})
+        self._handlers: dict[Event, list[tuple[Callable[[Any], None], View]]] = {
+            event: [
+                (getattr(learner.callbacks[i], event.value), self._views[i]) for i in order.get(event, ())
+            ]
+            for event in Event
+        }
+        self.heard_inside = any(self._handlers[event] for event in Event if event.inside_step)
+        self.loss_scale = learner.loss_scale
+        self._train, self._evaluate = _functions(learner, self.guarded)
+        self._averaged: tuple[Any, Any, Any] | None = None
+
+    @property
+    def history(self) -> Any:
+        """The `History`, with all that was recorded."""
+        if self._rows:
+            self._history, self._rows = self._history.add_steps(self._rows), []
+        return self._history
+
+    @history.setter
+    def history(self, history: Any) -> None:
+        self._history, self._rows = history, []
+
+    def record(self, row: dict[str, Any], /) -> None:
+        """Add a step to the history, when somebody looks at it."""
+        self._rows.append(row)
+        if len(self._rows) >= _MANY:
+            _ = self.history
+
+    @property
+    def loss(self) -> Any:
+        """The loss of this step, a 0-d tensor."""
+        return self.out.get("loss")
+
+    @property
+    def samples(self) -> int:
+        """How many observations the batch has: the length of the first axis of its first array."""
+        return _samples(self.batch)
+
+    def emit(self, event: Event, /) -> None:
+        """Call the callbacks that listen to an event; afterwards leave what one of them has cancelled.
+
+        Raises:
+            Cancel: what a callback raised, the widest of several.
+            CallbackError: an error in a callback.
+        """
+        handlers = self._handlers[event]
+        if not handlers:
+            return
+        cancelled: Cancel | None = None
+        for handler, view in handlers:
+            try:
+                handler(view)
+            except Cancel as cancel:
+                if isinstance(cancel, CancelFit):
+                    self.stopped = cancel.reason
+                if cancelled is None or cancel.rank > cancelled.rank:
+                    cancelled = cancel
+            except LearningError:
+                raise
+            except Exception as error:
+                raise CallbackError(
+                    f"{view._name}.{event.value} raised {type(error).__name__}: {error} ({self.where()})"
+                ) from error
+        if cancelled is not None:
+            raise cancelled
+
+    def train(self, model: Any, state: Any, batch: Any, /) -> tuple[Any, Any, Mapping[str, Any]]:
+        """A whole step of training: the new model, the new state, and what the step gave."""
+        self._averaged = None
+        if self.loss_scale is None:
+            return self._train(model, state, batch)
+        model, state, out, self.loss_scale = self._train(model, state, batch, self.loss_scale)
+        return model, state, out
+
+    def evaluate(self, model: Any, state: Any, batch: Any, /) -> Mapping[str, Any]:
+        """A step of validation, of the averaged model if the learner says so."""
+        if self.learner.averaged:
+            known = self._averaged
+            if known is None or known[0] is not model or known[1] is not state:
+                known = self._averaged = model, state, averaged(state, model)
+            model = known[2]
+        return self._evaluate(model, state, batch)
+
+    def gradients(self, model: Any, state: Any, batch: Any, /) -> tuple[Any, Any]:
+        """The step's gradients, telling the callbacks between forward and backward."""
+
+        def before_backward(out: Mapping[str, Any]) -> None:
+            self.out = fmap(torch.Tensor.detach, dict(out))
+            self.emit(Event.BACKWARD_BEGIN)
+
+        heard = before_backward if self._handlers[Event.BACKWARD_BEGIN] else None
+        scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
+        return self.learner.steps.gradients(model, state, batch, before_backward=heard, **scale)
+
+    def update(self, model: Any, state: Any, grads: Any, /) -> tuple[Any, Any]:
+        """The step's update; none where the loss is not finite, and a callback stops at that.
+
+        Under a scale of the loss none where a gradient is not finite either.
+        """
+        self._averaged = None
+        if self.guarded and not _finite(self.loss):
+            return model, state
+        if self.loss_scale is not None:
+            finite = all_finite(grads)
+            self.loss_scale = self.loss_scale.after(finite)
+            if not finite:
+                return model, state
+        return self.learner.steps.update(model, state, grads, donate=True)
+
+    def saved(self) -> dict[str, Any]:
+        """What the callbacks remember, by name."""
+        return {
+            view._name: callback.save(view)
+            for callback, view in zip(self.learner.callbacks, self._views, strict=True)
+        }
+
+    def as_learner(self, **changes: Any) -> Learner:
+        """The learner as it stands now."""
+        return self.learner.replace(
+            model=self.model,
+            state=self.state,
+            loss_scale=self.loss_scale,
+            step=self.step,
+            epoch=self.completed,
+            phase=self.phase_number,
+            batch=self.batch_number,
+            memory={**self.learner.memory, **_copied(self.saved())},
+            history=self.history,
+            random=random_states() if self.batch_number else None,
+            stopped=self.stopped,
+            **changes,
+        )
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where the learner stands: complete epochs, phases of the next one, and batches of the next phase."""
+        return self.completed, self.phase_number, self.batch_number
+
+    def where(self) -> str:
+        """Where the run is, in words."""
+        of = "" if self.batches is None else f" of {self.batches}"
+        phase = f", {self.phase}, batch {self.batch_number}{of}" if self.phase else ""
+        return f"after step {self.step}, epoch {self.epoch} of {self.goal}{phase}"
+
+
+def _functions(learner: Learner, guarded: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The functions of a step of training and of validation, compiled once for learners of one step."""
+    made = learner._shared["functions"]
+    if guarded not in made:
+        train = _train(learner.steps, guarded, learner.jit)
+        made[guarded] = jit(train, donate=("model", "state")) if learner.jit else train
+    if "evaluate" not in made:
+        evaluate = _evaluate(learner.steps)
+        made["evaluate"] = jit(evaluate) if learner.jit else evaluate
+    return made[guarded], made["evaluate"]
+
+
+def _train(step: Any, guarded: bool, compiled: bool) -> Callable[..., Any]:
+    if step.precision == "fp16":
+        return scaled_train(step, guarded=guarded, compiled=compiled)
+
+    def train(model: Any, state: Any, batch: Any) -> Any:
+        with nullcontext() if step.has_parts else step.autocast(model):
+            return step.train(model, state, batch)
+
+    def train_in_parts(model: Any, state: Any, batch: Any) -> Any:
+        out, grads = step.gradients(model, state, batch)
+        if guarded and not _finite(out["loss"]):
+            return model, state, out
+        return *step.update(model, state, grads, donate=True), out
+
+    def train_if_finite(model: Any, state: Any, batch: Any) -> Any:
+        new_model, new_state, out = train(model, state, batch)
+        if not compiled:
+            return (new_model, new_state, out) if _finite(out["loss"]) else (model, state, out)
+        finite = torch.isfinite(out["loss"]).all()
+        return *chosen(finite, (new_model, new_state), (model, state)), out
+
+    if step.has_parts and not compiled:
+        return train_in_parts
+    return train_if_finite if guarded else train
+
+
+def _evaluate(step: Any) -> Callable[..., Any]:
+    def evaluate(model: Any, state: Any, batch: Any) -> Any:
+        with torch.no_grad(), step.autocast(model):
+            return step.evaluate(model, state, batch)
+
+    return evaluate
+
+
+def _finite(loss: Any) -> bool:
+    """Whether a loss is finite, as far as that costs no wait for another device."""
+    return isinstance(loss, Tensor) and not loss.is_cpu or math.isfinite(loss)
+
+
+def _samples(batch: Any) -> int:
+    while not isinstance(batch, Tensor):
+        if isinstance(batch, Mapping):
+            batch = next(iter(batch.values()), None)
+        elif isinstance(batch, (tuple, list)) and batch:
+            batch = batch[0]
+        else:
+            shape = getattr(batch, "shape", None)
+            return int(shape[0]) if shape else 1
+    return batch.shape[0] if batch.ndim else 1
+
+
+def _copied(memory: Any) -> Any:
+    """Dicts and lists of what is remembered, anew."""
+    if isinstance(memory, dict):
+        return {name: _copied(value) for name, value in memory.items()}
+    if isinstance(memory, list):
+        return [_copied(value) for value in memory]
+    return memory

@@ -1,0 +1,171 @@
+"""`Step`: how a batch becomes a loss, a gradient and an update, by pure functions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from fluxlike.learning.precision import LossScale, autocast
+from fluxlike.optimisers.update import update
+from fluxlike.transforms.gradient import withgradient
+from fluxlike.trees.places import Where
+
+__all__ = ["FunctionStep", "Step", "SupervisedStep", "pair", "with_settings"]
+
+Out = Mapping[str, Any]
+
+
+class Step:
+    """How a batch becomes a loss, a gradient and an update. A subclass writes `loss`, or more.
+
+    The methods are pure functions of trees, so a learner with ``jit=True`` compiles `train` and
+    `evaluate` whole. What they return besides the loss is for the metrics, which read ``"outputs"`` and
+    ``"targets"``, and for callbacks.
+
+    A `train` of your own runs under autocast whole where the learner has a precision. A `gradients` of your
+    own gets ``loss_scale`` under ``precision="fp16"``, and hands it on to ``super().gradients``.
+
+    Attributes:
+        precision: that of the learner, ``"bf16"``, ``"fp16"`` or None.
+        wrt: places of the model, as for `gradient`: the rest is constant, and its backward is not computed.
+            (default: the whole model)
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> class Autoencode(fl.Step):
+        ...     def loss(self, model, batch):
+        ...         return {"loss": fl.losses.mse(model(batch), batch)}
+        >>> learner = fl.Learner(fl.Dense(3, 3), [torch.rand(8, 3)], fl.Adam(), step=Autoencode())
+        >>> learner = fl.fit(learner, 2)
+        >>> learner.step
+        2
+    """
+
+    precision: str | None = None
+    wrt: Where | tuple[Where, ...] | None = None
+
+    def loss(self, model: Any, batch: Any, /) -> Out:
+        """What the model makes of a batch: a dict with the 0-d ``"loss"``, of the mean over the batch."""
+        raise NotImplementedError(f"write {type(self).__name__}.loss(self, model, batch)")
+
+    def autocast(self, model: Any, /) -> AbstractContextManager[Any]:
+        """The context of the learner's precision, for a model: `gradients` computes the loss in it."""
+        return autocast(self.precision, model)
+
+    def gradients(
+        self,
+        model: Any,
+        state: Any,
+        batch: Any,
+        /,
+        *,
+        before_backward: Callable[[Out], None] | None = None,
+        loss_scale: LossScale | None = None,
+    ) -> tuple[Out, Any]:
+        """The dict of `loss`, and the gradient of its loss, a tree like the model."""
+
+        def f(model: Any, batch: Any) -> Any:
+            with self.autocast(model):
+                out = self.loss(model, batch)
+            if before_backward is not None:
+                before_backward(out)
+            return out if loss_scale is None else (loss_scale.scaled(out["loss"]), out)
+
+        value, grads = withgradient(f, model, batch, wrt=self.wrt)
+        return (value, grads) if loss_scale is None else (value[1], loss_scale.unscaled(grads))
+
+    def update(self, model: Any, state: Any, grads: Any, /, *, donate: bool = False) -> tuple[Any, Any]:
+        """The new model and the new state of the optimiser."""
+        return update(state, model, grads, donate=donate)
+
+    def train(self, model: Any, state: Any, batch: Any) -> tuple[Any, Any, Out]:
+        """A whole step of training: the new model, the new state, and the dict of `loss`."""
+        out, grads = self.gradients(model, state, batch)
+        return *self.update(model, state, grads), out
+
+    def evaluate(self, model: Any, state: Any, batch: Any) -> Out:
+        """A step of validation: the dict of `loss`, in test mode."""
+        return self.loss(model, batch)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether a training step is made of the other methods, so that callbacks may come between."""
+        return type(self).train is Step.train
+
+
+class SupervisedStep(Step):
+    """A step on batches ``(x, y)``, with a loss of outputs and targets.
+
+    Args:
+        criterion: a loss ``criterion(model(x), y)``, such as ``fl.losses.logitcrossentropy``.
+    """
+
+    def __init__(self, criterion: Callable[[Any, Any], Any]) -> None:
+        if not callable(criterion):
+            raise TypeError(
+                f"the loss is a {type(criterion).__name__}; write a function of outputs and targets"
+            )
+        self.criterion = criterion
+
+    def loss(self, model: Any, batch: Any, /) -> Out:
+        x, y = pair(batch)
+        outputs = model(x)
+        return {"loss": self.criterion(outputs, y), "outputs": outputs, "targets": y}
+
+
+class FunctionStep(Step):
+    """A step that is one function ``(model, state, batch) -> (model, state, out)``.
+
+    Args:
+        function: the step; `out` is a dict with the loss, or the loss alone.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def train(self, model: Any, state: Any, batch: Any) -> tuple[Any, Any, Out]:
+        found = self.function(model, state, batch)
+        if not isinstance(found, tuple) or len(found) != 3:
+            raise TypeError(
+                f"the step {_named(self.function)} returned {_what(found)}; return model, state, out, where out is "
+                "the loss or a dict with it"
+            )
+        model, state, out = found
+        return model, state, out if isinstance(out, Mapping) else {"loss": out}
+
+    def evaluate(self, model: Any, state: Any, batch: Any) -> Out:
+        raise TypeError(
+            f"the step {_named(self.function)} is a function, which says how to train and not how to validate; write a "
+            "subclass of fl.Step with train and evaluate, or give no validation data"
+        )
+
+
+def with_settings(step: Step, /, **settings: Any) -> Step:
+    """A copy of a step with other attributes."""
+    new = copy.copy(step)
+    for name, value in settings.items():
+        object.__setattr__(new, name, value)
+    return new
+
+
+def pair(batch: Any, /) -> tuple[Any, Any]:
+    """The inputs and the targets of a batch."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise TypeError(
+        f"a loss of outputs and targets needs batches (x, y), found {_what(batch)}; write a subclass of fl.Step, whose "
+        "loss(model, batch) takes batches as they are"
+    )
+
+
+def _what(x: Any) -> str:
+    kind = type(x).__name__
+    if isinstance(x, Mapping):
+        return f"a {kind} of {', '.join(map(repr, x))}"
+    return f"a {kind} of {len(x)}" if isinstance(x, (tuple, list)) else f"a {kind}"
+
+
+def _named(f: Any) -> str:
+    return getattr(f, "__qualname__", type(f).__name__)

@@ -1,0 +1,88 @@
+"""`train`: a loop over data for a loss of the model and a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fluxlike.learning.callback import Callback
+from fluxlike.learning.callbacks.nonfinite import StopOnNonFiniteLoss
+from fluxlike.learning.fit import fit
+from fluxlike.learning.learner import Learner
+from fluxlike.learning.step import Out, Step
+from fluxlike.scope.key import Key
+from fluxlike.trees.trainables import trainables
+
+__all__ = ["train"]
+
+
+def train(
+    loss: Callable[..., Any],
+    model: Any,
+    data: Any,
+    state: Any,
+    epochs: int = 1,
+    callbacks: Sequence[Callback] = (),
+    *,
+    key: Key | None = None,
+) -> tuple[Any, Any]:
+    """Train a model: for each batch of each epoch, the gradient of ``loss(model, *batch)`` and an update.
+
+    It shows nothing; a `Learner` has metrics, history and progress.
+
+    Args:
+        loss: the loss of a model and a batch, as for `withgradient`: a 0-d tensor, or a tuple or dict with it.
+        model: the model.
+        data: batches, which can be iterated once an epoch; a tuple or list is spread over the arguments
+            of the loss, a dict over its named ones.
+        state: the state of the optimiser, from `setup`.
+        epochs: how often to go through the data. (default: 1)
+        callbacks: callbacks, such as a progress bar. (default: none)
+        key: what draws are a function of. (default: torch's generator, seeded at each step)
+
+    Returns:
+        The new model and the new state.
+
+    Raises:
+        NonFiniteLoss: a loss that is NaN or infinite; it names the layer.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> x = torch.linspace(-1, 1, 64).unsqueeze(1)
+        >>> data = fl.DataLoader((x, 3 * x), batch_size=16)
+        >>> model = fl.Dense(1, 1)
+        >>> state = fl.setup(fl.Adam(0.1), model)
+        >>> model, state = fl.train(lambda m, x, y: fl.losses.mse(m(x), y), model, data, state, epochs=20)
+        >>> round(model.weight.item(), 1)
+        3.0
+    """
+    if not callable(loss) or not trainables(model):
+        raise TypeError(
+            f"train takes a loss and a model with parameters, found {type(loss).__name__} and {type(model).__name__}: "
+            "write train(loss, model, data, state), with a loss of model and batch"
+        )
+    stop = () if any(isinstance(c, StopOnNonFiniteLoss) for c in callbacks) else (StopOnNonFiniteLoss(),)
+    learner = Learner(
+        model, {"training": data}, None, step=_LossStep(loss), state=state, callbacks=(*stop, *callbacks),
+        defaults=False, key=key,
+    )  # fmt: skip
+    learner = fit(learner, epochs)
+    return learner.model, learner.state
+
+
+class _LossStep(Step):
+    """A step of a loss of model and batch."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def loss(self, model: Any, batch: Any, /) -> Out:
+        if isinstance(batch, Mapping):
+            found = self.function(model, **batch)
+        elif isinstance(batch, (tuple, list)):
+            found = self.function(model, *batch)
+        else:
+            found = self.function(model, batch)
+        if isinstance(found, Mapping):
+            return found
+        return {"loss": found[0], "outputs": found[1:]} if isinstance(found, tuple) else {"loss": found}

@@ -1,0 +1,119 @@
+"""What a learner takes, and what it says to what it does not take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fluxlike as fl
+
+X, Y = torch.ones(4, 2), torch.zeros(4, 1)
+BATCHES = [(X, Y)]
+
+
+def learner(**changes):
+    options = {"model": fl.Dense(2, 1), "data": BATCHES, "rule": fl.Adam(), "loss": fl.losses.mse, **changes}
+    return fl.Learner(**options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": None}, "needs a loss of outputs and targets, such as fl.losses.mse, or a step="),
+        ({"step": print}, "and not both"),
+        ({"loss": 3.0}, "the loss is a float; write a function of outputs and targets"),
+        (
+            {"loss": None, "step": fl.Step},
+            "write a function of model, state and batch, or an object of a Step's class",
+        ),
+        ({"loss": fl.Step()}, r"the loss is a Step; write Learner\(model, data, rule, step=…\)"),
+        ({"data": (X, Y)}, r"a learner wants batches: write fl.DataLoader\(\(x, y\), batch_size=64\)"),
+        (
+            {"data": {"training": BATCHES, "test": BATCHES}},
+            "data has 'test', which no phase takes; give phases=",
+        ),
+        (
+            {"phases": [fl.ValidationPhase()]},
+            "the phase 'validation' has no data; give data as a dict with 'validation'",
+        ),
+        ({"phases": [fl.TrainingPhase]}, r"is no phase; write fl.TrainingPhase\(\)"),
+        ({"phases": [fl.Phase()]}, "the phase Phase has no name; write name = 'mine' in the class"),
+        (
+            {"rule": {"a": fl.Adam()}},
+            "rule is a dict of 'a', so the model is a dict of the same; found Dense",
+        ),
+        ({"rule": {"a": fl.Adam()}, "model": {"b": fl.Dense(2, 1)}}, "found a dict of 'b'"),
+        ({"metrics": [print], "defaults": False}, r"write callbacks=\[fl.callbacks.Metrics"),
+    ],
+    ids=lambda x: None if isinstance(x, dict) else x[:30],
+)
+def test_what_a_learner_does_not_take_is_an_error_that_says_what_to_write(changes, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        learner(**changes)
+
+
+@pytest.mark.parametrize(
+    ("begun", "message"),
+    [
+        (learner(data=[X]), r"needs batches \(x, y\), found a Tensor; write a subclass of fl.Step"),
+        (learner(data=[{"x": X, "y": Y}]), "found a dict of 'x', 'y'"),
+        (learner(data=[(X, X, Y)]), "found a tuple of 3"),
+        (learner(data=[]), "the data of training gave no batch in epoch 1"),
+        (learner(loss=None, step=lambda m, s, b: m), "returned a Dense; return model, state, out"),
+    ],
+    ids=["a tensor", "a dict", "three", "nothing", "a step that returns the model"],
+)
+def test_batches_and_steps_of_another_form_are_errors_that_say_what_to_write(begun, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fl.fit(begun)
+
+
+def test_a_generator_is_told_apart_from_data_that_begins_anew():
+    with pytest.raises(ValueError, match="in epoch 2; a generator can be iterated once"):
+        fl.fit(learner(data=(batch for batch in BATCHES)), 2)
+
+
+@pytest.mark.parametrize("epochs", [-1, 1.5, True, "3"])
+def test_epochs_are_a_whole_number(epochs):
+    with pytest.raises(ValueError, match="write how many epochs"):
+        fl.fit(learner(), epochs)
+
+
+def test_fit_takes_a_learner():
+    with pytest.raises(
+        TypeError, match=r"fit takes a Learner first, found a Dense: write fit\(learner, 10\)"
+    ):
+        fl.fit(fl.Dense(2, 1), 10)
+
+
+def test_train_takes_the_loss_first():
+    model = fl.Dense(2, 1)
+    with pytest.raises(TypeError, match=r"found Dense and function: write train\(loss, model, data, state\)"):
+        fl.train(model, fl.losses.mse, BATCHES, fl.setup(fl.Adam(), model))
+
+
+def test_a_learner_does_not_change():
+    with pytest.raises(AttributeError, match="cannot assign to field 'model'"):
+        learner().model = fl.Dense(2, 1)
+
+
+def test_replace_changes_what_is_named_and_nothing_else():
+    begun = learner()
+    other = begun.replace(rule=fl.Descent(0.1))
+    assert other.model is begun.model
+    assert other.state.weight.rule == fl.Descent(0.1)
+    assert begun.state.weight.rule == fl.Adam()
+    with pytest.raises(TypeError, match="a learner has no 'lr'; it has model, state"):
+        begun.replace(lr=1.0)
+
+
+def test_the_seed_of_torch_is_that_of_a_learner_without_a_key():
+    def key():
+        torch.manual_seed(5)
+        return learner().key.data
+
+    assert torch.equal(key(), key())
+
+
+def test_it_says_where_it_stands():
+    assert repr(fl.fit(learner(), 3)).endswith("phases training: epoch 3, step 3)")
