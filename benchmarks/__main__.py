@@ -25,6 +25,7 @@ NAMES = (
     "flatten",
     "startup",
     "data",
+    "training",
 )
 
 

@@ -164,7 +164,7 @@ if TYPE_CHECKING:
     from fluxlike.learning import callbacks, metrics
     from fluxlike.learning.callback import Callback
     from fluxlike.learning.events import CallbackError, CancelEpoch, CancelFit, CancelStep
-    from fluxlike.learning.find_lr import find_lr
+    from fluxlike.learning.find_lr import RateSearch, find_lr
     from fluxlike.learning.finetune import finetune
     from fluxlike.learning.fit import fit
     from fluxlike.learning.history.history import History
@@ -269,6 +269,7 @@ __all__ = [
     "RMSProp",
     "RNN",
     "RNNCell",
+    "RateSearch",
     "Recurrence",
     "RotaryEmbedding",
     "Rprop",

@@ -148,10 +148,10 @@ def _confusion(
         yield Line(f"no {folder.confusion.name}: it needs matplotlib, pip install 'fluxlike[training]'")
         return
     batches = loader_of(run, task.validation, device)
-    found = interpret(learner.model, batches, classes=task.classes, inputs=0)
+    found = interpret(learner.model, batches, classes=[*map(escaped, task.classes)], inputs=0)
     found.plot_confusion_matrix().savefig(folder.confusion)
     for pair in found.most_confused(3):
-        yield Line(escaped(f"{pair.true} taken for {pair.predicted}: {pair.count} ({pair.share:.1%})"))
+        yield Line(f"{pair.true} taken for {pair.predicted}: {pair.count} ({pair.share:.1%})")
 
 
 def _scores(history: History) -> dict[str, float]:

@@ -18,6 +18,7 @@ WHEN_USED = {
     "Step": "step",
     "TrainingPhase": "phase",
     "ValidationPhase": "phase",
+    "RateSearch": "find_lr",
     "callbacks": "callbacks",
     "find_lr": "find_lr",
     "finetune": "finetune",

@@ -224,8 +224,9 @@ def _found(losses: Sequence[float], search: _Search, stopped: str | None) -> Rat
     lrs = tuple(search.rate(i) for i in range(len(losses)))
     if len(losses) < FEWEST:
         raise ValueError(
-            f"the search ended after {len(losses)} steps, at the rate {search.rate(len(losses)):.1e}: {stopped}; "
-            f"look at the data and the loss, or begin lower: find_lr(learner, start={search.start / 100:.0e})"
+            f"the search ended after {len(losses)} steps, at the rate {search.rate(len(losses)):.1e}: "
+            f"{stopped}; look at the data and the loss, or begin lower: "
+            f"find_lr(learner, start={search.start / 100:.0e})"
         )
     average, smoothed = 0.0, []
     for number, loss in enumerate(losses, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -116,10 +117,10 @@ def _train_head(
 
 
 def _own_step(fitted: Learner, learner: Learner) -> Learner:
-    return learner.replace(**{name: getattr(fitted, name) for name in _GOES_ON})
-
-
-_GOES_ON = ("model", "state", "loss_scale", "step", "epoch", "phase", "batch", "memory", "history", "stopped")
+    """What was trained, with the step of another, and what that has compiled."""
+    kept = {"steps", "precision", "jit", "_shared"}
+    names = (field.name for field in dataclasses.fields(Learner))
+    return learner.replace(**{name: getattr(fitted, name) for name in names if name not in kept})
 
 
 class _HeadStep(Step):
@@ -189,8 +190,9 @@ def _backbone(model: Any, where: Where | tuple[Where, ...] | None) -> _Paths:
         return (next(iter(inside)),)
     places = ", ".join(repr(place) for place in list(inside)[:-1][:12])
     raise ValueError(
-        f"which part of the {type(model).__name__} is the backbone? It has {len(inside)} children with parameters, "
-        f"and not two; for all but the last write backbone=({places}{', …' if len(inside) > 13 else ''})"
+        f"which part of the {type(model).__name__} is the backbone? It has {len(inside)} children with "
+        "parameters, and not two; for all but the last write "
+        f"backbone=({places}{', …' if len(inside) > 13 else ''})"
     )
 
 

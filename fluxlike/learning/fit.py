@@ -36,8 +36,8 @@ def fit(
         learner: the learner, which stays as it is.
         epochs: how many more epochs; one that was left in the middle counts as the first. (default: 1)
         resume: go on from the newest checkpoint in the folder of the learner's `Checkpointer`, or in the
-            folder given, up to the epoch at which this fit would end; begin anew where there is none. (default:
-            False)
+            folder given, up to the epoch at which this fit would end; begin anew where there is none.
+            (default: False)
         donate: give up the tensors of the learner's model and state, which saves a copy of them.
             (default: False)
 
@@ -183,13 +183,13 @@ class _Loop:
         """Tell the callbacks, and hand the learner as it stands to who catches the error."""
         run = self.run
         run.error = error
+        then = run.tell(Event.EXCEPTION)
         try:
-            run.emit(Event.EXCEPTION)
-            learner = run.as_learner()
-            error.learner = learner  # type: ignore[attr-defined]
-            error.add_note(f"In a fit, {run.where()}. As `error.learner`, the learner goes on from there.")
+            error.learner = run.as_learner()  # type: ignore[attr-defined]
+            then.insert(0, "As `error.learner`, the learner goes on from there.")
         except Exception as another:
-            error.add_note(f"In a fit, {run.where()}. Then {type(another).__name__}: {another}")
+            then.append(f"Then {type(another).__name__}: {another}")
+        error.add_note(" ".join((f"In a fit, {run.where()}.", *then)))
 
 
 _END = object()

@@ -49,8 +49,8 @@ class Learner:
         defaults: whether to have the default ones. (default: True)
         progress: whether the default ones show progress, on standard error. (default: True)
         phases: what an epoch consists of. (default: training, and validation where there is data for it)
-        key: what draws are a function of, as in ``gradient(..., key=key)``. (default: torch's random operations,
-            seeded at each step from a key that is drawn from torch's generator now)
+        key: what draws are a function of, as in ``gradient(..., key=key)``. (default: torch's random
+            operations, seeded at each step from a key that is drawn from torch's generator now)
         jit: whether to compile the step. (default: False)
         state: a state of the optimiser to go on with. (default: a new one)
         precision: ``"bf16"`` or ``"fp16"`` to compute losses under torch's autocast, float16 with a scale of
@@ -168,15 +168,17 @@ class Learner:
         unknown = set(changes) - set(known)
         if unknown:
             raise TypeError(
-                f"a learner has no {sorted(unknown)[0]!r}; it has {', '.join(k for k in known if k[0] != '_')}"
+                f"a learner has no {sorted(unknown)[0]!r}; it has "
+                f"{', '.join(k for k in known if k[0] != '_')}"
             )
         if "rule" in changes and "state" not in changes:
             changes["state"] = setup(changes["rule"], changes.get("model", self.model))
         if {"steps", "precision"} & set(changes):
             steps, precision = changes.get("steps", self.steps), changes.get("precision", self.precision)
+            model = changes.get("model", self.model)
             changes["steps"] = with_settings(steps, precision=precision)
             if precision != self.precision:
-                changes.setdefault("loss_scale", first_loss_scale(precision, steps, self.model))
+                changes.setdefault("loss_scale", first_loss_scale(precision, steps, model))
         new = object.__new__(Learner)
         if not _MADE_OF & set(changes):
             new._set(**{**known, **changes})
@@ -197,7 +199,8 @@ class Learner:
         missing = [p.name for p in self.phases if p.name not in self.data]
         if missing:
             raise ValueError(
-                f"the phase {missing[0]!r} has no data; give data as a dict with {missing[0]!r} in it, besides "
+                f"the phase {missing[0]!r} has no data; give data as a dict with {missing[0]!r} in it, "
+                "besides "
                 f"{', '.join(map(repr, self.data)) or 'nothing'}"
             )
         for i, name in enumerate(names(self.callbacks)):
@@ -205,7 +208,8 @@ class Learner:
             if inside and (self.jit or not self.steps.has_parts):
                 why = "jit=True compiles whole" if self.jit else "is one function of your own"
                 raise ValueError(
-                    f"{name} listens to {inside[0]}, which lies inside the step, and the step {why}; put it into a rule "
+                    f"{name} listens to {inside[0]}, which lies inside the step, and the step {why}; put "
+                    "it into a rule "
                     "(clipping, accumulation) or into the step, or leave it out"
                 )
 
@@ -213,7 +217,8 @@ class Learner:
         rule = self.rule if not isinstance(self.rule, Mapping) else dict(self.rule)
         stopped = f", stopped: {self.stopped}" if self.stopped else ""
         return (
-            f"Learner({type(self.model).__name__}, {rule!r}, phases {', '.join(p.name for p in self.phases)}: "
+            f"Learner({type(self.model).__name__}, {rule!r}, phases "
+            f"{', '.join(p.name for p in self.phases)}: "
             f"epoch {self.epoch}, step {self.step}{stopped})"
         )
 
@@ -224,7 +229,8 @@ def _by_phase(data: Any) -> dict[str, Any]:
     if isinstance(data, tuple) and len(data) == 2:
         if any(isinstance(x, torch.Tensor) for x in data):
             raise TypeError(
-                "data is a pair of tensors, and a learner wants batches: write fl.DataLoader((x, y), batch_size=64)"
+                "data is a pair of tensors, and a learner wants batches: write fl.DataLoader((x, y), "
+                "batch_size=64)"
             )
         return {"training": data[0], "validation": data[1]}
     return {"training": data}
@@ -254,8 +260,8 @@ def _require_average(state: Any) -> None:
     if not any(hook(rule, "average") for entry in entries for rule in rules_in(entry.rule)):
         found = ", ".join(sorted({type(entry.rule).__name__ for entry in entries}))
         raise ValueError(
-            f"averaged=True validates the average that a rule keeps, and {found or 'the rule'} keeps none; write "
-            "EMA(Adam()), or averaged=False"
+            f"averaged=True validates the average that a rule keeps, and {found or 'the rule'} keeps none; "
+            "write EMA(Adam()), or averaged=False"
         )
 
 
@@ -286,6 +292,7 @@ def _state(rule: Any, model: Any) -> Any:
             f"a dict of {', '.join(map(repr, model))}" if isinstance(model, Mapping) else type(model).__name__
         )
         raise ValueError(
-            f"rule is a dict of {', '.join(map(repr, rule))}, so the model is a dict of the same; found {found}"
+            f"rule is a dict of {', '.join(map(repr, rule))}, so the model is a dict of the same; found "
+            f"{found}"
         )
     return {name: setup(rule[name], model[name]) for name in model}

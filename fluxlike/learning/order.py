@@ -59,7 +59,7 @@ def _check(callback: Callback) -> None:
 
 def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> list[int]:
     here = [i for i, callback in enumerate(callbacks) if hasattr(callback, event.value)]
-    sorter: TopologicalSorter[int] = TopologicalSorter({i: () for i in here})
+    sorter: TopologicalSorter[int] = TopologicalSorter(dict.fromkeys(here, ()))
     for a, b in combinations(here, 2):
         first, second = callbacks[a], callbacks[b]
         if _named(first, second):
@@ -71,7 +71,8 @@ def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> lis
             if clash:
                 raise ValueError(
                     f"{known[a]} and {known[b]} both write {clash!r} at {event.value}; say who comes first: "
-                    f"after = ({type(first).__name__},) in the class {type(second).__name__}, or leave one out"
+                    f"after = ({type(first).__name__},) in the class {type(second).__name__}, or leave one "
+                    "out"
                 )
             if _reads(second, first):
                 sorter.add(b, a)
@@ -82,7 +83,8 @@ def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> lis
     except CycleError as error:
         circle = " before ".join(known[i] for i in error.args[1])
         raise ValueError(
-            f"at {event.value}, callbacks wait for each other in a circle: {circle}; each reads what the other "
+            f"at {event.value}, callbacks wait for each other in a circle: {circle}; each reads what the "
+            "other "
             "writes. Say who comes first by `after` or `before` in one of the classes"
         ) from None
 

@@ -32,7 +32,7 @@ class Phase:
     name: ClassVar[str] = ""
 
     def step(self, run: Any, /) -> None:
-        """Take ``run.batch``: set ``run.model`` and ``run.state``, and ``run.out``, a dict with the loss, if any."""
+        """Take ``run.batch``: set ``run.model``, ``run.state``, and ``run.out``, a dict with the loss."""
         raise NotImplementedError(f"write {type(self).__name__}.step(self, run)")
 
 

@@ -1,4 +1,4 @@
-"""The randomness of a fit: seeded from the learner's key, kept in the middle of an epoch, and put back at the end."""
+"""The randomness of a fit: seeded from the learner's key, and put back at the end."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any, Literal
+from typing import Literal
 
+from fluxlike.learning.callbacks.checkpointer import Checkpointer
 from fluxlike.learning.checkpoints.entry import Entry
 from fluxlike.learning.checkpoints.store import Store
 from fluxlike.learning.history.history import History
@@ -60,7 +61,8 @@ def resumed(learner: Learner, resume: bool | str | os.PathLike[str], goal: int) 
     found = _unpacked(store, entry, learner)
     if found.epoch > goal or (found.epoch == goal and (found.phase, found.batch) != (0, 0)):
         raise ValueError(
-            f"{entry.path} has {found.epoch} complete epochs, and this fit ends at epoch {goal}: write how many "
+            f"{entry.path} has {found.epoch} complete epochs, and this fit ends at epoch {goal}: write how "
+            "many "
             "epochs there are to be in all, or go on from load_learner(folder, like=learner)"
         )
     return found
@@ -72,7 +74,8 @@ def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
     for name, then in plain["environment"].items():
         if now.get(name) != then:
             warnings.warn(
-                f"{entry.path} was saved with {name} {then}, and now it is {now.get(name)}: the run goes on, but "
+                f"{entry.path} was saved with {name} {then}, and now it is {now.get(name)}: the run goes "
+                "on, but "
                 "perhaps not to the same bits",
                 stacklevel=4,
             )
@@ -92,10 +95,11 @@ def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
 def _folder(learner: Learner, resume: bool | str | os.PathLike[str]) -> str | os.PathLike[str]:
     if resume is not True:
         return resume  # type: ignore[return-value]
-    folders = [callback.folder for callback in learner.callbacks if hasattr(callback, "store")]
+    folders = [callback.folder for callback in learner.callbacks if isinstance(callback, Checkpointer)]
     if len(folders) != 1:
         raise ValueError(
-            f"resume=True takes the folder of the learner's Checkpointer, and it has {len(folders)} of them: write "
+            f"resume=True takes the folder of the learner's Checkpointer, and it has {len(folders)} of "
+            "them: write "
             "resume='the/folder', or give callbacks=[fl.callbacks.Checkpointer('the/folder')]"
         )
     return folders[0]

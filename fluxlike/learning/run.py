@@ -33,7 +33,8 @@ class Run:
         model: the model.
         state: the state of the optimiser.
         batch: the batch of this step.
-        out: what the step gave: a dict with ``"loss"``, and ``"outputs"`` and ``"targets"`` of a standard step.
+        out: what the step gave: a dict with ``"loss"``, and ``"outputs"`` and ``"targets"`` of a standard
+            step.
         grads: the gradient, at ``backward_end``.
         metrics: of the epoch that ends: numbers by name.
         hyperparameters: those that a schedule has set, by name.
@@ -58,7 +59,8 @@ class Run:
         self.epoch = self.completed + 1
         self.phase_number, self.batch_number = learner.phase, learner.batch
         self.stopped: str | None = None
-        self._history, self._rows = learner.history, []
+        self._history = learner.history
+        self._rows: list[dict[str, Any]] = []
         self.phase = ""
         self.batch: Any = None
         self.out: Mapping[str, Any] = {}
@@ -141,6 +143,16 @@ class Run:
         if cancelled is not None:
             raise cancelled
 
+    def tell(self, event: Event, /) -> list[str]:
+        """Call all callbacks that listen to an event; what they raise is given back, in words."""
+        raised = []
+        for handler, view in self._handlers[event]:
+            try:
+                handler(view)
+            except Exception as error:
+                raised.append(f"{view._name}.{event.value} raised {type(error).__name__}: {error}.")
+        return raised
+
     def train(self, model: Any, state: Any, batch: Any, /) -> tuple[Any, Any, Mapping[str, Any]]:
         """A whole step of training: the new model, the new state, and what the step gave."""
         self._averaged = None
@@ -210,7 +222,7 @@ class Run:
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Where the learner stands: complete epochs, phases of the next one, and batches of the next phase."""
+        """Where the learner stands: complete epochs, complete phases, batches of the next one."""
         return self.completed, self.phase_number, self.batch_number
 
     def where(self) -> str:
@@ -268,7 +280,7 @@ def _evaluate(step: Any) -> Callable[..., Any]:
 
 def _finite(loss: Any) -> bool:
     """Whether a loss is finite, as far as that costs no wait for another device."""
-    return isinstance(loss, Tensor) and not loss.is_cpu or math.isfinite(loss)
+    return (isinstance(loss, Tensor) and not loss.is_cpu) or math.isfinite(loss)
 
 
 def _samples(batch: Any) -> int:

@@ -129,16 +129,16 @@ class FunctionStep(Step):
         found = self.function(model, state, batch)
         if not isinstance(found, tuple) or len(found) != 3:
             raise TypeError(
-                f"the step {_named(self.function)} returned {_what(found)}; return model, state, out, where out is "
-                "the loss or a dict with it"
+                f"the step {_named(self.function)} returned {_what(found)}; return model, state, out, where "
+                "out is the loss or a dict with it"
             )
         model, state, out = found
         return model, state, out if isinstance(out, Mapping) else {"loss": out}
 
     def evaluate(self, model: Any, state: Any, batch: Any) -> Out:
         raise TypeError(
-            f"the step {_named(self.function)} is a function, which says how to train and not how to validate; write a "
-            "subclass of fl.Step with train and evaluate, or give no validation data"
+            f"the step {_named(self.function)} is a function, which says how to train and not how to "
+            "validate; write a subclass of fl.Step with train and evaluate, or give no validation data"
         )
 
 
@@ -155,8 +155,8 @@ def pair(batch: Any, /) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     raise TypeError(
-        f"a loss of outputs and targets needs batches (x, y), found {_what(batch)}; write a subclass of fl.Step, whose "
-        "loss(model, batch) takes batches as they are"
+        f"a loss of outputs and targets needs batches (x, y), found {_what(batch)}; write a subclass of "
+        "fl.Step, whose loss(model, batch) takes batches as they are"
     )
 
 

@@ -31,7 +31,8 @@ def train(
     It shows nothing; a `Learner` has metrics, history and progress.
 
     Args:
-        loss: the loss of a model and a batch, as for `withgradient`: a 0-d tensor, or a tuple or dict with it.
+        loss: the loss of a model and a batch, as for `withgradient`: a 0-d tensor, or a tuple or dict with
+            it.
         model: the model.
         data: batches, which can be iterated once an epoch; a tuple or list is spread over the arguments
             of the loss, a dict over its named ones.
@@ -58,7 +59,8 @@ def train(
     """
     if not callable(loss) or not trainables(model):
         raise TypeError(
-            f"train takes a loss and a model with parameters, found {type(loss).__name__} and {type(model).__name__}: "
+            f"train takes a loss and a model with parameters, found {type(loss).__name__} and "
+            f"{type(model).__name__}: "
             "write train(loss, model, data, state), with a loss of model and batch"
         )
     stop = () if any(isinstance(c, StopOnNonFiniteLoss) for c in callbacks) else (StopOnNonFiniteLoss(),)

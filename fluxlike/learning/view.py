@@ -52,7 +52,8 @@ class View:
             setattr(self._run, part, value)
         elif part in DECLARED:
             raise AttributeError(
-                f"{self._name} writes run.{part} but does not say so; declare writes = ({part!r},) in the class"
+                f"{self._name} writes run.{part} but does not say so; declare writes = ({part!r},) in the "
+                "class"
             )
         else:
             raise AttributeError(

@@ -50,6 +50,10 @@ def test_a_process_tells_its_versions_and_does_not_import_what_it_lists():
         (("summary",), 2, "the following arguments are required: FILE"),
         (("summary", "x", "--depth", "0"), 2, "'0' is no whole number of at least 1"),
         (("summary", "x", "--depth", "2", "--json"), 2, "not allowed with argument"),
+        (("train",), 2, "the following arguments are required: CONFIG.toml"),
+        (("predict", "x"), 2, "the following arguments are required: INPUT"),
+        (("predict", "x", "y", "--top", "0"), 2, "'0' is no whole number of at least 1"),
+        (("predict", "x", "y", "--csv", "z", "--json"), 2, "not allowed with argument"),
     ],
 )
 def test_arguments_that_are_not_understood_are_usage_errors(capsys, arguments, code, text):
@@ -60,7 +64,7 @@ def test_arguments_that_are_not_understood_are_usage_errors(capsys, arguments, c
 
 
 def test_help_teaches_codes_and_examples(capsys):
-    for arguments in (["--help"], ["info", "--help"], ["summary", "--help"]):
+    for arguments in (["--help"], *([name, "--help"] for name in ("info", "summary", "train", "predict"))):
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code == 0

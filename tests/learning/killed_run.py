@@ -1,6 +1,7 @@
 """A run that a test kills: ``python killed_run.py FOLDER eager|jit EPOCHS``. It prints a digest of its end.
 
-Whatever may be random is: the order, a transform that draws from torch, numpy and Python, dropout, and a callback.
+Whatever may be random is: the order, a transform that draws from torch, numpy and Python, dropout, and a
+callback.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ def learner(folder, jit):
     x = torch.randn(240, 6)
     y = (x.sum(1) > 0).long()
     model = fl.Chain(
-        fl.Dense(6, 32, fl.relu), fl.BatchNorm(32), fl.Dropout(0.2), fl.Dense(32, 32, fl.tanh), fl.Dense(32, 2)
+        fl.Dense(6, 32, fl.relu),
+        fl.BatchNorm(32),
+        fl.Dropout(0.2),
+        fl.Dense(32, 32, fl.tanh),
+        fl.Dense(32, 2),
     )
     data = (
         fl.DataLoader((x, y), batch_size=16, shuffle=True, transform=noisy),
@@ -61,8 +66,16 @@ def learner(folder, jit):
 def digest(learner):
     """Of all that a run gives, but for seconds."""
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in learner.history.epochs]
-    parts = [[x.numpy().tobytes() for x in fl.fleaves((learner.model, learner.state))], rows, [*learner.history.steps]]
-    memory = {name: value for name, value in learner.memory.items() if name in ("Noise", "EarlyStopping", "Scheduler")}
+    parts = [
+        [x.numpy().tobytes() for x in fl.fleaves((learner.model, learner.state))],
+        rows,
+        [*learner.history.steps],
+    ]
+    memory = {
+        name: value
+        for name, value in learner.memory.items()
+        if name in ("Noise", "EarlyStopping", "Scheduler")
+    }
     text = repr((parts, memory, learner.step, learner.epoch))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""A run that is killed at any instant goes on from its last checkpoint to the same bits as one that never was."""
+"""A run that is killed at any instant goes on to the same bits as one that never was."""
 
 from __future__ import annotations
 
@@ -140,7 +140,9 @@ def test_a_checkpoint_past_the_end_of_the_fit_is_an_error(tmp_path):
 
 def test_a_folder_of_another_run_is_an_error_at_the_begin_of_the_fit(tmp_path):
     fl.fit(small(tmp_path), 1)
-    with pytest.raises(RuntimeError, match=r"go on from it by fit\(learner, epochs, resume=True\), or give this run"):
+    with pytest.raises(
+        RuntimeError, match=r"go on from it by fit\(learner, epochs, resume=True\), or give this run"
+    ):
         fl.fit(small(tmp_path), 1)
 
 
@@ -181,7 +183,9 @@ def test_a_damaged_checkpoint_is_an_error_that_says_how_to_go_on(tmp_path):
     content = bytearray((tmp_path / newest).read_bytes())
     content[-5] ^= 1
     (tmp_path / newest).write_bytes(content)
-    with pytest.raises(ValueError, match=r"Those of steps \[3, 6\] are whole.*move .* elsewhere and resume again"):
+    with pytest.raises(
+        ValueError, match=r"Those of steps \[3, 6\] are whole.*move .* elsewhere and resume again"
+    ):
         fl.fit(small(tmp_path), 4, resume=True)
     (tmp_path / newest).unlink()
     assert fl.fit(small(tmp_path), 4, resume=True).step == 12
@@ -200,7 +204,9 @@ def test_a_full_disk_ends_the_fit_with_a_learner_that_goes_on(tmp_path, monkeypa
         save(path, tree)
 
     monkeypatch.setattr(store, "save", full)
-    with pytest.raises(fl.CallbackError, match=r"Checkpointer.epoch_end raised OSError: .*those of steps \[3\]") as e:
+    with pytest.raises(
+        fl.CallbackError, match=r"Checkpointer.epoch_end raised OSError: .*those of steps \[3\]"
+    ) as e:
         fl.fit(begun, 3)
     assert fl.fit(e.value.learner, 2).step == 12
     assert max(checkpoints(tmp_path)) == "step-000000012.safetensors"
@@ -211,7 +217,9 @@ def test_what_the_bits_depend_on_besides_is_told_when_it_differs(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        with pytest.warns(UserWarning, match=f"was saved with threads of torch {threads}, and now it is {threads + 1}"):
+        with pytest.warns(
+            UserWarning, match=f"was saved with threads of torch {threads}, and now it is {threads + 1}"
+        ):
             fl.fit(small(tmp_path), 2, resume=True)
     finally:
         torch.set_num_threads(threads)

@@ -114,7 +114,7 @@ def test_other_schedules_of_the_learner_go_on_and_one_of_the_rate_is_an_error():
     assert fitted.state.weight.rule.weight_decay == pytest.approx(0.09)
     assert fitted.state.weight.rule.lr == 0.5
     rate = Scheduler(lr=lambda step: 0.1)
-    with pytest.raises(ValueError, match="both write 'state.lr'"):
+    with pytest.raises(ValueError, match=r"both write 'state\.lr'"):
         fit_one_cycle(learner(callbacks=[rate]), 2, 0.1)
 
 
@@ -170,6 +170,18 @@ def test_a_killed_cycle_goes_on_to_the_same_bits(tmp_path, step):
     assert resumed.state.weight.rule == whole.state.weight.rule == fl.Momentum(0.5)
 
 
+def test_a_learner_loaded_from_the_middle_of_a_cycle_begins_another(tmp_path):
+    saving = fl.callbacks.Checkpointer(tmp_path, every=2, background=False)
+    start = learner(callbacks=[saving, Kill(7)])
+    with pytest.raises(fl.CallbackError):
+        fit_one_cycle(start, 3, 0.1)
+    loaded = fl.load_learner(tmp_path, like=start).replace(callbacks=(Rates(),))
+    assert loaded.step == 6
+    rates = fit_one_cycle(loaded, 2, 0.1).memory["Rates"]["lr"]
+    assert rates[6] == pytest.approx(0.1 / 25)
+    assert rates[-1] == pytest.approx(0.1 / 1e5)
+
+
 def test_the_learner_of_an_error_has_its_own_callbacks_and_rates():
     start = learner(callbacks=[Kill(3)])
     with pytest.raises(fl.CallbackError) as caught:
@@ -195,7 +207,7 @@ def test_data_without_a_length_needs_the_steps():
             return iter(DATA)
 
     start = learner().replace(data={"training": Stream()})
-    with pytest.raises(TypeError, match="the data has no length .*; write steps="):
+    with pytest.raises(TypeError, match=r"the data has no length .*; write steps="):
         fit_one_cycle(start, 2, 0.1)
     rates = fit_one_cycle(start, 2, 0.1, steps=5).memory["Rates"]["lr"]
     assert rates == fit_one_cycle(learner(), 2, 0.1).memory["Rates"]["lr"]
@@ -224,6 +236,6 @@ def test_betas_that_differ_in_the_second_are_an_error_with_a_momentum():
         return fl.Adam(betas=(0.9, 0.99) if "weight" in path else (0.9, 0.999))
 
     with pytest.raises(
-        ValueError, match="the rules differ in the second: .*write a Scheduler for each place"
+        ValueError, match=r"the rules differ in the second: .*write a Scheduler for each place"
     ):
         fit_one_cycle(learner(rules), 1, 0.1, momentum=(0.95, 0.85))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import fluxlike as fl
@@ -120,6 +120,7 @@ def test_fp16_follows_torchs_grad_scaler_step_by_step(loss):
 @given(
     st.lists(st.booleans(), max_size=40), st.integers(1980, 1999), st.sampled_from([1.0, 65536.0, 2.0**127])
 )
+@example([True, True], 1999, 2.0**127)  # it does not grow to infinity
 def test_the_scale_moves_as_torchs(finite, before, start):
     theirs, tracker = torch.tensor(start), torch.tensor(before, dtype=torch.int32)
     ours = LossScale(torch.tensor(start), torch.tensor(before, dtype=torch.int32))
@@ -201,7 +202,7 @@ def test_gradients_that_are_finite_at_no_scale_end_the_fit():
     start = learner(
         fl.Dense(4, 3), "fp16", loss=lambda y, t: Root.apply(y).float().mean(), defaults=True, progress=False
     )
-    with pytest.raises(NonFiniteLoss, match="not finite at any scale of the loss, now 6.1e-05") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"at any scale of the loss, now 6\.1e-05") as caught:
         fl.fit(start, 100)
     assert fl.tree.allclose(caught.value.learner.model, start.model, rtol=0, atol=0)
     assert caught.value.learner.step == 30

@@ -134,7 +134,7 @@ def test_clipping_by_the_rule_is_a_torch_loop_with_clip_grad_norm(precision):
     assert not fl.tree.allclose(unclipped.model, fitted.model, rtol=0.1)
 
 
-# A GAN, as the docs have it.
+# A GAN: two models, two rules, and a step of its own.
 
 
 def judged(logits, real):
@@ -234,7 +234,7 @@ def test_a_gan_is_validated_by_the_evaluate_of_its_step():
     assert seen[-1][0] < 0.5 * seen[0][0]
     assert not seen[-1][1]
     assert len(fitted.history["validation", "loss"]) == 10
-    with pytest.raises(TypeError, match="write a subclass of fl.Step with train and evaluate"):
+    with pytest.raises(TypeError, match=r"write a subclass of fl\.Step with train and evaluate"):
         fl.fit(gan(gan_step, (PAIRS[:1], PAIRS[:1])), 1)
 
 

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 from fluxlike.learning.callbacks.checkpointer import Checkpointer
+from fluxlike.learning.callbacks.conditional import ConditionalCallback, throttle
+from fluxlike.learning.callbacks.custom import CustomCallback
 from fluxlike.learning.callbacks.early_stopping import EarlyStopping
+from fluxlike.learning.callbacks.garbage import GarbageCollect
 from fluxlike.learning.callbacks.metrics import Metrics
+from fluxlike.learning.callbacks.metrics_printer import MetricsPrinter
 from fluxlike.learning.callbacks.nonfinite import NonFiniteLoss, StopOnNonFiniteLoss
-from fluxlike.learning.callbacks.progress import MetricsPrinter, ProgressPrinter
+from fluxlike.learning.callbacks.profiler import Profiler, time_report
+from fluxlike.learning.callbacks.progress import ProgressPrinter
 from fluxlike.learning.callbacks.recorder import Recorder
+from fluxlike.learning.callbacks.sanity import SanityCheck
 from fluxlike.learning.callbacks.scheduler import Scheduler
 from fluxlike.learning.callbacks.to_device import ToDevice
+from fluxlike.learning.callbacks.traces import Traces
 
 __all__ = [
     "Checkpointer",
+    "ConditionalCallback",
+    "CustomCallback",
     "EarlyStopping",
+    "GarbageCollect",
     "Metrics",
     "MetricsPrinter",
     "NonFiniteLoss",
+    "Profiler",
     "ProgressPrinter",
     "Recorder",
+    "SanityCheck",
     "Scheduler",
     "StopOnNonFiniteLoss",
     "ToDevice",
+    "Traces",
+    "throttle",
+    "time_report",
 ]

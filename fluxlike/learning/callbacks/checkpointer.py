@@ -40,7 +40,8 @@ class Checkpointer(Callback):
         >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 5
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     saving = fl.callbacks.Checkpointer(folder, by="loss")
-        ...     learner = fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, callbacks=[saving], progress=False)
+        ...     options = {"callbacks": [saving], "progress": False}
+        ...     learner = fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, **options)
         ...     _ = fl.fit(learner, 2)
         ...     best = fl.load_learner(folder, like=learner, by="loss")
         ...     learner = fl.fit(learner, 3, resume=True)
@@ -71,7 +72,8 @@ class Checkpointer(Callback):
         if newest is not None and newest.step > run.step:
             store.close()
             raise LearningError(
-                f"{store.folder} has a checkpoint of step {newest.step}, and the learner is at step {run.step}: go on from "
+                f"{store.folder} has a checkpoint of step {newest.step}, and the learner is at step "
+                f"{run.step}: go on from "
                 "it by fit(learner, epochs, resume=True), or give this run a folder of its own"
             )
         run.live["store"], run.live["saved"] = store, None

@@ -6,8 +6,9 @@ from typing import Any
 
 from fluxlike.learning.callback import Callback
 from fluxlike.learning.callbacks.metrics import Metrics
+from fluxlike.learning.callbacks.metrics_printer import MetricsPrinter
 from fluxlike.learning.callbacks.nonfinite import StopOnNonFiniteLoss
-from fluxlike.learning.callbacks.progress import MetricsPrinter, ProgressPrinter
+from fluxlike.learning.callbacks.progress import ProgressPrinter
 from fluxlike.learning.callbacks.recorder import Recorder
 
 __all__ = ["default_callbacks"]

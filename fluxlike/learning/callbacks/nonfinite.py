@@ -1,4 +1,4 @@
-"""`StopOnNonFiniteLoss`: the end of a fit at a loss that is NaN or infinite, with the layer where it began."""
+"""`StopOnNonFiniteLoss`: the end of a fit at a loss that is NaN or infinite, and where it began."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NonFiniteLoss(LearningError):
 
 @dataclass(frozen=True)
 class StopOnNonFiniteLoss(Callback):
-    """End the fit at a training loss that is NaN or infinite, by an error that names the layer where it began.
+    """End the fit at a training loss that is NaN or infinite, by an error that names the first layer.
 
     The step with that loss is not taken: model and state are those before it. On another device than
     the CPU, where a look at each loss would wait for it, the step is taken and the loss looked at now
@@ -48,7 +48,8 @@ class StopOnNonFiniteLoss(Callback):
             return
         if scale is not None and scale.exhausted:
             raise NonFiniteLoss(
-                f"the gradients are not finite at any scale of the loss, now {float(scale.scale):.2g}, {run.where()}; "
+                f"the gradients are not finite at any scale of the loss, now {float(scale.scale):.2g}, "
+                f"{run.where()}; "
                 "clip or normalise what is large, or take precision='bf16'"
             )
         if loss is None or math.isfinite(loss) or run.phase != "training":
@@ -72,14 +73,15 @@ class _Whole:
 
 
 def first_nonfinite(step: Any, model: Any, batch: Any, /) -> str:
-    """Where a loss that is not finite began: in the batch, in the parameters, or the first layer, in words."""
+    """Where a loss that is not finite began: batch, parameters, or the first layer, in words."""
     found = find_nonfinite(batch)
     if found:
         return f"the batch holds NaN or Inf at {_some(found)}; look at the data"
     found = find_nonfinite(model)
     if found:
         return (
-            f"NaN or Inf has got into the model at {_some(found)}, in a step before; take a lower learning rate, "
+            f"NaN or Inf has got into the model at {_some(found)}, in a step before; take a lower learning "
+            "rate, "
             "or clip by ClipGlobalNorm"
         )
     try:

@@ -13,15 +13,15 @@ from torch import Tensor
 from fluxlike.learning.callback import Callback
 from fluxlike.trees.structure import flatten
 
-__all__ = ["DeviceClock", "Profiler", "report"]
+__all__ = ["DeviceClock", "Profiler", "time_report"]
 
 
 @dataclass(frozen=True)
 class Profiler(Callback):
     """Measure how much of the time goes to waiting for data, to the steps and to the callbacks.
 
-    It prints the table of `report` as a fit ends. It comes before the other callbacks and does nothing but
-    read the clock. Callbacks inside a step (``loss_begin`` to ``backward_end``) count as part of it.
+    It prints the table of `time_report` as a fit ends. It comes before the other callbacks and does nothing
+    but read the clock. Callbacks inside a step (``loss_begin`` to ``backward_end``) count as part of it.
 
     On CUDA a step is over for the host when its kernels are queued, and waiting for them would
     change what is measured. So nothing waits: ``step`` is the host's time, to queue the kernels or to
@@ -77,7 +77,7 @@ class Profiler(Callback):
         print(_table(run.memory))
 
 
-def report(learner: Any, /) -> str:
+def time_report(learner: Any, /) -> str:
     """A table of what a `Profiler` has measured in all fits of a learner.
 
     For each phase the numbers of epochs and steps, the seconds, and the shares of waiting for data, steps
@@ -88,9 +88,9 @@ def report(learner: Any, /) -> str:
 
     Example:
         >>> import fluxlike as fl
-        >>> from fluxlike.learning.callbacks.profiler import Profiler, report
+        >>> from fluxlike.learning.callbacks.profiler import Profiler, time_report
         >>> learner = fl.Learner(fl.Dense(2, 1), [], fl.Adam(), fl.losses.mse, callbacks=[Profiler()])
-        >>> print(report(learner))
+        >>> print(time_report(learner))
         phase  epochs  steps  seconds  waiting  step  callbacks
     """
     known = [c.name for c in learner.callbacks if isinstance(c, Profiler)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from fluxlike.learning.callback import Callback
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "scheduled"]
 
 _RATE = "learning_rate"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,7 @@ def _try(run: Any, phase: Phase, batch: Any) -> None:
     try:
         if isinstance(step, SupervisedStep):
             _check_labels(run, phase.name, training, batch)
-        with run.randomness():
+        with _draws(run):
             out = _step(step, run, training, batch)
     except _Found as found:
         raise ValueError(str(found)) from found.__cause__
@@ -115,6 +116,11 @@ def _try(run: Any, phase: Phase, batch: Any) -> None:
         ) from error
     _check_loss(run, phase.name, out, batch)
     _check_metrics(run, phase.name, out)
+
+
+def _draws(run: Any) -> AbstractContextManager[Any]:
+    """A scope of draws that takes none from the run's; the global generators are put back around it."""
+    return seeded(run.learner.key) if run.learner.keyed else nullcontext()
 
 
 def _step(step: Any, run: Any, training: bool, batch: Any) -> Mapping[str, Any]:
@@ -145,7 +151,7 @@ def _check_devices(name: str, model: Any, batch: Any) -> None:
 def _check_labels(run: Any, name: str, training: bool, batch: Any) -> None:
     """Refuse labels out of the outputs' range, which is an error that can't be caught on CUDA."""
     step, (x, y) = run.learner.steps, pair(batch)
-    with run.randomness(), torch.no_grad(), step.autocast(run.model), mode("train" if training else "test"):
+    with _draws(run), torch.no_grad(), step.autocast(run.model), mode("train" if training else "test"):
         outputs = run.model(x)
     if not _are_classes(outputs, y):
         return
@@ -185,7 +191,7 @@ def _check_loss(run: Any, name: str, out: Mapping[str, Any], batch: Any) -> None
             f"the loss of {name} is {found}; a step gives a 0-d tensor: take the mean, and don't call .item()"
         )
     if not torch.isfinite(loss):
-        with run.randomness():
+        with _draws(run):
             where = first_nonfinite(run.learner.steps, run.model, batch)
         raise ValueError(f"the loss of {name} is {float(loss)} before the first step: {where}")
 

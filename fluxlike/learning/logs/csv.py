@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, NoReturn
 
 from fluxlike.learning.history import files
 from fluxlike.learning.logs.protocol import Kind, not_kept, require_step
-from fluxlike.learning.metrics.host import Scalar, host_numbers
+from fluxlike.learning.logs.waiting import Waiting
+from fluxlike.learning.metrics.host import Number, Scalar, host_numbers
 
 __all__ = ["CSVLog"]
 
@@ -44,28 +45,22 @@ class CSVLog:
         self._row: dict[str, Any] = {}  # the last one, which starts at
         self._start = 0
         self._begun = False
+        self._waiting = Waiting()
+        self._there: tuple[int, set[str]] = (-1, set())  # after a rewind
 
     def scalar(self, name: str, value: Scalar, step: int, /) -> None:
         self.scalars({name: value}, step)
 
     def scalars(self, values: Mapping[str, Scalar], step: int, /) -> None:
-        require_step(f"CSVLog {self._path}", step, self._row.get("step"))
-        if "step" in values:
-            raise ValueError(f"CSVLog {self._path}: a scalar can't have the name 'step', which a column has")
-        if not values:
-            return
-        numbers = dict(zip(values, host_numbers(list(values.values())), strict=True))
-        file = self._opened()
-        self._add_columns([name for name in numbers if name not in self._columns])
-        file = self._opened()
-        if self._row.get("step") == step and not self._row.keys() & numbers.keys():
-            self._row |= numbers
-            file.seek(self._start)
-        else:
-            self._row = {"step": step, **numbers}
-            self._start = file.seek(0, os.SEEK_END)
-        file.write(files.csv_line(self._columns, self._row).encode())
-        file.flush()
+        self._write_waiting()
+        self._check(values, step)
+        self._write(dict(zip(values, host_numbers(list(values.values())), strict=True)), step)
+
+    def later(self, values: Mapping[str, Scalar], step: int, /) -> None:
+        self._check(values, step)
+        self._opened()
+        if self._waiting.add(values, step):
+            self._write_waiting()
 
     def histogram(self, name: str, values: Any, step: int, /) -> NoReturn:
         not_kept(self, "histograms")
@@ -94,6 +89,7 @@ class CSVLog:
         if columns[:1] not in ([], ["step"]) or any(type(row.get("step")) is not int for row in rows):
             raise ValueError(f"CSVLog {self._path}: the file does not begin with steps; it is no log")
         kept = [row for row in rows if row["step"] <= step]
+        self._there = step, {name for row in kept if row["step"] == step for name in row}
         self._columns = columns or ["step"]
         if self._path.exists():
             files.replace_file(self._path, files.csv_lines(self._columns, kept))
@@ -101,12 +97,41 @@ class CSVLog:
         self._begun = True
 
     def flush(self) -> None:
-        """Nothing waits."""
+        self._write_waiting()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        try:
+            self._write_waiting()
+        finally:
+            file, self._file = self._file, None
+            if file is not None:
+                file.close()
+
+    def _check(self, values: Mapping[str, Scalar], step: int) -> None:
+        require_step(f"CSVLog {self._path}", step, self._waiting.last(self._row.get("step")))
+        if "step" in values:
+            raise ValueError(f"CSVLog {self._path}: a scalar can't have the name 'step', which a column has")
+
+    def _write_waiting(self) -> None:
+        for step, numbers in self._waiting.take():
+            self._write(numbers, step)
+
+    def _write(self, numbers: dict[str, Number], step: int) -> None:
+        if step == self._there[0]:
+            numbers = {name: number for name, number in numbers.items() if name not in self._there[1]}
+        if not numbers:
+            return
+        self._opened()
+        self._add_columns([name for name in numbers if name not in self._columns])
+        file = self._opened()
+        if self._row.get("step") == step and not self._row.keys() & numbers.keys():
+            self._row |= numbers
+            file.seek(self._start)
+        else:
+            self._row = {"step": step, **numbers}
+            self._start = file.seek(0, os.SEEK_END)
+        file.write(files.csv_line(self._columns, self._row).encode())
+        file.flush()
 
     def _opened(self) -> BinaryIO:
         if self._file is None:

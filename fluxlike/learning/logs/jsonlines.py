@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -14,7 +14,8 @@ from fluxlike.learning.history import files
 from fluxlike.learning.logs.csv import require_new
 from fluxlike.learning.logs.histogram import histogram
 from fluxlike.learning.logs.protocol import Kind, not_kept, require_step
-from fluxlike.learning.metrics.host import Scalar, host_numbers
+from fluxlike.learning.logs.waiting import Waiting
+from fluxlike.learning.metrics.host import Number, Scalar, host_numbers
 
 __all__ = ["JSONLinesLog"]
 
@@ -49,17 +50,25 @@ class JSONLinesLog:
         self._file: TextIO | None = None
         self._last: int | None = None
         self._begun = False
+        self._waiting = Waiting()
+        self._there: tuple[int, set[tuple[str, str]]] = (-1, set())  # after a rewind
 
     def scalar(self, name: str, value: Scalar, step: int, /) -> None:
         self.scalars({name: value}, step)
 
     def scalars(self, values: Mapping[str, Scalar], step: int, /) -> None:
-        numbers = host_numbers(list(values.values()))
-        self._write_at(step, {"scalars": dict(zip(values, numbers, strict=True))})
+        self._check(step)
+        self._write_scalars(dict(zip(values, host_numbers(list(values.values())), strict=True)), step)
+
+    def later(self, values: Mapping[str, Scalar], step: int, /) -> None:
+        require_step(f"JSONLinesLog {self._path}", step, self._waiting.last(self._last))
+        self._opened()
+        if self._waiting.add(values, step):
+            self._write_waiting()
 
     def histogram(self, name: str, values: Tensor, step: int, /) -> None:
         found = dataclasses.asdict(histogram(values))
-        self._write_at(step, {"histogram": {"name": name, **found}})
+        self._write_at(step, "histogram", {"name": name, **found})
 
     def image(self, name: str, image: Any, step: int, /) -> NoReturn:
         not_kept(self, "images")
@@ -68,9 +77,10 @@ class JSONLinesLog:
         not_kept(self, "figures")
 
     def text(self, name: str, text: str, step: int, /) -> None:
-        self._write_at(step, {"text": {"name": name, "text": text}})
+        self._write_at(step, "text", {"name": name, "text": text})
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Sequence[str] = (), /) -> None:
+        self._write_waiting()
         self._write({"hyperparameters": {"values": plain_values(values), "metrics": list(metrics)}})
 
     def rewind(self, step: int, /) -> None:
@@ -87,29 +97,64 @@ class JSONLinesLog:
         kept = [row for row in rows if row.get("step", 0) <= step]
         if self._path.exists():
             files.replace_file(self._path, map(files.json_line, kept))
+        self._there = step, {entry for row in kept if row.get("step") == step for entry in _entries(row)}
         self._last = max((row["step"] for row in kept if "step" in row), default=None)
         self._begun = True
 
     def flush(self) -> None:
-        """Nothing waits."""
+        self._write_waiting()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        try:
+            self._write_waiting()
+        finally:
+            file, self._file = self._file, None
+            if file is not None:
+                file.close()
 
-    def _write_at(self, step: int, row: dict[str, Any]) -> None:
+    def _check(self, step: int) -> None:
+        self._write_waiting()
         require_step(f"JSONLinesLog {self._path}", step, self._last)
-        self._write({"step": step, **row})
-        self._last = step
+
+    def _write_waiting(self) -> None:
+        for step, numbers in self._waiting.take():
+            self._write_scalars(numbers, step)
+
+    def _write_scalars(self, numbers: dict[str, Number], step: int) -> None:
+        new = {name: number for name, number in numbers.items() if not self._is_there("scalars", name, step)}
+        if new:
+            self._write({"step": step, "scalars": new})
+            self._last = step
+
+    def _write_at(self, step: int, kind: str, entry: dict[str, Any]) -> None:
+        self._check(step)
+        if not self._is_there(kind, entry["name"], step):
+            self._write({"step": step, kind: entry})
+            self._last = step
+
+    def _is_there(self, kind: str, name: str, step: int) -> bool:
+        return step == self._there[0] and (kind, name) in self._there[1]
 
     def _write(self, row: dict[str, Any]) -> None:
+        file = self._opened()
+        file.write(files.json_line(row))
+        file.flush()
+
+    def _opened(self) -> TextIO:
         if self._file is None:
             require_new(self, self._path, self._begun)
             self._file = open(self._path, "a", encoding="utf-8", newline="")  # noqa: SIM115
             self._begun = True
-        self._file.write(files.json_line(row))
-        self._file.flush()
+        return self._file
+
+
+def _entries(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The kind and the name of what a line holds."""
+    for name in row.get("scalars", ()):
+        yield "scalars", name
+    for kind in ("histogram", "text"):
+        if kind in row:
+            yield kind, row[kind]["name"]
 
 
 def plain_values(values: Mapping[str, Any], /) -> dict[str, Any]:

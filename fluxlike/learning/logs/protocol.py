@@ -33,6 +33,12 @@ class Log(Protocol):
     def scalars(self, values: Mapping[str, Scalar], step: int, /) -> None:
         """Several, read from their device together."""
 
+    def later(self, values: Mapping[str, Scalar], step: int, /) -> None:
+        """Scalars that may wait a little, so that those of many steps are read from their device together.
+
+        They are written before whatever is written next, and by `flush` and `close`.
+        """
+
     def histogram(self, name: str, values: Tensor, step: int, /) -> None:
         """How the entries of a tensor are spread."""
 
@@ -49,7 +55,10 @@ class Log(Protocol):
         """What was chosen for this run, and the names of the scalars that runs are compared by."""
 
     def rewind(self, step: int, /) -> None:
-        """Take back what was written after this step: a run goes on from there."""
+        """Take back what was written after this step: a run goes on from there.
+
+        At this very step it may write again what it wrote already, and that is there once.
+        """
 
     def flush(self) -> None:
         """Hand over to the system what was written, so that it stays if the process is killed."""
@@ -67,8 +76,13 @@ def requires(log: Log, *kinds: Kind, what: str) -> None:
         what: who writes it, for the error.
 
     Raises:
-        TypeError: the log does not keep it.
+        TypeError: the log does not keep it, or it is no log.
     """
+    if isinstance(log, type) or not hasattr(log, "keeps"):
+        found = f"the class {log.__name__}" if isinstance(log, type) else f"{log!r}"
+        raise TypeError(
+            f"{what} takes logs, such as CSVLog('run.csv') or TensorBoardLog('run'); found {found}"
+        )
     missing = [kind for kind in kinds if kind not in log.keeps]
     if missing:
         raise TypeError(f"{what} writes {_and(missing)}, and {_keeps(log)}")

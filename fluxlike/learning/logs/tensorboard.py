@@ -17,7 +17,8 @@ from fluxlike.learning.logs.histogram import histogram
 from fluxlike.learning.logs.jsonlines import plain_values
 from fluxlike.learning.logs.pictures import figure_pixels, pixels
 from fluxlike.learning.logs.protocol import Kind, require_step
-from fluxlike.learning.metrics.host import Scalar, host_numbers
+from fluxlike.learning.logs.waiting import Waiting
+from fluxlike.learning.metrics.host import Number, Scalar, host_numbers
 
 __all__ = ["TensorBoardLog"]
 
@@ -59,20 +60,28 @@ class TensorBoardLog:
         self._last: int | None = None
         self._purge: int | None = None
         self._begun = False
+        self._waiting = Waiting()
+        self._there: tuple[int, set[str]] = (-1, set())  # after a rewind
+        self._rewound: int | None = None
 
     def scalar(self, name: str, value: Scalar, step: int, /) -> None:
         self.scalars({name: value}, step)
 
     def scalars(self, values: Mapping[str, Scalar], step: int, /) -> None:
-        writer = self._at(step)
-        for name, number in zip(values, host_numbers(list(values.values())), strict=True):
-            writer.add_scalar(name, number, step)
+        self._at(step)
+        self._write_scalars(dict(zip(values, host_numbers(list(values.values())), strict=True)), step)
+
+    def later(self, values: Mapping[str, Scalar], step: int, /) -> None:
+        require_step(f"TensorBoardLog {self._folder}", step, self._waiting.last(self._last))
+        self._opened()
+        if self._waiting.add(values, step):
+            self._write_waiting()
 
     def histogram(self, name: str, values: Tensor, step: int, /) -> None:
         found, writer = histogram(values), self._at(step)
         if found.nonfinite:
-            writer.add_scalar(f"{name}/nonfinite", found.nonfinite, step)
-        if not found.counts:
+            self._write_scalars({f"{name}/nonfinite": found.nonfinite}, step)
+        if not found.counts or self._is_there(name, step):
             return
         writer.add_histogram_raw(
             name,
@@ -93,7 +102,9 @@ class TensorBoardLog:
         self._picture(name, figure_pixels(figure), step)
 
     def text(self, name: str, text: str, step: int, /) -> None:
-        self._at(step).add_text(name, text, step)
+        writer = self._at(step)
+        if not self._is_there(f"{name}/text_summary", step):
+            writer.add_text(name, text, step)
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Sequence[str] = (), /) -> None:
         summary = optional("torch.utils.tensorboard.summary", "TensorBoardLog")
@@ -104,31 +115,57 @@ class TensorBoardLog:
     def rewind(self, step: int, /) -> None:
         """Take back what was written after this step: the files say so to TensorBoard, and keep it."""
         require_step(f"TensorBoardLog {self._folder}", step, None)
+        if self._rewound == step:
+            return
         self.close()
-        self._purge = step + 1 if self._events() else None
+        events = self._events()
+        self._purge = step + 1 if events else None
+        self._there = step, _tags_at(step, [self._folder / name for name in sorted(events)])
         self._last = min(step, self._last) if self._last is not None else None
-        self._begun = True
+        self._begun, self._rewound = True, step
 
     def flush(self) -> None:
+        self._write_waiting()
         if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        try:
+            self._write_waiting()
+        finally:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.close()
+
+    def _write_waiting(self) -> None:
+        for step, numbers in self._waiting.take():
+            self._write_scalars(numbers, step)
+
+    def _write_scalars(self, numbers: Mapping[str, Number], step: int) -> None:
+        writer = self._opened()
+        for name, number in numbers.items():
+            if not self._is_there(name, step):
+                writer.add_scalar(name, number, step)
+        self._last = step
+
+    def _is_there(self, tag: str, step: int) -> bool:
+        return step == self._there[0] and tag in self._there[1]
 
     def _picture(self, name: str, picture: np.ndarray, step: int) -> None:
         optional("PIL", "a log of pictures")
-        self._at(step).add_image(name, picture, step, dataformats="HWC")
+        writer = self._at(step)
+        if not self._is_there(name, step):
+            writer.add_image(name, picture, step, dataformats="HWC")
 
     def _at(self, step: int) -> Any:
+        self._write_waiting()
         require_step(f"TensorBoardLog {self._folder}", step, self._last)
         writer = self._opened()
         self._last = step
         return writer
 
     def _opened(self) -> Any:
+        self._rewound = None
         if self._writer is None:
             events = self._events()
             if events and not self._begun:
@@ -160,3 +197,16 @@ def _wait_for_later_name(events: list[str]) -> None:
         )
     elif ahead > 0:
         time.sleep(ahead)
+
+
+def _tags_at(step: int, files: Sequence[Path]) -> set[str]:
+    """What TensorBoard shows of a step: the tags of some files of events, in their order."""
+    loaders = optional("tensorboard.backend.event_processing.event_file_loader", "TensorBoardLog")
+    found: set[str] = set()
+    for path in files:
+        for event in loaders.LegacyEventFileLoader(str(path)).Load():
+            if event.session_log.status == event.session_log.START and event.step <= step:
+                found.clear()  # the run went on from before it
+            elif event.step == step:
+                found.update(value.tag for value in event.summary.value)
+    return found

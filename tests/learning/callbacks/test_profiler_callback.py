@@ -90,12 +90,12 @@ def test_time_is_told_apart_to_data_steps_and_callbacks(clock, capsys):
     assert [rows[0][name] for name in ("waiting", "step", "callbacks", "device")] == [16.0, 64.0, 9.0, None]
     assert [rows[1][name] for name in ("waiting", "step", "callbacks", "device")] == [4.0, 32.0, 5.0, None]
     assert all(row["seconds"] == row["waiting"] + row["step"] + row["callbacks"] for row in rows)
-    assert report(found).splitlines() == [
+    assert time_report(found).splitlines() == [
         "phase       epochs  steps  seconds  waiting   step  callbacks",
         "training         2      8      178    18.0%  71.9%      10.1%",
         "validation       2      4       82     9.8%  78.0%      12.2%",
     ]
-    assert capsys.readouterr().out.strip() == report(found)
+    assert capsys.readouterr().out.strip() == time_report(found)
 
 
 @pytest.mark.parametrize("step", range(1, 8))
@@ -134,7 +134,7 @@ def test_a_fit_that_ends_in_mid_epoch_shows_what_there_is(clock, capsys):
 
 def test_a_report_without_a_profiler_is_an_error():
     with pytest.raises(ValueError, match="the learner has no Profiler; write Learner"):
-        report(learner())
+        time_report(learner())
 
 
 class Event:
@@ -160,7 +160,7 @@ def test_a_device_has_its_own_clock_and_is_waited_for_as_an_epoch_ends(capsys):
     rows = found.memory["Profiler"]["epochs"]
     assert [row["device"] for row in rows] == [4 * 3.0 / 1000] * 2
     assert Event.waited == 2
-    assert report(found).splitlines()[0].endswith("callbacks  device")
+    assert time_report(found).splitlines()[0].endswith("callbacks  device")
 
 
 def test_a_long_epoch_keeps_few_events_of_a_device():

@@ -1,0 +1,135 @@
+"""``python -m fluxlike train``, ended early: by Ctrl-C or by SIGKILL, it goes on to the same bits."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import configuration, draw_shapes, iris
+
+import fluxlike as fl
+from fluxlike.command.main import main
+from fluxlike.command.model_file import read_model
+
+ROOT = Path(fl.__file__).parents[1]
+
+
+def started(path):
+    return subprocess.Popen(
+        [sys.executable, "-m", "fluxlike", "train", path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that a signal reaches the workers, as on a terminal
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
+    )
+
+
+def ended(run):
+    out, err = run.communicate(timeout=120)
+    return run.returncode, out, err
+
+
+def steps(folder):
+    return max((int(path.stem[5:]) for path in folder.glob("checkpoints/step-*.safetensors")), default=0)
+
+
+def ended_by(number, path, folder, after):
+    """Start a run, and send it a signal when it has a checkpoint of some step."""
+    run = started(path)
+    until = time.monotonic() + 90
+    while steps(folder) < after and run.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    os.killpg(run.pid, number)
+    return ended(run)
+
+
+def without_seconds(file):
+    with open(file) as lines:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(lines)]
+
+
+def assert_same_run(one, other):
+    a, b = (read_model(folder / "model.safetensors")[1] for folder in (one, other))
+    for (path, x), (_, y) in zip(fl.trainables(a, paths=True), fl.trainables(b, paths=True), strict=True):
+        assert torch.equal(x, y), path
+    assert fl.tree.allclose(a, b, rtol=0, atol=0)
+    for name in ("history.csv", "steps.csv"):
+        assert without_seconds(one / name) == without_seconds(other / name)
+
+
+def test_a_killed_run_goes_on_to_the_bits_of_one_that_was_not(tmp_path, capsys):
+    path, folder = iris(tmp_path, epochs=80), tmp_path / "run"
+    code, _, _ = ended_by(signal.SIGKILL, path, folder, 100)
+    assert code == -signal.SIGKILL
+    assert not (folder / "model.safetensors").exists()
+    code, out, err = ended(started(path))
+    assert code == 0, err
+    assert "going on from step" in out
+    assert main(["train", iris(tmp_path, output="whole", epochs=80)]) == 0
+    assert_same_run(folder, tmp_path / "whole")
+
+
+def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(tmp_path):
+    path, folder = iris(tmp_path, epochs=80), tmp_path / "run"
+    code, _, err = ended_by(signal.SIGINT, path, folder, 40)
+    assert code == 130, err
+    last = err.splitlines()[-1]
+    assert last.startswith("interrupted after step ")
+    assert last.endswith(f"the same command goes on from there: python -m fluxlike train {path}")
+    step = int(last.split()[3].rstrip(","))
+    assert steps(folder) == step
+    assert not (folder / "model.safetensors").exists()
+    assert len(without_seconds(folder / "steps.csv")) == step
+    code, out, err = ended(started(path))
+    assert code == 0, err
+    assert f"going on from step {step}, after" in out
+    assert "80 epochs" in out.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "SIGKILL"])
+def test_a_run_on_images_with_workers_goes_on_to_the_same_bits(tmp_path, number):
+    draw_shapes(tmp_path / "shapes")
+    data = {"kind": "image_folder", "path": "shapes", "size": 16, "workers": 1, "batch_size": 8}
+    model = {"kind": "cnn", "channels": [8, 16], "dropout": 0.2}
+    settings = {"epochs": 12, "lr": 0.01}
+    path = configuration(tmp_path, data, model, **settings)
+    code, _, err = ended_by(number, path, tmp_path / "run", 24)
+    assert code == (130 if number == signal.SIGINT else -number), err
+    code, out, err = ended(started(path))
+    assert code == 0, err
+    assert "going on from step" in out
+    assert ended(started(configuration(tmp_path, data, model, "whole", **settings)))[0] == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_two_runs_at_once_in_one_folder_are_told(tmp_path, capsys):
+    path, folder = iris(tmp_path, epochs=400), tmp_path / "run"
+    first = started(path)
+    try:
+        until = time.monotonic() + 60
+        while not steps(folder) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert main(["train", path]) == 1
+        assert "another run writes its checkpoints" in capsys.readouterr().err.splitlines()[-1]
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+
+
+def test_ctrl_c_before_the_first_step_says_that_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fluxlike.command.train.task_of", pressed)
+    assert main(["train", iris(tmp_path)]) == 130
+    assert capsys.readouterr().err.startswith(
+        "interrupted; the same command goes on from the last checkpoint"
+    )
