@@ -127,7 +127,7 @@ def main():
     learner = fl.fit_one_cycle(learner, epochs, options.lr, resume=True)
 
     learner.history.plot().savefig(options.out / "curve.png")
-    mistakes = fl.interpret(learner.model, loaders[1], fl.losses.logitcrossentropy, classes=classes)
+    mistakes = fl.interpret(learner, classes=classes)
     mistakes.plot_confusion_matrix().savefig(options.out / "confusion.png")
     mistakes.show_top_losses(9, denormalise=(fl.data.IMAGENET_MEAN, fl.data.IMAGENET_STD)).savefig(
         options.out / "mistakes.png"

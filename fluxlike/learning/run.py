@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor
 
 from fluxlike.learning.events import CallbackError, Cancel, CancelFit, Event, LearningError
+from fluxlike.learning.functions import functions, is_finite
 from fluxlike.learning.learner import Learner
 from fluxlike.learning.order import names
-from fluxlike.learning.precision import all_finite, chosen, scaled_train
+from fluxlike.learning.precision import all_finite
 from fluxlike.learning.randomness import random_states
 from fluxlike.learning.view import View
 from fluxlike.optimisers.averages import averaged
-from fluxlike.transforms.jit.function import jit
 from fluxlike.trees import algebra
 from fluxlike.trees.fmap import fmap
 
@@ -85,7 +84,7 @@ class Run:
         }
         self.heard_inside = any(self._handlers[event] for event in Event if event.inside_step)
         self.loss_scale = learner.loss_scale
-        self._train, self._evaluate = _functions(learner, self.guarded)
+        self._train, self._evaluate = functions(learner, self.guarded)
         self._averaged: tuple[Any, Any, Any] | None = None
 
     @property
@@ -187,7 +186,7 @@ class Run:
         Under a scale of the loss none where a gradient is not finite either.
         """
         self._averaged = None
-        if self.guarded and not _finite(self.loss):
+        if self.guarded and not is_finite(self.loss):
             return model, state
         if self.loss_scale is not None:
             finite = all_finite(grads)
@@ -230,57 +229,6 @@ class Run:
         of = "" if self.batches is None else f" of {self.batches}"
         phase = f", {self.phase}, batch {self.batch_number}{of}" if self.phase else ""
         return f"after step {self.step}, epoch {self.epoch} of {self.goal}{phase}"
-
-
-def _functions(learner: Learner, guarded: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The functions of a step of training and of validation, compiled once for learners of one step."""
-    made = learner._shared["functions"]
-    if guarded not in made:
-        train = _train(learner.steps, guarded, learner.jit)
-        made[guarded] = jit(train, donate=("model", "state")) if learner.jit else train
-    if "evaluate" not in made:
-        evaluate = _evaluate(learner.steps)
-        made["evaluate"] = jit(evaluate) if learner.jit else evaluate
-    return made[guarded], made["evaluate"]
-
-
-def _train(step: Any, guarded: bool, compiled: bool) -> Callable[..., Any]:
-    if step.precision == "fp16":
-        return scaled_train(step, guarded=guarded, compiled=compiled)
-
-    def train(model: Any, state: Any, batch: Any) -> Any:
-        with nullcontext() if step.has_parts else step.autocast(model):
-            return step.train(model, state, batch)
-
-    def train_in_parts(model: Any, state: Any, batch: Any) -> Any:
-        out, grads = step.gradients(model, state, batch)
-        if guarded and not _finite(out["loss"]):
-            return model, state, out
-        return *step.update(model, state, grads, donate=True), out
-
-    def train_if_finite(model: Any, state: Any, batch: Any) -> Any:
-        new_model, new_state, out = train(model, state, batch)
-        if not compiled:
-            return (new_model, new_state, out) if _finite(out["loss"]) else (model, state, out)
-        finite = torch.isfinite(out["loss"]).all()
-        return *chosen(finite, (new_model, new_state), (model, state)), out
-
-    if step.has_parts and not compiled:
-        return train_in_parts
-    return train_if_finite if guarded else train
-
-
-def _evaluate(step: Any) -> Callable[..., Any]:
-    def evaluate(model: Any, state: Any, batch: Any) -> Any:
-        with torch.no_grad(), step.autocast(model):
-            return step.evaluate(model, state, batch)
-
-    return evaluate
-
-
-def _finite(loss: Any) -> bool:
-    """Whether a loss is finite, as far as that costs no wait for another device."""
-    return (isinstance(loss, Tensor) and not loss.is_cpu) or math.isfinite(loss)
 
 
 def _samples(batch: Any) -> int:

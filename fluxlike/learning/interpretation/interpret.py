@@ -21,6 +21,9 @@ from fluxlike.learning.interpretation.predictions import (
     predicted_batches,
 )
 from fluxlike.learning.interpretation.top_losses import KeptInputs, TopLoss, losses_of_each, rank
+from fluxlike.learning.learner import Learner
+from fluxlike.learning.step import SupervisedStep
+from fluxlike.optimisers.averages import averaged
 from fluxlike.trees.functor import leaf
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ __all__ = ["Interpretation", "interpret"]
 
 def interpret(
     model: Any,
-    data: Iterable[Any],
+    data: Iterable[Any] | None = None,
     /,
     loss: Callable[..., Any] | None = None,
     *,
@@ -47,12 +50,13 @@ def interpret(
     numbers an observation, and the inputs of the largest losses.
 
     Args:
-        model: a model of classes, whose outputs are scores (N, C), or (N,) or (N, 1) for two classes.
+        model: a model of classes, whose outputs are scores (N, C), or (N,) or (N, 1) for two classes; or a
+            `Learner` of one.
         data: batches ``(x, y)``: a `DataLoader`, a list, torch's loader. The targets are class numbers (N,)
-            or one-hot vectors (N, C).
+            or one-hot vectors (N, C). (default: what a learner validates on)
         loss: a function ``loss(outputs, y)``, as in training. One that takes ``agg``, as those in `losses`,
             gives the losses of a batch at once; any other is called an observation at a time.
-            (default: none, so there are no top losses)
+            (default: that of a learner; else none, so there are no top losses)
         classes: the names of all classes, in order. (default: their numbers)
         probabilities: a function of the outputs that returns probabilities (N, C), such as `identity` where
             the model ends in a softmax. (default: softmax of C scores, sigmoid of one)
@@ -78,6 +82,10 @@ def interpret(
         >>> worst.index, worst.true, worst.predicted
         (1, 'dog', 'cat')
     """
+    if isinstance(model, Learner):
+        model, data, loss = _of_learner(model, data, loss)
+    elif data is None:
+        raise TypeError("interpret needs batches too: write interpret(model, data), or interpret(learner)")
     if not isinstance(inputs, int) or inputs < 0:
         raise ValueError(f"inputs={inputs!r}: write how many inputs to keep, at least 0")
     parts: list[list[Tensor]] = []
@@ -97,6 +105,15 @@ def interpret(
     return Interpretation(
         _names(classes, count), [torch.cat(x) for x in zip(*parts, strict=True)], kept.inputs
     )
+
+
+def _of_learner(learner: Learner, data: Any, loss: Any) -> tuple[Any, Any, Any]:
+    model = averaged(learner.state, learner.model) if learner.averaged else learner.model
+    if data is None:
+        data = learner.data.get("validation", learner.data.get("training"))
+    if loss is None and isinstance(learner.steps, SupervisedStep):
+        loss = learner.steps.criterion
+    return model, data, loss
 
 
 def _numbers(batch: Predicted, loss: Callable[..., Any] | None) -> list[Tensor]:

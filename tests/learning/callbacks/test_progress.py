@@ -359,7 +359,7 @@ def test_a_table_of_one_phase_has_a_line_an_epoch_below_its_names(capsys):
 
 def test_a_table_of_several_phases_has_their_names_over_their_columns(capsys):
     found = shown_table(capsys, ["training", "validation"], {"a metric with a long name": fl.metrics.accuracy})
-    assert found[1] == "epoch       loss  a metric with a long name       loss  a metric with a long name    seconds"
+    assert found[1] == "epoch       loss  a metric with a long name        loss  a metric with a long name    seconds"
     assert found[0].index("training") + len("training") == found[1].index("loss") + len("loss")
     assert found[0].index("validation") + len("validation") == found[1].rindex("loss") + len("loss")
     assert len({len(line) for line in found[1:]}) == 1

@@ -12,8 +12,8 @@ from sklearn import metrics
 from torch.nn import functional as F
 
 import fluxlike as fl
-from fluxlike.scope.mode import training
 from fluxlike.learning.interpretation.interpret import interpret
+from fluxlike.scope.mode import training
 
 LOSS = fl.losses.logitcrossentropy
 
@@ -225,3 +225,22 @@ def test_top_losses_need_a_loss():
         found.top_losses()
     with pytest.raises(ValueError, match="whole number of at least 1"):
         found.most_confused(0)
+
+
+def test_a_learner_is_interpreted_on_what_it_validates_on():
+    x, y = torch.randn(30, 4), torch.randint(3, (30,))
+    data = {"training": [(x[:20], y[:20])], "validation": [(x[20:], y[20:])]}
+    learner = fl.Learner(
+        fl.Dense(4, 3), data, fl.EMA(fl.Adam(0.1)), fl.losses.logitcrossentropy, progress=False
+    )
+    learner = fl.fit(learner.replace(averaged=True), 2)
+    found = fl.interpret(learner)
+    model = fl.averaged(learner.state, learner.model)
+    assert torch.equal(found.predicted, model(x[20:]).argmax(1))
+    assert found.top_losses(1)[0].loss == pytest.approx(found.losses.max().item())
+    assert len(fl.interpret(learner, data["training"]).true) == 20
+
+
+def test_a_model_needs_data_to_be_interpreted():
+    with pytest.raises(TypeError, match=r"write interpret\(model, data\), or interpret\(learner\)"):
+        fl.interpret(fl.Dense(4, 3))
