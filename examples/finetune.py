@@ -1,9 +1,10 @@
-"""Fine-tune a ResNet-18 on a folder of images in Imagenette's layout, with one-cycle Adam.
+r"""Fine-tune a ResNet-18 on a folder of images in Imagenette's layout, with one-cycle Adam.
 
-    python examples/finetune.py                               shapes that it draws, our own layers, a minute
-    python examples/finetune.py --torchvision                 the same with the model of torchvision
-    python examples/finetune.py --torchvision --weights resnet18-f37072fd.pth --data imagenette2-320 --size
-    224 python examples/finetune.py --quick                       two epochs
+    python examples/finetune.py                  shapes that it draws, our own layers, a minute
+    python examples/finetune.py --torchvision    the same with the model of torchvision
+    python examples/finetune.py --quick          two epochs
+    python examples/finetune.py --torchvision --weights resnet18-f37072fd.pth \
+        --data imagenette2-320 --size 224        a trained model, another folder
 
 The weights are those that torchvision publishes; nothing is downloaded. A run that is killed goes on where
 it was if the same command is given again. Curve, confusion matrix and the worst mistakes are drawn to PNG

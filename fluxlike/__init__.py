@@ -161,7 +161,7 @@ if TYPE_CHECKING:
     from fluxlike.data.labels import onecold, onehot, onehotbatch
     from fluxlike.data.loader import DataLoader
     from fluxlike.data.observations import splitobs
-    from fluxlike.learning import callbacks, metrics
+    from fluxlike.learning import callbacks, logs, metrics
     from fluxlike.learning.callback import Callback
     from fluxlike.learning.events import CallbackError, CancelEpoch, CancelFit, CancelStep
     from fluxlike.learning.find_lr import RateSearch, find_lr
@@ -176,6 +176,7 @@ if TYPE_CHECKING:
     from fluxlike.learning.resume import load_learner
     from fluxlike.learning.step import Step
     from fluxlike.learning.train import train
+    from fluxlike.learning.validate import validate
 else:
 
     def __getattr__(name: str) -> Any:
@@ -370,6 +371,7 @@ __all__ = [
     "load_learner",
     "load_state_dict",
     "log_softmax",
+    "logs",
     "logsigmoid",
     "losses",
     "match_checkpoint",
@@ -432,6 +434,7 @@ __all__ = [
     "tree",
     "unstack",
     "update",
+    "validate",
     "vmap",
     "withgradient",
     "withupdates",

@@ -42,7 +42,7 @@ def resize_and_crop(image: Tensor, /, size: int | tuple[int, int]) -> Tensor:
         size: height and width in pixels, or one number for both.
 
     Returns:
-        Of shape (…, C, *size) and the same dtype.
+        Of shape ``(…, C, *size)`` and the same dtype.
 
     Raises:
         TypeError: an image of another dtype.
@@ -76,7 +76,7 @@ class RandomResizedCrop:
         ratio: the least and the greatest ratio of width to height. (default: (3/4, 4/3))
 
     A call takes an image, uint8 or floating, of shape (…, C, H, W), all of one box, and returns it as
-    (…, C, *size), bilinear and antialiased.
+    ``(…, C, *size)``, bilinear and antialiased.
 
     Raises:
         TypeError: from a call, an image of another dtype.

@@ -28,9 +28,11 @@ WHEN_USED = {
     "Interpretation": "interpretation.interpret",
     "interpret": "interpretation.interpret",
     "load_learner": "resume",
+    "logs": "logs",
     "metrics": "metrics",
     "show_predictions": "interpretation.show",
     "train": "train",
+    "validate": "validate",
 }
 
 imported = lazily(__name__, WHEN_USED)

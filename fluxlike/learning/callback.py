@@ -53,6 +53,8 @@ class Callback:
 
     reads: Any = ()
     writes: Any = ()
+    #: Whether it ends a fit at a loss that is not finite: such a step is then not taken.
+    guards: ClassVar[bool] = False
     after: ClassVar[tuple[type, ...]] = ()
     before: ClassVar[tuple[type, ...]] = ()
 

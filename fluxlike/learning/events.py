@@ -37,6 +37,11 @@ class Cancel(Exception):
     """What a callback or a step raises to end something early, and go on from there."""
 
     rank = 0
+    advice = ""
+
+    def allowed_at(self, event: Event, /) -> bool:
+        """Whether there is something left to cancel."""
+        return True
 
 
 class CancelStep(Cancel):
@@ -44,15 +49,35 @@ class CancelStep(Cancel):
 
     Raised by a callback at or before ``backward_end``, or by a step that runs eagerly. There is no
     ``step_end``.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> class LeaveOutSmall(fl.Callback):
+        ...     def step_begin(self, run):
+        ...         if run.samples < 4:
+        ...             raise fl.CancelStep
+        >>> data = fl.DataLoader((torch.ones(6, 2), torch.zeros(6, 1)), batch_size=4)
+        >>> options = {"callbacks": [LeaveOutSmall()], "progress": False}
+        >>> learner = fl.fit(fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, **options))
+        >>> learner.step, len(learner.history.steps)
+        (2, 1)
     """
 
     rank = 1
+    advice = "the step is taken; raise it up to backward_end"
+
+    def allowed_at(self, event: Event, /) -> bool:
+        return event is Event.STEP_BEGIN or event is Event.LOSS_BEGIN or event.inside_step
 
 
 class CancelEpoch(Cancel):
     """Leave this epoch of this phase: its ``epoch_end`` comes next."""
 
     rank = 2
+    advice = "no epoch is under way; raise it up to the last step_end"
+
+    def allowed_at(self, event: Event, /) -> bool:
+        return event not in (Event.FIT_BEGIN, Event.EPOCH_END, Event.FIT_END)
 
 
 class CancelFit(Cancel):
@@ -60,6 +85,18 @@ class CancelFit(Cancel):
 
     Args:
         reason: why, for ``learner.stopped``.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> class StopAt(fl.Callback):
+        ...     def step_end(self, run):
+        ...         if run.step == 7:
+        ...             raise fl.CancelFit("seven steps are enough")
+        >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 5
+        >>> options = {"callbacks": [StopAt()], "progress": False}
+        >>> learner = fl.fit(fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, **options), 3)
+        >>> learner.step, learner.stopped
+        (7, 'seven steps are enough')
     """
 
     rank = 3

@@ -33,6 +33,12 @@ class RateSearch:
         losses: the losses.
         smoothed: their exponential moving average, which begins as the mean of ten.
         stopped: why the search ended before its last rate, or None.
+
+    Example:
+        >>> import fluxlike as fl
+        >>> found = fl.RateSearch((1e-3, 1e-2, 1e-1, 1.0), (2.0, 1.9, 1.0, 3.0), (2.0, 1.9, 1.0, 3.0))
+        >>> found.steepest, found.minimum_tenth, found.suggestion
+        (0.01, 0.01, 0.01)
     """
 
     lrs: tuple[float, ...]
@@ -162,7 +168,7 @@ def find_lr(
             f"find_lr trains, and {learner!r} has no phase of training; write phases=[TrainingPhase()]"
         )
     guards = any(
-        getattr(callback, "guards", False) for callback in learner.callbacks
+        callback.guards for callback in learner.callbacks
     )  # so the step is the same
     search = _Search(start, stop, steps, diverge, guards)
     callbacks = (*(c for c in learner.callbacks if _takes_part(c)), search)

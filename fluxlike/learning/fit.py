@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from itertools import islice
 from time import perf_counter
 from typing import Any
 
+from fluxlike.learning.epoch import epoch_of
 from fluxlike.learning.events import CancelEpoch, CancelFit, CancelStep, Event
 from fluxlike.learning.interrupt import Interrupt
 from fluxlike.learning.learner import Learner
@@ -19,6 +19,8 @@ from fluxlike.learning.randomness import Seeds, kept, set_random_states
 from fluxlike.learning.resume import INTERRUPTED, resumed
 from fluxlike.learning.run import Run
 from fluxlike.scope.seeded import seeded
+from fluxlike.transforms.donation import Donated
+from fluxlike.trees.fmap import fleaves
 
 __all__ = ["fit"]
 
@@ -52,6 +54,16 @@ def fit(
         ValueError: no epochs, no data, a checkpoint past the last epoch.
         Exception: whatever the model, the loss or the data raise. Of every error, ``error.learner`` is the
             learner after the last whole step.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> x = torch.randn(64, 3)
+        >>> data = fl.DataLoader((x, x.sum(1, keepdim=True)), batch_size=16, shuffle=True)
+        >>> learner = fl.Learner(fl.Dense(3, 1), data, fl.Adam(0.1), fl.losses.mse, progress=False)
+        >>> learner = fl.fit(learner, 2)
+        >>> learner = fl.fit(learner, 3)
+        >>> learner.epoch, learner.step
+        (5, 20)
     """
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
         raise ValueError(f"fit(learner, {epochs!r}): write how many epochs, such as fit(learner, 10)")
@@ -61,7 +73,7 @@ def fit(
         )
     goal = learner.epoch + epochs
     found = None if resume is False else resumed(learner, resume, goal)
-    run = Run(learner, goal, donate) if found is None else Run(found, goal, donate=True)
+    run = Run(found or learner, goal, donate=donate or found is not None, resumes=resume is not False)
     if found is not None:
         run.stopped = found.stopped
     with kept(), Interrupt() as interrupt:
@@ -79,13 +91,15 @@ class _Loop:
     def go(self) -> Learner:
         run = self.run
         try:
-            run.emit(Event.FIT_BEGIN)
             try:
+                Seeds(self.steps_key).begin()
+                run.emit(Event.FIT_BEGIN)
                 while run.completed < run.goal and run.stopped is None:
                     self.epoch()
             except CancelFit as cancel:
                 run.stopped = cancel.reason
-            run.emit(Event.FIT_END)
+            with suppress(CancelFit):
+                run.emit(Event.FIT_END)
         except BaseException as error:
             self.failed(error)
             raise
@@ -104,10 +118,12 @@ class _Loop:
         for number in range(run.phase_number, len(self.learner.phases)):
             phase = self.learner.phases[number]
             self.begin(phase)
+            seeds = Seeds(self.steps_key.fold_in(run.phase_number).fold_in(run.completed))
+            seeds.begin()
             try:
                 if run.batch_number == 0:
                     run.emit(Event.EPOCH_BEGIN)
-                self.batches(phase)
+                self.batches(phase, seeds)
             except CancelEpoch:
                 pass
             # Where a checkpoint of the epoch's end goes on.
@@ -115,20 +131,28 @@ class _Loop:
             if run.phase_number == len(self.learner.phases):
                 run.phase_number, run.completed = 0, run.completed + 1
             run.emit(Event.EPOCH_END)
+            self.stop_if_asked()
 
     def begin(self, phase: Phase) -> None:
         run = self.run
         run.phase, run.waited, run.metrics, run.out = phase.name, 0.0, {}, {}
         try:
             run.batches = len(self.learner.data[phase.name])
-        except TypeError:
+        except (TypeError, NotImplementedError):
             run.batches = None
 
-    def batches(self, phase: Phase) -> None:
-        run, learner = self.run, self.learner
-        seeds = Seeds(self.steps_key.fold_in(run.phase_number).fold_in(run.completed))
-        batches = self.data(phase, seeds)
-        training, keyed = isinstance(phase, TrainingPhase), learner.keyed
+    def batches(self, phase: Phase, seeds: Seeds) -> None:
+        batches = self.data(phase)
+        try:
+            self.steps(phase, seeds, batches)
+        finally:  # processes that make batches end now, and not when somebody forgets an error
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+
+    def steps(self, phase: Phase, seeds: Seeds, batches: Iterator[Any]) -> None:
+        run = self.run
+        training, keyed = isinstance(phase, TrainingPhase), self.learner.keyed
         number = run.batch_number
         run.randomness = partial(self.again, seeds)
         while True:
@@ -149,27 +173,25 @@ class _Loop:
             run.step += training
             if done:
                 run.emit(Event.STEP_END)
-            if self.interrupt.asked:
-                raise CancelFit(INTERRUPTED)
+            self.stop_if_asked()
         if number == 0:
             raise ValueError(
                 f"the data of {phase.name} gave no batch in epoch {run.epoch}; a generator can be iterated "
                 "once: give a DataLoader, a list, or an object whose __iter__ begins anew"
             )
 
-    def data(self, phase: Phase, seeds: Seeds) -> Iterator[Any]:
+    def data(self, phase: Phase) -> Iterator[Any]:
         """The batches of an epoch from where the run stands."""
-        run, data, start = self.run, self.learner.data[phase.name], self.run.batch_number
-        seeds.begin()
-        with seeded(self.data_key.fold_in(run.phase_number)):
-            of_epoch: Callable[..., Iterator[Any]] | None = getattr(data, "epoch", None)
-            batches = iter(data) if of_epoch is None else iter(of_epoch(run.completed, start=start))
-        if of_epoch is None:
-            for _ in islice(batches, start):
-                pass
+        run, start = self.run, self.run.batch_number
+        key = self.data_key.fold_in(run.phase_number)
+        batches = epoch_of(self.learner.data[phase.name], run.completed, start, key)
         if start and run.learner.random is not None:
             set_random_states(run.learner.random)
         return batches
+
+    def stop_if_asked(self) -> None:
+        if self.interrupt.asked:
+            raise CancelFit(INTERRUPTED)
 
     @contextmanager
     def again(self, seeds: Seeds) -> Iterator[None]:
@@ -183,14 +205,20 @@ class _Loop:
         """Tell the callbacks, and hand the learner as it stands to who catches the error."""
         run = self.run
         run.error = error
-        then = run.tell(Event.EXCEPTION)
+        then = []
         try:
-            error.learner = run.as_learner()  # type: ignore[attr-defined]
-            then.insert(0, "As `error.learner`, the learner goes on from there.")
+            learner = run.as_learner()
+            error.learner = learner  # type: ignore[attr-defined]
+            lost = any(type(x) is Donated for x in fleaves((learner.model, learner.state)))
+            then.append(_HALF_DONE if lost else "As `error.learner`, the learner goes on from there.")
         except Exception as another:
             then.append(f"Then {type(another).__name__}: {another}")
+        then += run.tell(Event.EXCEPTION)
         error.add_note(" ".join((f"In a fit, {run.where()}.", *then)))
 
 
 _END = object()
+_HALF_DONE = (
+    "The update was half done, and has written over the model: go on from a checkpoint, not from `error.learner`."
+)
 _NOTHING: AbstractContextManager[Any] = nullcontext()

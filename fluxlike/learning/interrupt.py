@@ -19,13 +19,21 @@ class Interrupt:
         asked: whether Ctrl-C was pressed.
     """
 
-    asked = False
+    _pressed = False
     _before: Any = None
+    _outer: Interrupt | None = None
+
+    @property
+    def asked(self) -> bool:
+        return self._pressed or (self._outer is not None and self._outer.asked)
 
     def __enter__(self) -> Interrupt:
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._noted)
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+            if handler is signal.default_int_handler:
+                self._before = signal.signal(signal.SIGINT, self._noted)
+            elif isinstance(getattr(handler, "__self__", None), Interrupt):  # of the fit around this one
+                self._outer = handler.__self__  # type: ignore[union-attr]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -33,6 +41,6 @@ class Interrupt:
             signal.signal(signal.SIGINT, self._before)
 
     def _noted(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self._pressed:
             raise KeyboardInterrupt
-        self.asked = True
+        self._pressed = True

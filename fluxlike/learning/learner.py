@@ -134,7 +134,7 @@ class Learner:
         steps = _step(loss, step)
         self._set(
             model=model,
-            state=_state(rule, model) if state is None else state,
+            state=_state(rule, model, None) if state is None else state,
             loss_scale=first_loss_scale(precision, steps, model),
             key=Key(int(torch.randint(2**62, ()))) if key is None else key,
             step=0, epoch=0, phase=0, batch=0, memory={}, history=History(), stopped=None, random=None,
@@ -161,8 +161,8 @@ class Learner:
         Example:
             >>> import torch, fluxlike as fl
             >>> learner = fl.Learner(fl.Dense(1, 1), [], fl.Adam(), fl.losses.mse)
-            >>> learner.replace(rule=fl.Descent(0.1)).state.weight.rule
-            Descent(lr=0.1)
+            >>> learner.replace(rule=fl.Adam(0.1)).state.weight.rule.lr
+            0.1
         """
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         unknown = set(changes) - set(known)
@@ -171,8 +171,16 @@ class Learner:
                 f"a learner has no {sorted(unknown)[0]!r}; it has "
                 f"{', '.join(k for k in known if k[0] != '_')}"
             )
+        if isinstance(changes.get("step", 0), Step) or callable(changes.get("step")):
+            raise TypeError("learner.step is a count; write learner.replace(steps=…) for another way to step")
+        if "steps" in changes:
+            changes["steps"] = _step(None, changes["steps"])
+        if "data" in changes:
+            changes["data"] = _by_phase(changes["data"])
+        if "key" in changes:
+            changes.setdefault("keyed", True)
         if "rule" in changes and "state" not in changes:
-            changes["state"] = setup(changes["rule"], changes.get("model", self.model))
+            changes["state"] = _state(changes["rule"], changes.get("model", self.model), self.state)
         if {"steps", "precision"} & set(changes):
             steps, precision = changes.get("steps", self.steps), changes.get("precision", self.precision)
             model = changes.get("model", self.model)
@@ -203,6 +211,11 @@ class Learner:
                 "besides "
                 f"{', '.join(map(repr, self.data)) or 'nothing'}"
             )
+        if not self.steps.validates and any(isinstance(phase, ValidationPhase) for phase in self.phases):
+            raise ValueError(
+                "a step that is one function says how to train, and not how to validate: write a subclass of "
+                "fl.Step with train and evaluate, or give no validation data"
+            )
         for i, name in enumerate(names(self.callbacks)):
             inside = [e.value for e in Event if e.inside_step and hasattr(self.callbacks[i], e.value)]
             if inside and (self.jit or not self.steps.has_parts):
@@ -212,6 +225,9 @@ class Learner:
                     "it into a rule "
                     "(clipping, accumulation) or into the step, or leave it out"
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_shared": {"functions": {}, "order": self._shared["order"]}}
 
     def __repr__(self) -> str:
         rule = self.rule if not isinstance(self.rule, Mapping) else dict(self.rule)
@@ -225,15 +241,20 @@ class Learner:
 
 def _by_phase(data: Any) -> dict[str, Any]:
     if isinstance(data, Mapping):
-        return dict(data)
-    if isinstance(data, tuple) and len(data) == 2:
-        if any(isinstance(x, torch.Tensor) for x in data):
+        named = dict(data)
+    elif isinstance(data, tuple) and len(data) == 2 and not any(isinstance(x, torch.Tensor) for x in data):
+        named = {"training": data[0], "validation": data[1]}
+    else:
+        named = {"training": data}
+    for name, batches in named.items():
+        if isinstance(batches, torch.Tensor) or (
+            isinstance(batches, tuple) and any(isinstance(x, torch.Tensor) for x in batches)
+        ):
             raise TypeError(
-                "data is a pair of tensors, and a learner wants batches: write fl.DataLoader((x, y), "
-                "batch_size=64)"
+                f"data of {name} is made of tensors, and a learner wants batches: write "
+                "fl.DataLoader((x, y), batch_size=64)"
             )
-        return {"training": data[0], "validation": data[1]}
-    return {"training": data}
+    return named
 
 
 def _phases(data: Mapping[str, Any], phases: Sequence[Phase] | None) -> tuple[Phase, ...]:
@@ -283,10 +304,10 @@ def _step(loss: Any, step: Any) -> Step:
     return FunctionStep(step)
 
 
-def _state(rule: Any, model: Any) -> Any:
+def _state(rule: Any, model: Any, carry: Any) -> Any:
     """The state of a rule; of a dict of rules, for a dict of models."""
     if not isinstance(rule, Mapping):
-        return setup(rule, model)
+        return setup(rule, model, carry=carry)
     if not isinstance(model, Mapping) or set(rule) != set(model):
         found = (
             f"a dict of {', '.join(map(repr, model))}" if isinstance(model, Mapping) else type(model).__name__
@@ -295,4 +316,5 @@ def _state(rule: Any, model: Any) -> Any:
             f"rule is a dict of {', '.join(map(repr, rule))}, so the model is a dict of the same; found "
             f"{found}"
         )
-    return {name: setup(rule[name], model[name]) for name in model}
+    carried = carry if isinstance(carry, Mapping) else {}
+    return {name: setup(rule[name], model[name], carry=carried.get(name)) for name in model}

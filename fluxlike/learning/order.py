@@ -14,11 +14,13 @@ __all__ = ["names", "ordered"]
 
 def names(callbacks: Sequence[Callback], /) -> list[str]:
     """A name for each callback: its own, numbered where several have it."""
-    seen: dict[str, int] = {}
-    found = []
+    found: list[str] = []
     for callback in callbacks:
-        n = seen[callback.name] = seen.get(callback.name, 0) + 1
-        found.append(callback.name if n == 1 else f"{callback.name} {n}")
+        n, name = 1, callback.name
+        while name in found:
+            n += 1
+            name = f"{callback.name} {n}"
+        found.append(name)
     return found
 
 
@@ -51,6 +53,10 @@ def _check(callback: Callback) -> None:
         for part in declared:
             if part.split(".")[0] not in allowed:
                 raise ValueError(f"{name}.{kind} names {part!r}; the parts of a run are {', '.join(allowed)}")
+    for kind in ("after", "before"):
+        for cls in getattr(callback, kind):
+            if not isinstance(cls, type):
+                raise TypeError(f"{name}.{kind} holds {cls!r}; write classes of callbacks, {kind} = (fl.callbacks.Recorder,)")
     known = {event.value for event in Event}
     for attribute in dir(type(callback)):
         if attribute.startswith("on_") and attribute[3:] in known:
@@ -62,17 +68,20 @@ def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> lis
     sorter: TopologicalSorter[int] = TopologicalSorter(dict.fromkeys(here, ()))
     for a, b in combinations(here, 2):
         first, second = callbacks[a], callbacks[b]
-        if _named(first, second):
-            sorter.add(b, a)
-        elif _named(second, first):
-            sorter.add(a, b)
+        forth, back = _named(first, second), _named(second, first)
+        if forth or back:
+            if forth >= back:
+                sorter.add(b, a)
+            if back >= forth:
+                sorter.add(a, b)
         else:
             clash = _common(first.writes, second.writes)
             if clash:
+                one, other = type(innermost(first)).__name__, type(innermost(second)).__name__
+                first_one = f"say who comes first: after = ({one},) in the class {other}"
                 raise ValueError(
-                    f"{known[a]} and {known[b]} both write {clash!r} at {event.value}; say who comes first: "
-                    f"after = ({type(first).__name__},) in the class {type(second).__name__}, or leave one "
-                    "out"
+                    f"{known[a]} and {known[b]} both write {clash!r} at {event.value}; "
+                    f"{'make one of them' if one == other else first_one}, or leave one out"
                 )
             if _reads(second, first):
                 sorter.add(b, a)
@@ -89,9 +98,11 @@ def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> lis
         ) from None
 
 
-def _named(first: Callback, second: Callback) -> bool:
-    """Whether one of two says that the first comes first."""
-    return isinstance(innermost(first), second.after) or isinstance(innermost(second), first.before)
+def _named(first: Callback, second: Callback) -> int:
+    """Whether one of two says that the first comes first: 2 if it names its class, 1 if all callbacks."""
+    inner, outer = innermost(first), innermost(second)
+    found = [c for c in second.after if isinstance(inner, c)] + [c for c in first.before if isinstance(outer, c)]
+    return 0 if not found else 1 if all(c is Callback for c in found) else 2
 
 
 def _reads(reader: Callback, writer: Callback) -> bool:

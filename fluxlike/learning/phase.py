@@ -32,30 +32,48 @@ class Phase:
     name: ClassVar[str] = ""
 
     def step(self, run: Any, /) -> None:
-        """Take ``run.batch``: set ``run.model``, ``run.state``, and ``run.out``, a dict with the loss."""
+        """Take ``run.batch``: by ``run.train()`` or ``run.evaluate()``, or set ``run.model`` and ``run.out``."""
         raise NotImplementedError(f"write {type(self).__name__}.step(self, run)")
 
 
 class TrainingPhase(Phase):
-    """Training: the learner's step on every batch."""
+    """Training: the learner's step on every batch.
+
+    Example:
+        >>> import fluxlike as fl
+        >>> class Practice(fl.TrainingPhase):
+        ...     name = "practice"
+        >>> phases = [fl.TrainingPhase(), Practice()]
+        >>> data = {"training": [], "practice": []}
+        >>> fl.Learner(fl.Dense(2, 1), data, fl.Descent(0.1), fl.losses.mse, phases=phases)
+        Learner(Dense, Descent(lr=0.1), phases training, practice: epoch 0, step 0)
+    """
 
     name = "training"
 
     def step(self, run: Any, /) -> None:
         run.emit(Event.LOSS_BEGIN)
-        if not run.heard_inside:
-            run.model, run.state, run.out = run.train(run.model, run.state, run.batch)
-            return
-        run.out, run.grads = run.gradients(run.model, run.state, run.batch)
-        run.emit(Event.BACKWARD_END)
-        run.model, run.state = run.update(run.model, run.state, run.grads)
+        run.train()
 
 
 class ValidationPhase(Phase):
-    """Validation: the loss and the outputs of every batch, in test mode and without a graph."""
+    """Validation: the loss and the outputs of every batch, in test mode and without a graph.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> class Testing(fl.ValidationPhase):
+        ...     name = "testing"
+        >>> batches = [(torch.ones(4, 2), torch.zeros(4, 1))]
+        >>> phases = [fl.TrainingPhase(), Testing()]
+        >>> data = {"training": batches, "testing": batches}
+        >>> options = {"phases": phases, "progress": False}
+        >>> learner = fl.fit(fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, **options))
+        >>> learner.history.epochs["phase"]
+        ['training', 'testing']
+    """
 
     name = "validation"
 
     def step(self, run: Any, /) -> None:
         run.emit(Event.LOSS_BEGIN)
-        run.out = run.evaluate(run.model, run.state, run.batch)
+        run.evaluate()

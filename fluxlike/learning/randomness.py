@@ -60,9 +60,9 @@ class Seeds:
         self._first = 0
         self._seeds: list[int] = []
 
-    def begin(self) -> None:
-        """Seed torch, numpy and Python for an epoch."""
-        seed = self._seed(-1)
+    def begin(self, i: int = -1, /) -> None:
+        """Seed torch, numpy and Python, for an epoch or for a batch."""
+        seed = self._seed(i)
         torch.default_generator.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)

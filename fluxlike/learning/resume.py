@@ -6,6 +6,7 @@ import os
 import warnings
 from typing import Literal
 
+from fluxlike.learning.callback import innermost
 from fluxlike.learning.callbacks.checkpointer import Checkpointer
 from fluxlike.learning.checkpoints.entry import Entry
 from fluxlike.learning.checkpoints.store import Store
@@ -40,6 +41,21 @@ def load_learner(
     Raises:
         FileNotFoundError: there is no checkpoint.
         ValueError: it is damaged, or of a learner of another structure.
+
+    Example:
+        >>> import tempfile, torch, fluxlike as fl
+        >>> x = torch.randn(64, 3)
+        >>> data = fl.DataLoader((x, x.sum(1, keepdim=True)), batch_size=16)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     saving = fl.callbacks.Checkpointer(folder, by="loss")
+        ...     begun = fl.Learner(
+        ...         fl.Dense(3, 1), data, fl.Adam(0.1), fl.losses.mse, callbacks=[saving], progress=False
+        ...     )
+        ...     _ = fl.fit(begun, 3)
+        ...     newest = fl.load_learner(folder, like=begun)
+        ...     best = fl.load_learner(folder, like=begun, by="loss")
+        >>> newest.epoch, best.history.last("training", "loss") == min(newest.history["training", "loss"])
+        (3, True)
     """
     store = Store(folder, by=by, mode=mode)
     entry = store.newest() if by is None else store.best()
@@ -95,7 +111,7 @@ def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
 def _folder(learner: Learner, resume: bool | str | os.PathLike[str]) -> str | os.PathLike[str]:
     if resume is not True:
         return resume  # type: ignore[return-value]
-    folders = [callback.folder for callback in learner.callbacks if isinstance(callback, Checkpointer)]
+    folders = [innermost(callback).folder for callback in learner.callbacks if isinstance(innermost(callback), Checkpointer)]
     if len(folders) != 1:
         raise ValueError(
             f"resume=True takes the folder of the learner's Checkpointer, and it has {len(folders)} of "

@@ -18,7 +18,8 @@ from fluxlike.learning.randomness import random_states
 from fluxlike.learning.view import View
 from fluxlike.optimisers.averages import averaged
 from fluxlike.trees import algebra
-from fluxlike.trees.fmap import fmap
+from fluxlike.trees.fmap import fleaves, fmap
+from fluxlike.trees.structure import flatten
 
 __all__ = ["Run"]
 
@@ -29,8 +30,6 @@ class Run:
     """What changes while a fit is under way. A callback sees it through what it declares.
 
     Attributes:
-        model: the model.
-        state: the state of the optimiser.
         batch: the batch of this step.
         out: what the step gave: a dict with ``"loss"``, and ``"outputs"`` and ``"targets"`` of a standard
             step.
@@ -45,15 +44,16 @@ class Run:
         batch_number: how many batches of this phase were taken.
         batches: how many this phase has, or None where that is not known.
         goal: the number of the epoch with which the fit ends.
+        resumes: whether the fit goes on from a checkpoint if there is one.
         waited: seconds that this phase has waited for its data.
         randomness: a function that gives a context, at ``step_end``, of the same draws as the step.
         error: at ``exception``, what was raised.
     """
 
-    def __init__(self, learner: Learner, goal: int, donate: bool) -> None:
-        self.learner, self.goal = learner, goal
+    def __init__(self, learner: Learner, goal: int, *, donate: bool, resumes: bool) -> None:
+        self.learner, self.goal, self.resumes = learner, goal, resumes
         own = (learner.model, learner.state)
-        self.model, self.state = own if donate else algebra.clone(own)
+        self._model, self._state = own if donate else algebra.clone(own)
         self.step, self.completed = learner.step, learner.epoch
         self.epoch = self.completed + 1
         self.phase_number, self.batch_number = learner.phase, learner.batch
@@ -70,7 +70,7 @@ class Run:
         self.waited = 0.0
         self.randomness: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.error: BaseException | None = None
-        self.guarded = any(getattr(callback, "guards", False) for callback in learner.callbacks)
+        self.guarded = any(callback.guards for callback in learner.callbacks)
         self._views = [
             View(self, callback, name, _copied(learner.memory.get(name, callback.init())))
             for callback, name in zip(learner.callbacks, names(learner.callbacks), strict=True)
@@ -86,6 +86,24 @@ class Run:
         self.loss_scale = learner.loss_scale
         self._train, self._evaluate = functions(learner, self.guarded)
         self._averaged: tuple[Any, Any, Any] | None = None
+
+    @property
+    def model(self) -> Any:
+        """The model. Tensors that are set from elsewhere are copied: steps write over those of the run."""
+        return self._model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._model = _own(model, self._model)
+
+    @property
+    def state(self) -> Any:
+        """The state of the optimiser, kept as the model is."""
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._state = _own(state, self._state)
 
     @property
     def history(self) -> Any:
@@ -115,7 +133,7 @@ class Run:
         return _samples(self.batch)
 
     def emit(self, event: Event, /) -> None:
-        """Call the callbacks that listen to an event; afterwards leave what one of them has cancelled.
+        """Call the callbacks that listen to an event, all of them; then raise what one of them has raised.
 
         Raises:
             Cancel: what a callback raised, the widest of several.
@@ -125,20 +143,26 @@ class Run:
         if not handlers:
             return
         cancelled: Cancel | None = None
+        failed: CallbackError | None = None
         for handler, view in handlers:
             try:
                 handler(view)
             except Cancel as cancel:
-                if isinstance(cancel, CancelFit):
-                    self.stopped = cancel.reason
-                if cancelled is None or cancel.rank > cancelled.rank:
+                if not cancel.allowed_at(event):
+                    failed = failed or _misplaced(cancel, event, view)
+                elif cancelled is None or cancel.rank > cancelled.rank:
                     cancelled = cancel
             except LearningError:
                 raise
             except Exception as error:
-                raise CallbackError(
-                    f"{view._name}.{event.value} raised {type(error).__name__}: {error} ({self.where()})"
-                ) from error
+                if failed is None:
+                    text = f"{view._name}.{event.value} raised {type(error).__name__}: {error}"
+                    failed = CallbackError(f"{text} ({self.where()})")
+                    failed.__cause__ = error
+        if failed is not None:
+            raise failed
+        if isinstance(cancelled, CancelFit):
+            self.stopped = cancelled.reason
         if cancelled is not None:
             raise cancelled
 
@@ -152,24 +176,30 @@ class Run:
                 raised.append(f"{view._name}.{event.value} raised {type(error).__name__}: {error}.")
         return raised
 
-    def train(self, model: Any, state: Any, batch: Any, /) -> tuple[Any, Any, Mapping[str, Any]]:
-        """A whole step of training: the new model, the new state, and what the step gave."""
+    def train(self) -> None:
+        """Take the learner's step of training on the batch: model, state and out are new."""
         self._averaged = None
-        if self.loss_scale is None:
-            return self._train(model, state, batch)
-        model, state, out, self.loss_scale = self._train(model, state, batch, self.loss_scale)
-        return model, state, out
+        if self.heard_inside:
+            self.out, self.grads = self._gradients()
+            self.emit(Event.BACKWARD_END)
+            self._update()
+        elif self.loss_scale is None:
+            self._model, self._state, self.out = self._train(self._model, self._state, self.batch)
+        else:
+            given = self._model, self._state, self.batch, self.loss_scale
+            self._model, self._state, self.out, self.loss_scale = self._train(*given)
 
-    def evaluate(self, model: Any, state: Any, batch: Any, /) -> Mapping[str, Any]:
-        """A step of validation, of the averaged model if the learner says so."""
+    def evaluate(self) -> None:
+        """Take the learner's step of validation on the batch, of the averaged model if it says so: out is new."""
+        model, state = self._model, self._state
         if self.learner.averaged:
             known = self._averaged
             if known is None or known[0] is not model or known[1] is not state:
                 known = self._averaged = model, state, averaged(state, model)
             model = known[2]
-        return self._evaluate(model, state, batch)
+        self.out = self._evaluate(model, state, self.batch)
 
-    def gradients(self, model: Any, state: Any, batch: Any, /) -> tuple[Any, Any]:
+    def _gradients(self) -> tuple[Any, Any]:
         """The step's gradients, telling the callbacks between forward and backward."""
 
         def before_backward(out: Mapping[str, Any]) -> None:
@@ -178,22 +208,23 @@ class Run:
 
         heard = before_backward if self._handlers[Event.BACKWARD_BEGIN] else None
         scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
-        return self.learner.steps.gradients(model, state, batch, before_backward=heard, **scale)
+        given = self._model, self._state, self.batch
+        return self.learner.steps.gradients(*given, before_backward=heard, **scale)
 
-    def update(self, model: Any, state: Any, grads: Any, /) -> tuple[Any, Any]:
+    def _update(self) -> None:
         """The step's update; none where the loss is not finite, and a callback stops at that.
 
         Under a scale of the loss none where a gradient is not finite either.
         """
-        self._averaged = None
         if self.guarded and not is_finite(self.loss):
-            return model, state
+            return
         if self.loss_scale is not None:
-            finite = all_finite(grads)
+            finite = all_finite(self.grads)
             self.loss_scale = self.loss_scale.after(finite)
             if not finite:
-                return model, state
-        return self.learner.steps.update(model, state, grads, donate=True)
+                return
+        given = self._model, self._state, self.grads
+        self._model, self._state = self.learner.steps.update(*given, donate=True)
 
     def saved(self) -> dict[str, Any]:
         """What the callbacks remember, by name."""
@@ -205,8 +236,8 @@ class Run:
     def as_learner(self, **changes: Any) -> Learner:
         """The learner as it stands now."""
         return self.learner.replace(
-            model=self.model,
-            state=self.state,
+            model=self._model,
+            state=self._state,
             loss_scale=self.loss_scale,
             step=self.step,
             epoch=self.completed,
@@ -231,16 +262,26 @@ class Run:
         return f"after step {self.step}, epoch {self.epoch} of {self.goal}{phase}"
 
 
+def _misplaced(cancel: Cancel, event: Event, view: View) -> CallbackError:
+    kind, advice = type(cancel).__name__, cancel.advice
+    return CallbackError(f"{view._name}.{event.value} raised {kind}, which comes too late there: {advice}")
+
+
+def _own(new: Any, old: Any) -> Any:
+    """A tree whose tensors are those of another, or copies."""
+    known = {id(x) for x in fleaves(old)}
+    return fmap(lambda x: x if id(x) in known else x.clone(), new)
+
+
 def _samples(batch: Any) -> int:
-    while not isinstance(batch, Tensor):
-        if isinstance(batch, Mapping):
-            batch = next(iter(batch.values()), None)
-        elif isinstance(batch, (tuple, list)) and batch:
-            batch = batch[0]
-        else:
-            shape = getattr(batch, "shape", None)
-            return int(shape[0]) if shape else 1
-    return batch.shape[0] if batch.ndim else 1
+    """The length of the first axis of a batch's first array; of a list where there is none, its own."""
+    for x in flatten(batch)[0]:
+        shape = getattr(x, "shape", None)
+        if shape is not None:
+            return int(shape[0]) if len(shape) else 1
+    while isinstance(batch, tuple) and batch:
+        batch = batch[0]
+    return len(batch) if isinstance(batch, list) and batch else 1
 
 
 def _copied(memory: Any) -> Any:
@@ -249,4 +290,4 @@ def _copied(memory: Any) -> Any:
         return {name: _copied(value) for name, value in memory.items()}
     if isinstance(memory, list):
         return [_copied(value) for value in memory]
-    return memory
+    return memory.clone() if isinstance(memory, Tensor) else memory

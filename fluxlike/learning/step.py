@@ -12,7 +12,7 @@ from fluxlike.optimisers.update import update
 from fluxlike.transforms.gradient import withgradient
 from fluxlike.trees.places import Where
 
-__all__ = ["FunctionStep", "Step", "SupervisedStep", "pair", "with_settings"]
+__all__ = ["FunctionStep", "Step", "SupervisedStep", "as_out", "pair", "with_settings"]
 
 Out = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ class Step:
     wrt: Where | tuple[Where, ...] | None = None
 
     def loss(self, model: Any, batch: Any, /) -> Out:
-        """What the model makes of a batch: a dict with the 0-d ``"loss"``, of the mean over the batch."""
+        """What the model makes of a batch: the 0-d loss, of the mean over the batch, or a dict with ``"loss"``."""
         raise NotImplementedError(f"write {type(self).__name__}.loss(self, model, batch)")
 
     def autocast(self, model: Any, /) -> AbstractContextManager[Any]:
@@ -68,7 +68,7 @@ class Step:
 
         def f(model: Any, batch: Any) -> Any:
             with self.autocast(model):
-                out = self.loss(model, batch)
+                out = as_out(self.loss(model, batch))
             if before_backward is not None:
                 before_backward(out)
             return out if loss_scale is None else (loss_scale.scaled(out["loss"]), out)
@@ -87,7 +87,12 @@ class Step:
 
     def evaluate(self, model: Any, state: Any, batch: Any) -> Out:
         """A step of validation: the dict of `loss`, in test mode."""
-        return self.loss(model, batch)
+        return as_out(self.loss(model, batch))
+
+    @property
+    def validates(self) -> bool:
+        """Whether it says what a step of validation is."""
+        return True
 
     @property
     def has_parts(self) -> bool:
@@ -133,13 +138,24 @@ class FunctionStep(Step):
                 "out is the loss or a dict with it"
             )
         model, state, out = found
-        return model, state, out if isinstance(out, Mapping) else {"loss": out}
+        return model, state, as_out(out)
 
-    def evaluate(self, model: Any, state: Any, batch: Any) -> Out:
-        raise TypeError(
-            f"the step {_named(self.function)} is a function, which says how to train and not how to "
-            "validate; write a subclass of fl.Step with train and evaluate, or give no validation data"
-        )
+    @property
+    def validates(self) -> bool:
+        return False
+
+
+def as_out(found: Any, /) -> Out:
+    """What a step gives, as a dict: a loss alone, or a dict with it.
+
+    Raises:
+        ValueError: a dict without a loss.
+    """
+    if not isinstance(found, Mapping):
+        return {"loss": found}
+    if "loss" not in found:
+        raise ValueError(f"a step gave {_what(found)}; its dict needs the entry 'loss'")
+    return found
 
 
 def with_settings(step: Step, /, **settings: Any) -> Step:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from fluxlike.learning.callback import Callback
 from fluxlike.learning.callbacks.nonfinite import StopOnNonFiniteLoss
 from fluxlike.learning.fit import fit
 from fluxlike.learning.learner import Learner
-from fluxlike.learning.step import Out, Step
+from fluxlike.learning.step import Out, Step, as_out
 from fluxlike.scope.key import Key
 from fluxlike.trees.trainables import trainables
 
@@ -85,6 +88,8 @@ class _LossStep(Step):
             found = self.function(model, *batch)
         else:
             found = self.function(model, batch)
-        if isinstance(found, Mapping):
-            return found
-        return {"loss": found[0], "outputs": found[1:]} if isinstance(found, tuple) else {"loss": found}
+        if isinstance(found, Mapping) or isinstance(found, Tensor):
+            return as_out(found)
+        if dataclasses.is_dataclass(found) or hasattr(found, "_fields"):
+            return {"loss": found.loss}
+        return {"loss": found[0] if isinstance(found, tuple) else found}

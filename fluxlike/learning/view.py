@@ -12,8 +12,8 @@ __all__ = ["View"]
 _OWN = ("memory", "live")
 #: What callbacks read at every step and every one may read; by `__getattr__` it takes eight times as long.
 _QUICK = (
-    "batch_number", "batches", "epoch", "goal", "hyperparameters", "learner", "loss_scale", "phase", "record", "samples",
-    "step",
+    "batch_number", "batches", "epoch", "goal", "hyperparameters", "learner", "loss_scale", "phase", "record",
+    "samples", "step",
 )  # fmt: skip
 
 

@@ -7,6 +7,10 @@ from fluxlike.learning.callbacks.conditional import ConditionalCallback, throttl
 from fluxlike.learning.callbacks.custom import CustomCallback
 from fluxlike.learning.callbacks.early_stopping import EarlyStopping
 from fluxlike.learning.callbacks.garbage import GarbageCollect
+from fluxlike.learning.callbacks.log_histograms import LogGradients, LogHistograms
+from fluxlike.learning.callbacks.log_hyperparams import LogHyperParams
+from fluxlike.learning.callbacks.log_metrics import LogMetrics
+from fluxlike.learning.callbacks.log_visualization import LogVisualization
 from fluxlike.learning.callbacks.metrics import Metrics
 from fluxlike.learning.callbacks.metrics_printer import MetricsPrinter
 from fluxlike.learning.callbacks.nonfinite import NonFiniteLoss, StopOnNonFiniteLoss
@@ -24,6 +28,11 @@ __all__ = [
     "CustomCallback",
     "EarlyStopping",
     "GarbageCollect",
+    "LogGradients",
+    "LogHistograms",
+    "LogHyperParams",
+    "LogMetrics",
+    "LogVisualization",
     "Metrics",
     "MetricsPrinter",
     "NonFiniteLoss",

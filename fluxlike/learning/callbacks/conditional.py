@@ -104,7 +104,7 @@ def throttle(
             call to call.
 
     Returns:
-        A callback with the name and the declarations of the one given; it remembers ``"inside"``, what that
+        A callback with the declarations of the one given, and "throttled" after its name; it remembers ``"inside"``, what that
         one remembers, and ``"count"``.
 
     Raises:
@@ -146,6 +146,10 @@ class _Throttle(_Around):
         if not hasattr(self.callback, self.event):
             heard = ", ".join(e.value for e in Event if hasattr(self.callback, e.value))
             raise ValueError(f"{self.callback.name} does not listen to {self.event}; it listens to {heard}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.callback.name}, throttled"
 
     def init(self) -> dict[str, Any]:
         return {"inside": self.callback.init(), "count": {}}

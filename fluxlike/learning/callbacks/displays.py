@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 import threading
@@ -140,8 +141,9 @@ class _NotebookBar(_Bar):
     def draw(self, frame: Frame, /) -> None:
         full = "" if frame.of is None else f' value="{frame.done}" max="{frame.of}"'
         words = _GAP.join([frame.count, *frame.facts])
-        bar = f'{escape(frame.title)} <progress{full} style="vertical-align:middle"></progress> {escape(words)}'
-        self._put({"text/plain": f"{frame.title}{_GAP}{words}", "text/html": f"<div>{bar}</div>"})
+        bar = f'<progress{full} style="vertical-align:middle"></progress>'
+        html = f"<div>{escape(frame.title)} {bar} {escape(words)}</div>"
+        self._put({"text/plain": f"{frame.title}{_GAP}{words}", "text/html": html})
 
     def stop(self) -> None:
         if self._handle is not None:
@@ -149,9 +151,8 @@ class _NotebookBar(_Bar):
 
     def _put(self, forms: dict[str, str]) -> None:
         if self._handle is None:
-            from IPython.display import display as shown
-
-            self._handle = shown(forms, raw=True, display_id=True)
+            notebook = importlib.import_module("IPython.display")
+            self._handle = notebook.display(forms, raw=True, display_id=True)
         else:
             self._handle.update(forms, raw=True)
 
@@ -164,7 +165,7 @@ def _notebook() -> Any:
 
 
 def fitted(frame: Frame, width: int, marks: str = "━─", /) -> tuple[str, str, str, str]:
-    """A line of at most a width: the title, the two parts of a bar, and as many of the facts as there is room for.
+    """A line of at most a width: the title, the two parts of a bar, and as many facts as there is room for.
 
     Example:
         >>> frame = Frame("epoch 1/2 training", 50, 100, ["0:07 left", "loss 0.25"])

@@ -74,7 +74,7 @@ class LogGradients(Logging):
 
     Raises:
         TypeError: no log, or one that keeps no histograms.
-        ValueError: `every` is no number of steps; a learner with ``jit=True``, or with a step that has no parts.
+        ValueError: `every` is no number of steps; in the learner, ``jit=True``, or a step that has no parts.
     """
 
     kinds = ("histograms",)

@@ -60,8 +60,8 @@ class LogHyperParams(Logging):
         for name, value in more.items():
             if value is not None and not isinstance(value, (bool, int, float, str)):
                 raise TypeError(
-                    f"LogHyperParams({name}=…) is a {type(value).__name__}; write a number, a string or None, such "
-                    f"as {name}=str(…)"
+                    f"LogHyperParams({name}=…) is a {type(value).__name__}; write a number, a string or "
+                    f"None, such as {name}=str(…)"
                 )
         self.more = more
 
@@ -81,10 +81,10 @@ class LogHyperParams(Logging):
 def hyperparameters(run: Any, /) -> dict[str, Plain]:
     """What was chosen for a run, by name: numbers, strings and None.
 
-    These are the model, its number of parameters and their device, the loss, the rule and its hyperparameters,
-    schedules, the batch size, the last epoch, the precision, `jit` and the key. A hyperparameter of two rules of a
-    chain has the name of its rule before its own, and one that differs from layer to layer is a string of all
-    values.
+    These are the model, its number of parameters and their device, the loss, the rule and its
+    hyperparameters, schedules, the batch size, the last epoch, the precision, `jit` and the key. A
+    hyperparameter that two rules of a chain have is called by its rule's name and its own; one that differs
+    from layer to layer is a string of all values.
 
     Args:
         run: a run, as callbacks get it.
@@ -153,13 +153,13 @@ def _plain(value: Any) -> Plain:
     if isinstance(value, Tensor) and value.ndim == 0:
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
-        return value  # type: ignore[no-any-return]
+        return value
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_plain(inner)}" for name, inner in value.items())
     if isinstance(value, (tuple, list)):
         return f"({', '.join(str(_plain(inner)) for inner in value)})"
-    own = type(value).__repr__ is not object.__repr__ and " at 0x" not in repr(value)
-    return repr(value) if own else str(getattr(value, "__qualname__", type(value).__name__))
+    words = repr(value)
+    return words if " at 0x" not in words else str(getattr(value, "__qualname__", type(value).__name__))
 
 
 def _compared(learner: Any) -> list[str]:

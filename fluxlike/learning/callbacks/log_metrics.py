@@ -16,9 +16,9 @@ class LogMetrics(Logging):
     """Writes the losses of steps, the metrics of epochs and scheduled hyperparameters to logs.
 
     Scalars are written at the number of training steps that were taken. ``step/loss`` is the loss of the last
-    step, as are other numbers that a step of your own gives; ``step/learning_rate`` and others are the hyperparameters
-    that a `Scheduler` sets; ``validation/loss``, by the name of a phase, are the means of an epoch, and
-    ``epoch`` is its number. Losses of steps are read from the device together, those of some seconds at once.
+    step, and so are other numbers that a step of your own gives; ``step/learning_rate`` and others are
+    hyperparameters that a `Scheduler` sets. ``validation/loss``, by the name of a phase, is the mean of an
+    epoch, and ``epoch`` its number. Losses of steps are read from the device together, two seconds' at once.
 
     Args:
         logs: a `CSVLog`, `JSONLinesLog` or `TensorBoardLog`, or several.

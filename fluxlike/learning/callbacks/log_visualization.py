@@ -23,8 +23,8 @@ class LogVisualization(Logging):
 
     Args:
         logs: a `TensorBoardLog`, or several.
-        f: from the run to a figure of matplotlib, a picture (a tensor of bytes, or of floats from 0 to 1, (C, H, W), (H, W)
-            or (N, C, H, W)), or a dict of these by name.
+        f: from the run to a figure of matplotlib, to a picture, which is a tensor of bytes or of floats from
+            0 to 1, (C, H, W), (H, W) or (N, C, H, W), or to a dict of these by name.
         every: after how many steps of training to write. (default: at the end of every epoch)
         name: what it is called in the log. (default: the name of the function)
 
@@ -60,8 +60,8 @@ class LogVisualization(Logging):
         super().__init__(*logs)
         if not callable(f):
             raise TypeError(
-                f"LogVisualization got f={f!r}; write a function from the run to a figure, such as lambda run: "
-                "fl.show_predictions(run.model, batch)"
+                f"LogVisualization got f={f!r}; write a function from the run to a figure, such as "
+                "lambda run: fl.show_predictions(run.model, batch)"
             )
         self.f = f
         self.every = None if every is None else checked_every(self.name, every)
@@ -85,8 +85,8 @@ class LogVisualization(Logging):
         for name, picture in named.items():
             if not isinstance(picture, Tensor) and not hasattr(picture, "savefig"):
                 raise TypeError(
-                    f"the function {self.called!r} gave {_article(picture)}; return a figure of matplotlib, a tensor, or a "
-                    "dict of these by name"
+                    f"the function {self.called!r} gave {_article(picture)}; return a figure of matplotlib, "
+                    "a tensor, or a dict of these by name"
                 )
             for log in self.logs:
                 write = log.image if isinstance(picture, Tensor) else log.figure
@@ -96,7 +96,9 @@ class LogVisualization(Logging):
 def _named(f: Callable[[Any], Any]) -> str:
     name = getattr(f, "__name__", type(f).__name__)
     if name == "<lambda>":
-        raise ValueError("a lambda has no name; write LogVisualization(log, f=lambda run: …, name='predictions')")
+        raise ValueError(
+            "a lambda has no name; write LogVisualization(log, f=lambda run: …, name='predictions')"
+        )
     return str(name)
 
 

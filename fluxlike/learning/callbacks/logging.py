@@ -14,9 +14,9 @@ __all__ = ["Logging", "checked_every"]
 class Logging(Callback):
     """A callback that writes to logs. Several may share a log.
 
-    A learner that goes on takes back what the log has from after its step, so that nothing is there twice. What
-    was written is in the hands of the system before a checkpoint is saved, and the logs are closed as the fit
-    ends.
+    A learner that goes on takes back what the log has from after its step, so that nothing is there twice.
+    What was written is in the hands of the system before a checkpoint is saved, and the logs are closed as
+    the fit ends.
 
     Args:
         logs: the logs.
@@ -30,7 +30,7 @@ class Logging(Callback):
     def __init__(self, *logs: Log) -> None:
         if not logs:
             raise TypeError(
-                f"{self.name} got no log; write {self.name}(TensorBoardLog('run')), of fluxlike.learning.logs"
+                f"{self.name} got no log; write {self.name}(TensorBoardLog('run')), of fluxlike.logs"
             )
         for log in logs:
             requires(log, *self.kinds, what=self.name)
@@ -40,7 +40,7 @@ class Logging(Callback):
         return f"{self.name}({', '.join(type(log).__name__ for log in self.logs)})"
 
     def fit_begin(self, run: Any) -> None:
-        if run.step:
+        if run.step or run.resumes:
             for log in self.logs:
                 log.rewind(run.step)
 

@@ -19,9 +19,9 @@ _OUTPUTS = ("outputs", "targets")
 class Metrics(Callback):
     """The loss and the metrics of every epoch, over samples and not over batches.
 
-    Nothing is copied from the device until the epoch ends; but a metric of torchmetrics that checks what it gets
-    waits for the device at every step, unless it is made with ``validate_args=False``. Besides the loss, every
-    other number that a step of your own gives has its mean over samples in the history.
+    Nothing is copied from the device until the epoch ends; but a metric of torchmetrics that checks what it
+    gets waits for the device at every step, unless it is made with ``validate_args=False``. Besides the loss,
+    every other number that a step of your own gives has its mean over samples in the history.
 
     Args:
         metrics: metrics of torchmetrics, functions of outputs and targets that give the mean over a batch,
@@ -30,8 +30,8 @@ class Metrics(Callback):
     Raises:
         TypeError: something is no metric.
         ValueError: two metrics of one name.
-        LearningError: in the fit, a step without outputs and targets, or one that gives a number by the name of
-            a metric or of a column of the history.
+        LearningError: in the fit, a step without outputs and targets, or one that gives a number by the name
+            of a metric or of a column of the history.
 
     Example:
         >>> import torch, fluxlike as fl

@@ -93,7 +93,8 @@ def _below(number: str, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
 def _cells(row: Row) -> Iterator[tuple[str, str]]:
     """The numbers of an epoch of a phase, by name."""
     for name, value in row.items():
-        if name not in _NO_METRIC and isinstance(value, (int, float)):
+        of_a_layer = name.startswith("learning_rate.")
+        if name not in _NO_METRIC and not of_a_layer and isinstance(value, (int, float)):
             yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

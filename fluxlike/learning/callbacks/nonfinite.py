@@ -36,6 +36,17 @@ class StopOnNonFiniteLoss(Callback):
 
     Raises:
         NonFiniteLoss: the loss is not finite.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> model = fl.Chain(fl.Dense(2, 4), lambda x: x / 0, fl.Dense(4, 1))
+        >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))]
+        >>> learner = fl.Learner(model, data, fl.Adam(), fl.losses.mse, progress=False)
+        >>> try:
+        ...     fl.fit(learner)
+        ... except fl.callbacks.NonFiniteLoss as error:
+        ...     print(str(error).split(": ")[1])
+        the first layer whose output is not finite is .layers[1]
     """
 
     every: int = 50

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.learning.callback import Callback
+from fluxlike.learning.order import names
 from fluxlike.trees.structure import flatten
 
 __all__ = ["DeviceClock", "Profiler", "time_report"]
@@ -83,6 +84,9 @@ def time_report(learner: Any, /) -> str:
     For each phase the numbers of epochs and steps, the seconds, and the shares of waiting for data, steps
     and callbacks; on CUDA, of the device's own time too.
 
+    Args:
+        learner: a learner with a `Profiler` among its callbacks.
+
     Raises:
         ValueError: the learner has no `Profiler`.
 
@@ -93,10 +97,11 @@ def time_report(learner: Any, /) -> str:
         >>> print(time_report(learner))
         phase  epochs  steps  seconds  waiting  step  callbacks
     """
-    known = [c.name for c in learner.callbacks if isinstance(c, Profiler)]
+    named = zip(names(learner.callbacks), learner.callbacks, strict=True)
+    known = [name for name, callback in named if isinstance(callback, Profiler)]
     if not known:
         raise ValueError(
-            "the learner has no Profiler; write Learner(…, callbacks=[fluxlike.callbacks.Profiler()])"
+            "the learner has no Profiler, or one inside another callback; write Learner(…, callbacks=[fluxlike.callbacks.Profiler()])"
         )
     return _table(learner.memory.get(known[0], Profiler().init()))
 

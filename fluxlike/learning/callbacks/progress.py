@@ -30,9 +30,10 @@ _WINDOW = 25  # frames over which a rate is measured
 class ProgressPrinter(Callback):
     """Shows how far an epoch is: time left, loss, steps and samples a second, and memory.
 
-    On a terminal it is a bar of rich, in a notebook one of the notebook's own, both drawn anew a few times a
-    second and gone at the end; elsewhere, or where rich is not installed, it is a plain line now and then. All go
-    to standard error. A frame reads one loss from the device, and drawing takes at most a hundredth of the time.
+    On a terminal it is a bar of rich, in a notebook one of the notebook's own, both drawn anew about twice a
+    second and gone at the end; elsewhere, or where rich is not installed, it is a plain line now and then.
+    All go to standard error. Each time one loss is read from the device, and drawing takes at most a
+    hundredth of the time.
 
     Args:
         every: seconds between plain lines. (default: 60)

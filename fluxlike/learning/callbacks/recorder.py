@@ -15,8 +15,8 @@ _RATE = "learning_rate"
 class Recorder(Callback):
     """Writes the history: a row for each training step with its loss, and for each epoch with its metrics.
 
-    Hyperparameters that a `Scheduler` sets are in the rows of the steps, ``lr`` as ``learning_rate``; the rates
-    of the last step are in the row of the epoch too.
+    Hyperparameters that a `Scheduler` sets are in the rows of the steps, ``lr`` as ``learning_rate``; the
+    rates of the last step are in the row of the epoch too.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -53,7 +53,8 @@ class Recorder(Callback):
         row = {"epoch": run.epoch, "phase": run.phase, **run.metrics}
         if run.phase == "training" and len(run.history.steps):
             last = run.history.steps[-1]
-            row |= {name: value for name, value in last.items() if name.startswith(_RATE)}
+            if last["epoch"] == run.epoch:
+                row |= {name: value for name, value in last.items() if name.startswith(_RATE)}
         run.history = run.history.add_epoch({**row, "seconds": seconds})
         run.live["begun"] = perf_counter()
 

@@ -12,7 +12,8 @@ from fluxlike.learning.history.table import Table
 __all__ = ["plotted"]
 
 _MOST = 12  # panels by epoch
-_NO_METRIC = ("epoch", "phase", "step", "seconds", "learning_rate")
+_RATE = "learning_rate"
+_NO_METRIC = ("epoch", "phase", "step", "seconds")
 _COLOURS = {"training": "#2a78b5", "validation": "#d9722a"}
 _OTHERS = ("#3f9b62", "#8d5fb0", "#b3424a", "#7a6a55")
 _INK, _FAINT = "#333333", "#9a9a9a"
@@ -22,11 +23,11 @@ Panel = tuple[str, Callable[[Any], None]]
 
 
 def plotted(epochs: Table, steps: Table, names: Sequence[str] | None) -> Any:
-    """A figure with a panel for every column by epoch, and for loss and learning rate by step."""
+    """A figure with a panel for every column by epoch, and for loss, rates and other columns by step."""
     figures = optional("matplotlib.figure", "plot")
     chosen = _metrics(epochs) if names is None else list(names)
     panels = [_by_epoch(epochs, name) for name in (chosen[:_MOST] if names is None else chosen)]
-    panels += [_by_step(steps, name) for name in ("loss", "learning_rate") if name in steps.columns]
+    panels += _by_step(steps)
     if not panels:
         raise ValueError("a history of no epochs and no steps has nothing to draw")
     wide = _panels_across(len(panels))
@@ -54,7 +55,7 @@ def _metrics(epochs: Table) -> list[str]:
     found = [
         name
         for name in epochs.columns
-        if name not in _NO_METRIC and any(_number(cell) for cell in epochs[name])
+        if name not in _NO_METRIC and not _is_rate(name) and any(_number(cell) for cell in epochs[name])
     ]
     return sorted(found, key=lambda name: name != "loss")
 
@@ -83,24 +84,59 @@ def _by_epoch(epochs: Table, name: str) -> Panel:
     return _words(name), draw
 
 
-def _by_step(steps: Table, name: str) -> Panel:
-    rows = [(s, v) for s, v in zip(steps["step"], steps[name], strict=True) if _number(s) and _number(v)]
-    what = "training loss" if name == "loss" else _words(name)
+def _by_step(steps: Table) -> list[Panel]:
+    """Panels of the loss, of all learning rates together, and of every other column that varies."""
+    columns = {name: _points(steps, name) for name in steps.columns if name not in ("step", "epoch", "phase")}
+    rates = {name: points for name, points in columns.items() if _is_rate(name)}
+    panels = [("training loss by step", _loss(columns["loss"]))] if "loss" in columns else []
+    if rates:
+        title = "learning rate" if len(rates) == 1 else "learning rates"
+        panels.append((f"{title} by step", _lines(rates)))
+    for name, points in columns.items():
+        if name != "loss" and name not in rates and len({value for _, value in points}) > 1:
+            panels.append((f"{_words(name)} by step", _lines({name: points})))
+    return panels
 
+
+def _points(steps: Table, name: str) -> list[tuple[float, float]]:
+    cells = zip(steps["step"], steps[name], strict=True)
+    return [(step, cell) for step, cell in cells if _number(step) and _number(cell)]
+
+
+def _loss(points: list[tuple[float, float]]) -> Callable[[Any], None]:
     def draw(axis: Any) -> None:
-        x, y = zip(*rows, strict=True) if rows else ((), ())
-        colour, many = _COLOURS["training"], name == "loss" and len(rows) > 30
+        x, y = zip(*points, strict=True) if points else ((), ())
+        colour, many = _COLOURS["training"], len(points) > 30
         axis.plot(x, y, color=colour, lw=0.8 if many else 1.6, alpha=0.35 if many else 1)
         if many:
             axis.plot(x, _smooth(y), color=colour, lw=1.6, label="running mean")
             axis.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
-        if name == "learning_rate":
-            axis.yaxis.set_major_formatter(lambda value, place: f"{value:.3g}")
-            axis.set_ylim(bottom=0 if not y or min(y) >= 0 else None)
-        axis.set_xlabel("step", color=_INK)
-        axis.xaxis.set_major_locator(_whole_numbers())
+        _steps_below(axis)
 
-    return f"{what} by step", draw
+    return draw
+
+
+def _lines(columns: dict[str, list[tuple[float, float]]]) -> Callable[[Any], None]:
+    def draw(axis: Any) -> None:
+        colours = (*_COLOURS.values(), *_OTHERS)
+        least = min((value for points in columns.values() for _, value in points), default=0.0)
+        for place, (name, points) in enumerate(columns.items()):
+            x, y = zip(*points, strict=True) if points else ((), ())
+            label = name.removeprefix(_RATE).removeprefix(".") or "everywhere"
+            axis.plot(x, y, color=colours[place % len(colours)], lw=1.6, label=label)
+        if len(columns) > 1:
+            axis.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
+        axis.yaxis.set_major_formatter(lambda value, place: f"{value:.3g}")
+        if least >= 0 and any(map(_is_rate, columns)):
+            axis.set_ylim(bottom=0)
+        _steps_below(axis)
+
+    return draw
+
+
+def _steps_below(axis: Any) -> None:
+    axis.set_xlabel("step", color=_INK)
+    axis.xaxis.set_major_locator(_whole_numbers())
 
 
 def _plain(axis: Any, title: str) -> None:
@@ -128,14 +164,24 @@ def _whole_numbers() -> Any:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """The running mean, weighted towards the newest and corrected for its start; NaN and infinities pass."""
+    """The running mean from both sides, so that it does not lag; NaN and infinities are left out."""
+    there, back = _running_mean(values), _running_mean(values[::-1])[::-1]
+    return [(a + b) / 2 for a, b in zip(there, back, strict=True)]
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """The mean weighted towards the newest, corrected for its start."""
     total, weight, found = 0.0, 0.0, []
     for value in values:
         if math.isfinite(value):
             total = _SMOOTH * total + (1 - _SMOOTH) * value
             weight = _SMOOTH * weight + (1 - _SMOOTH)
-        found.append(total / weight if weight else value)
+        found.append(total / weight if weight else math.nan)
     return found
+
+
+def _is_rate(name: str) -> bool:
+    return name == _RATE or name.startswith(f"{_RATE}.")
 
 
 def _words(name: str) -> str:

@@ -147,6 +147,13 @@ class Interpretation:
         probability_of_true: of the class of the target, of shape (N,).
         losses: of each observation, of shape (N,); None without a loss.
         inputs: the inputs of the largest losses, by index.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> scores, targets = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1, 1])
+        >>> fl.interpret(fl.identity, [(scores, targets)], classes=["cat", "dog"])
+        2 of 3 right (66.67%), 2 classes
+        dog taken for cat: 1 (50.0%)
     """
 
     def __init__(self, classes: tuple[str, ...], numbers: Sequence[Tensor], inputs: dict[int, Any]) -> None:

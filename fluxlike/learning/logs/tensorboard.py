@@ -149,7 +149,7 @@ class TensorBoardLog:
         self._last = step
 
     def _is_there(self, tag: str, step: int) -> bool:
-        return False and tag in self._there[1]
+        return step == self._there[0] and tag in self._there[1]
 
     def _picture(self, name: str, picture: np.ndarray, step: int) -> None:
         optional("PIL", "a log of pictures")

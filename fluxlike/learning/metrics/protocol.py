@@ -29,6 +29,29 @@ class Metric(Protocol):
 
     Attributes:
         name: the column of the history; where there are several columns, what they begin with.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> class LargestError:
+        ...     name = "largest_error"
+        ...     def init(self):
+        ...         return Largest(0.0)
+        ...     def restore(self, state):
+        ...         return Largest(state["value"])
+        >>> class Largest:
+        ...     def __init__(self, value):
+        ...         self.value = value
+        ...     def update(self, outputs, targets, n):
+        ...         self.value = torch.maximum((outputs - targets).abs().max(), torch.as_tensor(self.value))
+        ...     def compute(self):
+        ...         return {"largest_error": self.value}
+        ...     def state(self):
+        ...         return {"value": self.value}
+        >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 2
+        >>> options = {"metrics": [LargestError()], "progress": False}
+        >>> learner = fl.fit(fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, **options))
+        >>> learner.history.epochs.columns
+        ('epoch', 'phase', 'loss', 'largest_error', 'seconds')
     """
 
     name: str

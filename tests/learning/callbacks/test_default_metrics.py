@@ -1,4 +1,4 @@
-"""The default callbacks that measure and record: weighted by sample, exact after a resume, nothing copied in a step."""
+"""The callbacks that measure and record: weighted by sample, exact after a resume, no copies in a step."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def test_other_numbers_of_a_step_have_their_means_over_samples_in_the_history():
 
 def test_metrics_of_a_step_without_outputs_are_an_error_that_says_what_to_write():
     begun = learner(loader(), fl.metrics.accuracy, None, step=Parts())
-    with pytest.raises(LearningError, match=r"'accuracy' needs outputs and targets, and the step gives 'loss', "):
+    with pytest.raises(
+        LearningError, match="'accuracy' needs outputs and targets, and the step gives 'loss', "
+    ):
         fl.fit(begun)
 
 
@@ -139,7 +141,8 @@ def test_a_number_by_the_name_of_a_column_that_is_known_only_at_the_end_is_an_er
 
     class Whole(Parts):
         def loss(self, model, batch):
-            return {**super().loss(model, batch), "outputs": model(batch[0]), "targets": batch[1], "error": 1.0}
+            out = super().loss(model, batch)
+            return {**out, "outputs": model(batch[0]), "targets": batch[1], "error": 1.0}
 
     errors = tm.MetricCollection({"error": tm.classification.MulticlassAccuracy(3)})
     with pytest.raises(LearningError, match="gives a number 'error', and the metric 'error' has this name"):
@@ -156,7 +159,8 @@ def test_a_phase_that_gives_nothing_has_no_losses_and_no_metrics():
     data = {"training": loader(), "look": loader()}
     phases = [fl.TrainingPhase(), Look()]
     fitted = fl.fit(learner(data, fl.metrics.accuracy, phases=phases), 2)
-    assert [list(row) for row in fitted.history.epochs.where(phase="look")] == [["epoch", "phase", "seconds"]] * 2
+    found = fitted.history.epochs.where(phase="look")
+    assert [list(row) for row in found] == [["epoch", "phase", "seconds"]] * 2
 
 
 class Leave(fl.Callback):
@@ -179,7 +183,8 @@ def test_the_history_of_a_run_that_was_left_anywhere_and_resumed_is_that_of_one_
         tm = pytest.importorskip("torchmetrics")
         metrics["auroc"] = tm.classification.MulticlassAUROC(3)
     data = (loader(shuffle=True, batch_size=11), loader(batch_size=20))
-    scheduler = fl.callbacks.Scheduler(lr=fl.schedules.Exp(0.1, 0.9), betas=(0.5, fl.schedules.Exp(0.9, 0.99)))
+    betas = 0.5, fl.schedules.Exp(0.9, 0.99)
+    scheduler = fl.callbacks.Scheduler(lr=fl.schedules.Exp(0.1, 0.9), betas=betas)
     whole = fl.fit(learner(data, metrics, callbacks=[scheduler]), 3)
     with pytest.raises(fl.CallbackError) as caught:
         fl.fit(learner(data, metrics, callbacks=[scheduler, Leave(after)]), 3)
@@ -192,7 +197,8 @@ def test_the_history_of_a_run_that_was_left_anywhere_and_resumed_is_that_of_one_
 
 def test_other_metrics_may_come_after_an_epoch_and_not_in_the_middle_of_one():
     fitted = fl.fit(learner(loader(), fl.metrics.accuracy))
-    callbacks = [c if not isinstance(c, fl.callbacks.Metrics) else fl.callbacks.Metrics() for c in fitted.callbacks]
+    none = fl.callbacks.Metrics()
+    callbacks = [c if not isinstance(c, fl.callbacks.Metrics) else none for c in fitted.callbacks]
     assert "accuracy" not in fl.fit(fitted.replace(callbacks=callbacks)).history.epochs[-1]
     with pytest.raises(fl.CallbackError) as caught:
         fl.fit(learner(loader(), fl.metrics.accuracy, callbacks=[Leave(2)]))
@@ -234,7 +240,8 @@ def test_nothing_is_read_from_the_device_during_the_steps():
 
     def step(model, state, batch):
         outputs = torch.empty(len(batch[1]), 3, device="meta")
-        return model, state, {"loss": outputs.sum(), "outputs": outputs, "targets": batch[1].to("meta"), "more": outputs.max()}
+        out = {"outputs": outputs, "targets": batch[1].to("meta"), "more": outputs.max()}
+        return model, state, {"loss": outputs.sum(), **out}
 
     callbacks = [fl.callbacks.Metrics(fl.metrics.accuracy), fl.callbacks.Recorder()]
     data = fl.DataLoader((X.repeat(8, 1), Y.repeat(8)), batch_size=2)
@@ -270,3 +277,23 @@ def test_numpy_is_left_alone_by_a_run():
     before = np.random.get_state()[1].tolist()
     fl.fit(learner(loader(), fl.metrics.accuracy))
     assert np.random.get_state()[1].tolist() == before
+
+
+def test_a_plot_has_a_panel_for_all_rates_and_one_for_every_other_hyperparameter_that_varies():
+    pytest.importorskip("matplotlib")
+    body = fl.callbacks.Scheduler(where=".weight", lr=fl.schedules.Exp(0.1, 0.9))
+    head = fl.callbacks.Scheduler(where=".bias", lr=fl.schedules.Exp(0.2, 0.9))
+    betas = fl.callbacks.Scheduler(betas=(fl.schedules.Exp(0.9, 0.99), 0.875))
+    figure = fl.fit(learner(loader(batch_size=1), callbacks=[body, head, betas])).history.plot()
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["loss", "training loss by step", "learning rates by step", "betas[0] by step"]
+    assert [line.get_label() for line in figure.axes[2].lines] == ["weight", "bias"]
+    assert figure.axes[2].lines[1].get_ydata()[:2] == pytest.approx([0.2, 0.18])
+
+
+def test_a_running_mean_of_losses_does_not_lag():
+    from fluxlike.learning.history.plot import _smooth
+
+    straight = [float(i) for i in range(200)]
+    assert _smooth(straight)[50:150] == pytest.approx(straight[50:150], abs=0.5)
+    assert _smooth([1.0, float("nan"), 1.0]) == [1.0, 1.0, 1.0]

@@ -1,4 +1,4 @@
-"""What a fit shows: a bar on a terminal, one in a notebook, plain lines elsewhere, and a table of the epochs."""
+"""What a fit shows: a bar on a terminal or in a notebook, plain lines elsewhere, a table of the epochs."""
 
 from __future__ import annotations
 
@@ -104,9 +104,12 @@ def on_terminal(code, columns, stdout=True, **environment):
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     variables = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
-    variables |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", **environment}
+    variables |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=there, stdout=there if stdout else subprocess.PIPE, env=variables
+        [sys.executable, "-c", code],
+        stderr=there,
+        stdout=there if stdout else subprocess.PIPE,
+        env=variables | environment,
     )
     os.close(there)
     found = b""
@@ -164,23 +167,36 @@ def test_a_bar_is_gone_after_an_error_and_what_is_printed_to_a_file_goes_there()
     assert "CallbackError: Say.step_end raised ZeroDivisionError: nothing" in "\n".join(screen.shown)
 
 
+NO_RICH = """
+import importlib.util, sys
+sys.modules["rich"] = None
+true = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: None if name == "rich" else true(name, *package)
+"""
+EVERY_LINE = """
+from dataclasses import replace
+Printer = fl.callbacks.ProgressPrinter
+every = [replace(c, every=0) if isinstance(c, Printer) else c for c in learner.callbacks]
+learner = learner.replace(callbacks=every)
+"""
+THREAD = """
+import threading
+thread = threading.Thread(target=fl.fit, args=(learner, 2))
+thread.start(), thread.join()
+"""
+
+
 @pytest.mark.parametrize("reason", ["dumb", "no rich", "thread"])
 def test_a_terminal_that_takes_no_bar_gets_plain_lines(reason):
-    code = RUN.replace("{stop}", "-1").replace("before =", "from dataclasses import replace\nbefore =")
-    every = "learner = learner.replace(callbacks=[replace(c, every=0) if hasattr(c, 'every') and 'Progress' in c.name"
-    code = code.replace("before =", f"{every} else c for c in learner.callbacks])\nbefore =")
+    code = RUN.replace("{stop}", "-1").replace("before =", f"{EVERY_LINE}\nbefore =")
     if reason == "no rich":
-        code = "import sys\nsys.modules['rich'] = None\nsys.meta_path.insert(0, type('No', (), {'find_spec': lambda *a: None}))\n" + code
-        code = code.replace("import sys\nsys.modules", "import importlib.util as u, sys\ntrue = u.find_spec\nu.find_spec = lambda name, *a: None if name == 'rich' else true(name, *a)\nsys.modules", 1)
+        code = NO_RICH + code
     if reason == "thread":
-        code = code.replace(
-            "fl.fit(learner, 2)",
-            "import threading; t = threading.Thread(target=fl.fit, args=(learner, 2)); t.start(); t.join()",
-        )
+        code = code.replace("    fl.fit(learner, 2)", THREAD.replace("\n", "\n    "))
     screen, _ = on_terminal(code, 120, **({"TERM": "dumb"} if reason == "dumb" else {}))
     assert sum("training: batch" in row for row in screen.shown) == 20
     assert screen.shown[-1] == "the end"
-    assert "\x1b" not in "".join(screen.seen)
+    assert "━" not in "".join(screen.seen)
 
 
 def test_without_a_terminal_progress_is_a_plain_line_now_and_then(capsys):
@@ -358,8 +374,11 @@ def test_a_table_of_one_phase_has_a_line_an_epoch_below_its_names(capsys):
 
 
 def test_a_table_of_several_phases_has_their_names_over_their_columns(capsys):
-    found = shown_table(capsys, ["training", "validation"], {"a metric with a long name": fl.metrics.accuracy})
-    assert found[1] == "epoch       loss  a metric with a long name        loss  a metric with a long name    seconds"
+    found = shown_table(capsys, ["training", "validation"], {"a long name of a metric": fl.metrics.accuracy})
+    assert (
+        found[1]
+        == "epoch       loss  a long name of a metric        loss  a long name of a metric    seconds"
+    )
     assert found[0].index("training") + len("training") == found[1].index("loss") + len("loss")
     assert found[0].index("validation") + len("validation") == found[1].rindex("loss") + len("loss")
     assert len({len(line) for line in found[1:]}) == 1
@@ -385,7 +404,8 @@ def test_a_table_that_would_be_wider_than_the_terminal_has_a_line_for_each_phase
     names = ["epoch", "phase", "loss", *(f"a metric with a long name {i}" for i in range(2)), "seconds"]
     assert found[0].split("  ") != names
     assert [" ".join(part.split()) for part in re.split(r"\s{2,}", found[0])] == names
-    assert [line.split()[0] for line in found[1:]] == ["1/2", "validation", "another", "2/2", "validation", "another"]
+    firsts = ["1/2", "validation", "another", "2/2", "validation", "another"]
+    assert [line.split()[0] for line in found[1:]] == firsts
     assert len({len(line) for line in found}) == 1
 
 
@@ -403,7 +423,8 @@ def test_the_names_come_again_when_the_columns_change(capsys):
             seen["epoch"] = run.epoch
 
     printers = [See(), fl.callbacks.Metrics(), fl.callbacks.Recorder(), fl.callbacks.MetricsPrinter()]
-    fl.fit(fl.Learner(fl.Dense(2, 3), [(X, Y)], fl.Adam(), step=More(), defaults=False, callbacks=printers), 3)
+    options = {"step": More(), "defaults": False, "callbacks": printers}
+    fl.fit(fl.Learner(fl.Dense(2, 3), [(X, Y)], fl.Adam(), **options), 3)
     found = table(capsys)
     assert [line.split()[0] for line in found] == ["epoch", "1/3", "epoch", "2/3", "3/3"]
     assert found[2] == "epoch       loss       more    seconds"

@@ -226,3 +226,41 @@ def test_a_file_of_pandas(tmp_path):
     frame = pandas.read_csv(tmp_path / "run.csv")
     assert frame["loss"].tolist() == [0.0, 0.5, 1.0]
     assert frame["later"].isna().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_scalars_that_may_wait_are_there_before_what_is_written_next_and_after_a_flush(kind, tmp_path):
+    path = file_of(kind, tmp_path)
+    log = kind(path)
+    log.later({"loss": torch.tensor(1.0)}, 1)
+    log.later({"loss": torch.tensor(2.0)}, 2)
+    assert path.exists()
+    log.scalar("accuracy", 0.5, 3)
+    wanted = [(1, "loss", 1.0), (2, "loss", 2.0), (3, "accuracy", 0.5)]
+    assert read(path) == wanted
+    log.later({"loss": 4.0}, 4)
+    log.flush()
+    assert read(path) == [*wanted, (4, "loss", 4.0)]
+    log.later({"loss": 5.0}, 5)
+    with pytest.raises(ValueError, match="step 4 after step 5 was written"):
+        log.later({"loss": 4.0}, 4)
+    log.close()
+    assert read(path) == [*wanted, (4, "loss", 4.0), (5, "loss", 5.0)]
+    with pytest.raises(FileExistsError, match="another run"):
+        kind(path).later({"loss": 1.0}, 6)
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_what_is_written_again_at_the_step_of_a_rewind_is_there_once(kind, tmp_path):
+    path = file_of(kind, tmp_path)
+    first = kind(path)
+    first.scalars({"loss": 1.0, "accuracy": 0.5}, 1)
+    first.scalar("later", 1.0, 2)
+    first.close()
+    second = kind(path)
+    second.rewind(1)
+    second.scalar("accuracy", 0.5, 1)
+    second.later({"loss": 1.0, "new": 3.0}, 1)
+    second.scalar("loss", 2.0, 2)
+    second.close()
+    assert sorted(read(path)) == [(1, "accuracy", 0.5), (1, "loss", 1.0), (1, "new", 3.0), (2, "loss", 2.0)]

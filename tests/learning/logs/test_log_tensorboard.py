@@ -168,3 +168,29 @@ def test_nothing_warns(tmp_path):
         log.histogram("weight", torch.randn(100), 1)
         log.text("note", "a", 1)
         log.close()
+
+
+def test_what_is_written_again_at_the_step_of_a_rewind_is_shown_once(tmp_path):
+    def write(log, step):
+        log.later({"loss": torch.tensor(0.5)}, step)
+        log.histogram("weight", torch.ones(3), step)
+        log.image("picture", torch.zeros(2, 2), step)
+        log.text("note", "hello", step)
+
+    first = TensorBoardLog(tmp_path)
+    write(first, 1)
+    write(first, 2)
+    first.close()
+    for at in (2, 1):
+        again = TensorBoardLog(tmp_path)
+        again.rewind(at)
+        write(again, at)
+        write(again, 3)
+        again.close()
+    found = read(tmp_path)
+    shown = (found.Scalars("loss"), found.Histograms("weight"), found.Images("picture"))
+    assert [[event.step for event in events] for events in shown] == [[1, 3]] * 3
+    from tensorboard.backend.event_processing import plugin_event_accumulator  # which the server uses
+
+    found = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in found.Tensors("note/text_summary")] == [1, 3]
