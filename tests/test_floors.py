@@ -15,6 +15,7 @@ ROOT = Path(fluxlike.__file__).parent
 FLOORS = {
     "_private": 0,
     "lazily": 0,
+    "optional": 0,
     "trees": 1,
     "scope": 2,
     "random": 2,

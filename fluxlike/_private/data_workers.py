@@ -9,9 +9,9 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from torch.utils.data import DataLoader
-from torch.utils.data._utils import signal_handling
+from torch.utils.data._utils import signal_handling, worker
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "become_the_only_one"]
 
 
 class Workers:
@@ -36,17 +36,19 @@ class Workers:
             StopIteration: there are no more.
         """
         try:
-            self._watch()
-            self._require_alive()
-            return pickle.loads(next(self._iterator))
+            try:
+                self._watch()
+                self._require_alive()
+                return pickle.loads(next(self._iterator))
+            finally:
+                self._stop_watching()
         except (RuntimeError, OSError, EOFError) as error:
+            self._stop_watching()  # if the signal of a death came before that was done
             if isinstance(error, ChildProcessError):
                 raise
-            wait([worker.sentinel for worker in self._iterator._workers], timeout=1)
+            self._await_death()
             self._require_alive()
-            raise ChildProcessError(str(error)) from error
-        finally:
-            self._stop_watching()
+            raise ChildProcessError(str(error) or type(error).__name__) from error
 
     def close(self) -> None:
         """End the processes."""
@@ -64,12 +66,33 @@ class Workers:
             signal_handling._remove_worker_pids(id(self._iterator))
             self._iterator._worker_pids_set = False
 
+    def _await_death(self) -> None:
+        """Let the exit code of a worker that is dying be known, if there is one."""
+        dying = {process.sentinel: process for process in self._iterator._workers}
+        for sentinel in wait(list(dying), timeout=1):
+            dying[sentinel].join(1)  # the sentinel tells of the end before the exit code is there
+
     def _require_alive(self) -> None:
-        for worker in self._iterator._workers:
-            code = worker.exitcode
+        for process in self._iterator._workers:
+            code = process.exitcode
             if code is not None:
-                raise ChildProcessError(f"the worker process {worker.pid} {_ended(code)}")
+                raise ChildProcessError(f"the worker process {process.pid} {_ended(code)}")
+
+
+def become_the_only_one() -> tuple[int, int]:
+    """Let this worker process take itself for the only one, so that nothing is shared out a second time.
+
+    Returns:
+        Which it was, and of how many.
+    """
+    info = worker.get_worker_info()
+    if info is None:
+        raise RuntimeError("this is no worker process")
+    worker._worker_info = worker.WorkerInfo(id=0, num_workers=1, seed=info.seed, dataset=info.dataset)
+    return info.id, info.num_workers
 
 
 def _ended(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed by SIGKILL, as the system does when memory runs out (load with fewer workers or smaller batches)"
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with the exit code {code}"

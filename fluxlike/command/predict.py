@@ -15,7 +15,8 @@ from fluxlike.command.model_file import About, read_model
 from fluxlike.command.pictures import found_images, picture
 from fluxlike.command.printing import Line, Subparsers, add_json, columns, escaped, show, show_json
 from fluxlike.command.tables import read_features
-from fluxlike.learning.history.files import csv_lines, replace_file
+from fluxlike.files.durable import write_whole
+from fluxlike.learning.history.files import csv_lines, encoded
 from fluxlike.learning.interpretation.predictions import class_probabilities
 from fluxlike.placement.device import to_device
 from fluxlike.scope.mode import mode
@@ -89,7 +90,7 @@ def run(given: argparse.Namespace, /) -> None:
         return
     rows = [_row(about, x, top) for x in found]
     if given.csv is not None:
-        replace_file(given.csv, csv_lines(list(rows[0]), rows))
+        write_whole(given.csv, encoded(csv_lines(list(rows[0]), rows)))
         show([Line(escaped(f"{given.csv}: {plural(len(rows), 'row')}"))])
     else:
         show(_lines(rows))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fluxlike.command.config import Configuration
+from fluxlike.files.durable import write_whole
 from fluxlike.files.opening import open_regular
 from fluxlike.files.printing import shown
 from fluxlike.files.strict_json import read_json
-from fluxlike.learning.history.files import replace_file
 
 __all__ = ["RunFolder"]
 
@@ -86,7 +86,7 @@ class RunFolder:
         if not self.record.exists():
             self.path.mkdir(parents=True, exist_ok=True)
             about = {"configuration": self._by_key(run), "data": data}
-            replace_file(self.record, [json.dumps(about, indent=2), "\n"])
+            write_whole(self.record, [f"{json.dumps(about, indent=2)}\n".encode()])
             return
         then = self._read()["data"]
         changed = [key for key in data if data[key] != then.get(key)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,47 +10,67 @@ from fluxlike.data.order import order_key
 from fluxlike.data.sources import Arrays, Source, Stream
 from fluxlike.scope.key import Key
 
-__all__ = ["check_settings", "require_settings"]
+__all__ = ["checked_settings", "require_settings", "whole_number"]
 
 
-def check_settings(
+def checked_settings(
     source: Source, batch_size: Any, shuffle: Any, collate: Any, workers: Any, key: Key | None, plain: bool
-) -> None:
-    """Raise over arguments that don't go together; `plain` says that no code of the user's runs."""
-    if not _is_whole(batch_size) or batch_size < 1:
+) -> tuple[int, bool | int, int]:
+    """The numbers among the arguments, as Python's, if all go together.
+
+    Args:
+        plain: whether no code of the user's runs.
+
+    Returns:
+        ``batch_size``, ``shuffle`` and ``workers``.
+    """
+    size, processes = whole_number(batch_size), whole_number(workers)
+    if size is None or size < 1:
         raise ValueError(f"batch_size={batch_size!r}: write a whole number of at least 1")
-    if not _is_whole(workers) or workers < 0:
+    if processes is None or processes < 0:
         raise ValueError(f"workers={workers!r}: write how many processes, 0 for none")
-    _check_shuffle(source, shuffle)
+    shuffle = _checked_shuffle(source, shuffle)
     if collate is not None and isinstance(source, Arrays):
         raise ValueError(
             "collate joins samples, and a tree of arrays is sliced into batches; write transform= for what "
             "is done with each batch, or give a data set of samples"
         )
-    if isinstance(source, Stream) and workers > 1 and not source.can_shard:
+    if isinstance(source, Stream) and processes > 1 and not source.can_shard:
         raise TypeError(
-            f"workers={workers}: each would read the whole {type(source.data).__name__}; write workers=1, or "
+            f"workers={processes}: each would read the whole {type(source.data).__name__}; write workers=1, or "
             "give it a method shard(self, num_shards, index) that returns the stream for one of them"
         )
     order_key("DataLoader", key, bool(shuffle) or not plain)
+    return size, shuffle, processes
 
 
-def _check_shuffle(source: Source, shuffle: Any) -> None:
-    if isinstance(source, Stream):
+def _checked_shuffle(source: Source, shuffle: Any) -> bool | int:
+    if isinstance(source, Stream) and shuffle is not False:
         if shuffle is True:
             raise ValueError(
                 "shuffle=True: a stream can't be put in order before it is read; write how many samples to "
                 "draw the next one from, such as shuffle=1000"
             )
-        if shuffle is not False and not (_is_whole(shuffle) and shuffle > 1):
+        buffer = whole_number(shuffle)
+        if buffer is None or buffer < 2:
             raise ValueError(
                 f"shuffle={shuffle!r}: for a stream write False, or how many samples to draw the next one "
                 "from, such as shuffle=1000"
             )
-    elif not isinstance(shuffle, bool):
+        return buffer
+    if not isinstance(shuffle, bool):
         raise ValueError(
             f"shuffle={shuffle!r}: write True or False; a number of samples to draw from is for streams"
         )
+    return shuffle
+
+
+def whole_number(x: Any, /) -> int | None:
+    """A whole number of any kind, such as numpy's, as Python's; None for anything else, such as True."""
+    try:
+        return None if isinstance(x, bool) else operator.index(x)
+    except TypeError:
+        return None
 
 
 def _is_whole(x: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluxlike import random
 from fluxlike.data.order import random_order
-from fluxlike.data.seeding import seeded_everywhere
+from fluxlike.data.seeding import alone, seeded_everywhere
 from fluxlike.scope.blocks import Domain, block
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import active
@@ -42,13 +42,17 @@ class Epoch:
 
     def seed(self) -> int:
         """A seed for a generator of its own, apart from the order and the batches."""
-        low, high = self._folded(-1)
+        low, high = self._folded(_BUFFER)
         return low | high << 32
 
     def seeded(self, batch: int) -> AbstractContextManager[None]:
         """Everything random that is drawn inside is a function of this epoch and the batch's number."""
         low, high = self._folded(batch)
         return seeded_everywhere(Key(low | high << 32))
+
+    def opening(self) -> AbstractContextManager[None]:
+        """As `seeded`, for opening a stream: the same in every shard and from wherever it is gone on with."""
+        return self.seeded(_OPENING)
 
     def _folded(self, i: int) -> tuple[int, int]:
         low, high, *_ = block(i, Domain.FOLD.number(), *self._drawn())
@@ -60,6 +64,10 @@ class Epoch:
         return self.words
 
 
+# In the place of a batch's number.
+_BUFFER, _OPENING = -1, -2
+
+
 def keyed_epoch(number: int, key: Key) -> Epoch:
     """The epoch that a loader's key makes."""
     return Epoch(number, _words(key.fold_in(number).data))
@@ -67,7 +75,9 @@ def keyed_epoch(number: int, key: Key) -> Epoch:
 
 def drawn_epoch(number: int) -> Epoch:
     """An epoch whose key is the next draw in scope; where there is no key, one of torch's generator."""
-    return Epoch(number, _words(random.integers((2,), 0, 1 << 32, device="cpu")), by_torch=active() is None)
+    with alone():
+        words = _words(random.integers((2,), 0, 1 << 32, device="cpu"))
+    return Epoch(number, words, by_torch=active() is None)
 
 
 def _words(data: Tensor) -> tuple[int, int]:

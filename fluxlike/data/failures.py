@@ -59,10 +59,9 @@ def report(error: Failure | Death, epoch: int, batch: int) -> NoReturn:
     place = f"epoch {epoch}, batch {batch}"
     if isinstance(error, Death):
         raise RuntimeError(
-            f"{place}: it did not come; {error}, over this batch or one of the next few. The system kills "
-            "processes when memory runs out: load with fewer workers or smaller batches; workers=0 shows "
-            f"any other cause. The batches before are good: go on by loader.epoch({epoch}, start={batch}), "
-            "or by load_state_dict"
+            f"{place}: it did not come; {error}, over this batch or one of the next few. What your own code "
+            "raises or calls shows with workers=0. The batches before are good: go on by "
+            f"loader.epoch({epoch}, start={batch}), or by load_state_dict"
         ) from error
     cause = error.__cause__ or error
     raise RuntimeError(f"{place}: {error.part} raised {type(cause).__name__}: {cause}") from cause

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxlike.data.checks import whole_number
 from fluxlike.data.observations import num_observations, takeobs
 from fluxlike.data.order import order_key, random_order
 from fluxlike.scope.key import Key
@@ -72,12 +73,13 @@ def kfolds(
     """
     key = order_key("kfolds", key, shuffle)
     n = num_observations(data)
-    if not isinstance(k, int) or isinstance(k, bool):
+    folds = whole_number(k)
+    if folds is None:
         raise TypeError(f"kfolds takes a whole number of folds, found k={k!r}")
-    if not 2 <= k <= n:
+    if not 2 <= folds <= n:
         raise ValueError(f"kfolds(k={k}): {n} observations make from 2 to {n} folds")
     order = random_order(n, key) if shuffle else torch.arange(n, device="cpu")
-    return _folds(data, order, k)
+    return _folds(data, order, folds)
 
 
 def _folds(data: Any, order: Tensor, k: int) -> Iterator[tuple[Any, Any]]:

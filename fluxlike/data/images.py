@@ -35,7 +35,8 @@ def resize_and_crop(image: Tensor, /, size: int | tuple[int, int]) -> Tensor:
     """The middle of an image, of a given size: as little as possible is cut off.
 
     The image is resized with its proportions kept until it just covers the size, antialiased and bilinear,
-    and what stands over on two sides is cut off.
+    and what stands over on two sides is cut off. Of an image more than five times as long as wide, the ends
+    are cut off first, so that a line of pixels takes no more memory than a picture.
 
     Args:
         image: uint8 or floating, of shape (…, C, H, W).
@@ -55,11 +56,33 @@ def resize_and_crop(image: Tensor, /, size: int | tuple[int, int]) -> Tensor:
     """
     height, width = checked_size("resize_and_crop", size)
     h, w = _sides("resize_and_crop", image)
-    by_height = height * w >= width * h
-    covering = (height, w * height // h) if by_height else (h * width // w, width)
-    image = _resized(image, covering)
-    top, left = round((covering[0] - height) / 2), round((covering[1] - width) / 2)
-    return image[..., top : top + height, left : left + width]
+    if height * w < width * h:
+        image, covering, top = _without_ends(image, -2, (h, w), (height, width))
+        return _resized(image, (covering, width))[..., top : top + height, :]
+    image, covering, left = _without_ends(image, -1, (w, h), (width, height))
+    return _resized(image, (height, covering))[..., left : left + width]
+
+
+def _without_ends(
+    image: Tensor, axis: int, sides: tuple[int, int], wanted: tuple[int, int]
+) -> tuple[Tensor, int, int]:
+    """An image without most of what is to be cut off, how long it will be, and where the middle then begins.
+
+    Args:
+        image: of shape (…, C, H, W).
+        axis: the one that is too long.
+        sides: of the image, that axis first.
+        wanted: the sides of the middle, likewise.
+    """
+    long, short = sides
+    covering = long * wanted[1] // short
+    start = round((covering - wanted[0]) / 2)
+    # Squares, whose pixels become whole pixels, so the rest stays where it was; one at each end is left to
+    # the filter.
+    squares = max(0, (covering - wanted[0]) // (2 * wanted[1]) - 1)
+    if squares:
+        image = image.narrow(axis, squares * short, long - 2 * squares * short)
+    return image, covering - 2 * squares * wanted[1], start - squares * wanted[1]
 
 
 @dataclass(frozen=True)

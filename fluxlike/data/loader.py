@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fluxlike.data.checks import check_settings, require_settings
+from fluxlike.data.checks import checked_settings, require_settings, whole_number
 from fluxlike.data.collation import collate as stack_samples
 from fluxlike.data.cursor import Cursor
 from fluxlike.data.epoch import Epoch, drawn_epoch, keyed_epoch
@@ -95,10 +95,11 @@ class DataLoader:
     ) -> None:
         source = source_of(data)
         self._plain = isinstance(source, Arrays) and transform is None
-        check_settings(source, batch_size, shuffle, collate, workers, key, self._plain)
-        self._source, self.batch_size, self.shuffle, self.partial = source, batch_size, shuffle, partial
+        numbers = checked_settings(source, batch_size, shuffle, collate, workers, key, self._plain)
+        self._source, self.partial = source, partial
+        self.batch_size, self.shuffle, self.workers = numbers
         self._collate, self._transform, self._key = collate or stack_samples, transform, key
-        self.workers, self.device = workers, None if device is None else torch.device(device)
+        self.device = None if device is None else torch.device(device)
         self._cursor = Cursor()
 
     def __len__(self) -> int:

@@ -97,15 +97,13 @@ class Recipe:
             Failure: a part of a batch raised something.
         """
         leap = start if shards == 1 and not self.buffer and stream.can_skip else 0
-        samples: Iterator[Any] = iter(())
         read = leap * self.size
+        samples = self._open(stream, read, shard, shards)
         yield from repeat(Mark.SKIPPED, leap)
         for i in count(leap):
             number = shard + i * shards
             with self.epoch.seeded(number):
                 try:
-                    if i == leap:
-                        samples = self._open(stream.shard(shard, shards), read)
                     found = list(islice(samples, self.size))
                 except Exception as error:
                     raise Failure(f"the stream, after {read} samples,") from error
@@ -115,8 +113,12 @@ class Recipe:
             if made is Mark.ENDED:
                 return
 
-    def _open(self, stream: Stream, skip: int) -> Iterator[Any]:
-        samples = stream.samples(skip)
+    def _open(self, stream: Stream, skip: int, shard: int, shards: int) -> Iterator[Any]:
+        try:
+            with self.epoch.opening():
+                samples = stream.shard(shard, shards).samples(skip)
+        except Exception as error:
+            raise Failure("opening the stream") from error
         if not self.buffer:
             return samples
         return shuffled(samples, self.buffer, self.epoch.seed())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +17,46 @@ from torch.utils.data import get_worker_info
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import seeded
 
-__all__ = ["seeded_everywhere"]
+__all__ = ["alone", "seeded_everywhere"]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Draw from the generators of the process while no other thread does, in one of these blocks.
+
+    Warns:
+        RuntimeWarning: another thread has been drawing for a minute, and may wait for this one.
+    """
+    turn = _turn
+    if not turn.acquire(timeout=_PATIENCE):
+        warnings.warn(
+            f"this thread has waited {_PATIENCE} s for another one to make a batch, and goes on waiting: both draw "
+            "from the generators of the process. If the other one's data set waits for this thread, neither "
+            "ends: give the DataLoader that is read in this thread a key, and workers=1",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        turn.acquire()
+    try:
+        yield
+    finally:
+        turn.release()
+
+
+# In seconds.
+_PATIENCE = 60
+
+# It may be taken again by the thread that has it, whose data set may read another loader.
+_turn = threading.RLock()
+
+
+def _renew_turn() -> None:
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_turn)  # where no other thread is left to give it back
 
 
 @contextmanager
@@ -22,7 +64,7 @@ def seeded_everywhere(key: Key, /) -> Iterator[None]:
     """Put a key in scope as `seeded` does, and numpy's and Python's global generators under it too.
 
     The generators are put back at the end, but for numpy's and Python's in a worker of a loader, where nobody
-    else draws. They belong to the process, so only one thread may draw.
+    else draws. They belong to the process, so one thread waits for another.
 
     Args:
         key: one key.
@@ -40,7 +82,7 @@ def seeded_everywhere(key: Key, /) -> Iterator[None]:
         ...     first == np.random.rand()
         True
     """
-    with seeded(key):
+    with alone(), seeded(key):
         low, high = key.data.tolist()
         python, numpy = high << 32 | low, [low, high, _NUMPY]
         if get_worker_info() is not None:

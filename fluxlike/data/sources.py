@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
+from fluxlike.data.columns import Column, column
 from fluxlike.data.failures import Failure
 from fluxlike.data.observations import is_indexed, is_tree_of_arrays, num_observations
 from fluxlike.trees.structure import flatten, structure_of
@@ -50,7 +51,7 @@ def source_of(data: Any, /) -> Arrays | Samples | Stream:
 class Arrays:
     """A tree of arrays, whose first axis counts the observations."""
 
-    tensors: list[Tensor]
+    columns: list[Column]
     treedef: Any
     observations: int
 
@@ -59,15 +60,15 @@ class Arrays:
         observations = num_observations(data)
         leaves, treedef = flatten(data)
         where = structure_of(treedef).paths
-        tensors = [_tensor(path, x) for path, x in zip(where, leaves, strict=True)]
-        return cls(tensors, treedef, observations)
+        columns = [column(path, x) for path, x in zip(where, leaves, strict=True)]
+        return cls(columns, treedef, observations)
 
     def take(self, rows: Rows) -> Any:
-        """A batch: views of consecutive rows, else copies."""
+        """A batch: of consecutive rows views, where torch can share the memory; else copies."""
         if isinstance(rows, range):
-            return self.treedef.unflatten([x[rows.start : rows.stop] for x in self.tensors])
+            return self.treedef.unflatten([x[rows.start : rows.stop] for x in self.columns])
         index = torch.tensor(rows, dtype=torch.int64, device="cpu")
-        return self.treedef.unflatten([x.index_select(0, index.to(x.device)) for x in self.tensors])
+        return self.treedef.unflatten([x.index_select(0, index.to(x.device)) for x in self.columns])
 
     def batches(self, order: Tensor | None, size: int, start: int, stop: int) -> Generator[Any]:
         """All batches of the rows from `start` to `stop`, as `take` gives them."""
@@ -76,8 +77,8 @@ class Arrays:
             for first in range(start, stop, size):
                 yield self.take(range(first, min(first + size, stop)))
             return
-        orders = {x.device: order.to(x.device) for x in self.tensors}
-        by_array = [(x, orders[x.device]) for x in self.tensors]
+        orders = {x.device: order.to(x.device) for x in self.columns}
+        by_array = [(x, orders[x.device]) for x in self.columns]
         for first in range(start, stop, size):
             last = min(first + size, stop)
             yield unflatten([x.index_select(0, rows[first:last]) for x, rows in by_array])
@@ -92,20 +93,47 @@ class Samples:
 
     def take(self, rows: Rows) -> list[Any]:
         """The samples of some numbers."""
-        several = getattr(self.data, "__getitems__", None)  # of torch's protocol
-        if several is not None:
+        if _has_getitems(self.data):
             try:
-                return list(several(list(rows)))
+                return _listed(self.data.__getitems__(list(rows)), len(rows))
             except Exception as error:
-                raise Failure(f"__getitems__({list(rows)})") from error
+                raise Failure(f"__getitems__ of {_some(rows)}") from error
         data, samples = self.data, []
         i = 0
         try:
             for i in rows:
                 samples.append(data[i])
         except Exception as error:
-            raise Failure(f"observation {i}") from error
+            raise Failure(_one(data, i)) from error
         return samples
+
+
+def _has_getitems(data: Any) -> bool:
+    """Whether samples are read several at once, by torch's protocol."""
+    while type(data) is Subset:  # whose own only hands on, and does not say which one failed
+        data = data.dataset
+    return hasattr(data, "__getitems__")
+
+
+def _listed(found: Any, wanted: int) -> list[Any]:
+    if isinstance(found, (Mapping, tuple, str, bytes)):
+        raise TypeError(f"found a {type(found).__name__}; return a list of samples, one an observation")
+    samples = list(found)
+    if len(samples) != wanted:
+        raise ValueError(f"found {len(samples)} samples for {wanted} observations; return one for each")
+    return samples
+
+
+def _one(data: Any, i: int) -> str:
+    name, inner = f"observation {i}", data
+    while type(inner) is Subset:
+        i, inner = inner.indices[i], inner.dataset
+    return name if inner is data else f"{name} (of the {type(inner).__name__} behind the Subset {i})"
+
+
+def _some(rows: Rows) -> str:
+    first = ", ".join(map(str, rows[:5]))
+    return f"{len(rows)} observations ({first}{', …' * (len(rows) > 5)})"
 
 
 @dataclass(frozen=True)
@@ -155,18 +183,3 @@ def shuffled(samples: Iterator[Any], size: int, seed: int) -> Iterator[Any]:
         yield sample
     generator.shuffle(buffer)
     yield from buffer
-
-
-def _tensor(path: str, x: Any) -> Tensor:
-    """An array as a tensor, of the same memory where torch can share it."""
-    if isinstance(x, Tensor):
-        return x
-    if not x.flags.writeable or any(stride < 0 for stride in x.strides):
-        x = x.copy()
-    try:
-        return torch.from_numpy(x)
-    except TypeError:
-        raise TypeError(
-            f"{path or 'the data'} is a numpy array of {x.dtype}, which torch does not have; convert it to "
-            "numbers first, such as labels by onehotbatch"
-        ) from None

@@ -9,9 +9,9 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from fluxlike._private.data_workers import Workers
+from fluxlike._private.data_workers import Workers, become_the_only_one
 from fluxlike.data.failures import Death, Failure, Told
 from fluxlike.data.packing import packed
 from fluxlike.data.recipe import Made, Mark, Plan, Recipe
@@ -112,10 +112,9 @@ class _Streams(_Tasks, IterableDataset[bytes]):
 
     def __iter__(self) -> Iterator[bytes]:
         torch.set_default_dtype(self.dtype)
-        info = get_worker_info()
-        assert info is not None
+        worker, workers = become_the_only_one()
         try:
-            for made in self.recipe.stream(self.stream, self.start, info.id, info.num_workers):
+            for made in self.recipe.stream(self.stream, self.start, worker, workers):
                 yield packed(made)
         except Failure as failure:
             yield _packed_failure(failure)

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from fluxlike.files.printing import shown
 
-__all__ = ["read_json", "require_few"]
+__all__ = ["read_json", "require_few", "unique_keys"]
 
 _MOST_VALUES = 5_000_000  # in JSON a value of two characters takes sixty bytes of memory
 
@@ -21,7 +21,7 @@ def read_json(text: str | bytes | bytearray, /) -> dict[str, Any]:
     """
     require_few(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     try:
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        found = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
     if not isinstance(found, dict):
@@ -39,7 +39,12 @@ def require_few(raw: bytes | bytearray, /) -> None:
         raise ValueError(f"it describes more than {_MOST_VALUES} values")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]], /) -> dict[str, Any]:
+    """An object of JSON, from its keys and values: what `json.loads` takes as ``object_pairs_hook``.
+
+    Raises:
+        ValueError: a key stands there twice.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]

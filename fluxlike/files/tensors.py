@@ -43,7 +43,8 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
         tree: any tree.
 
     Raises:
-        ValueError: a tensor on the meta device, or of a layout or dtype that the format lacks.
+        ValueError: a tensor on the meta device, or of a layout or dtype that the format lacks; or a pipe or a
+            device is at the path.
         OSError: the file can't be written; of a full disk, it says how much was needed and is free.
 
     Example:
@@ -64,11 +65,8 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
     stored = _Storing()
     entries = {p: stored.entry(p, x) for p, x in zip(where, leaves, strict=True)}
     about = description.written(tree, entries, stored.checksums)
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {target.parent} to save into")
     try:
-        write_whole(target, parts_of(stored.tensors, {_FORMAT: about}), _require_readable)
+        write_whole(path, parts_of(stored.tensors, {_FORMAT: about}), _require_readable)
     except ValueError as error:
         raise ValueError(f"can't save to {path}: {error}") from error
 

@@ -1,5 +1,8 @@
 """The bytes of a safetensors file, without a copy of the tensors.
 
+The library of the format is no part of this: it copies tensors before it writes them, and what it writes is
+neither brought to the disk nor renamed into its place, so a full disk or a crash leaves half a file.
+
 The format: https://huggingface.co/docs/safetensors.
 """
 

@@ -54,7 +54,7 @@ class Callback:
     reads: Any = ()
     writes: Any = ()
     #: Whether it ends a fit at a loss that is not finite: such a step is then not taken.
-    guards: ClassVar[bool] = False
+    guards: Any = False
     after: ClassVar[tuple[type, ...]] = ()
     before: ClassVar[tuple[type, ...]] = ()
 

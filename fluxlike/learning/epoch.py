@@ -29,17 +29,23 @@ def epoch_of(data: Any, number: int, start: int, key: Key, /) -> Iterator[Any]:
     if hasattr(data, "epoch"):
         with seeded(key):
             return iter(data.epoch(number, start=start))
-    batches: Iterator[Any] = iter(data[start:]) if isinstance(data, (list, tuple)) else _drawn(data, number, key)
-    if not isinstance(data, (list, tuple)):
-        for i in range(start):
-            if next(batches, _END) is _END:
-                raise ValueError(
-                    f"the data ended after {i} batches, and the learner has taken {start} of this epoch: it is "
-                    "not the data that it was trained on"
-                )
-    elif start > len(data):
-        raise ValueError(f"the data has {len(data)} batches, and the learner has taken {start} of this epoch")
+    if isinstance(data, (list, tuple)):
+        if start > len(data):
+            raise ValueError(_shorter(len(data), start))
+        return iter(data[start:])
+    batches = _drawn(data, number, key)
+    for i in range(start):
+        if next(batches, _END) is _END:
+            raise ValueError(_shorter(i, start))
     return batches
+
+
+def _shorter(length: int, start: int) -> str:
+    return (
+        f"the data ended after {length} batches, and the learner has taken {start} of this epoch: it is "
+        "not the "
+        "data that it was trained on"
+    )
 
 
 _END = object()

@@ -11,10 +11,10 @@ from fluxlike.learning.callback import Callback
 from fluxlike.learning.callbacks.to_device import ToDevice
 from fluxlike.learning.events import CancelFit
 from fluxlike.learning.fit import fit
-from fluxlike.learning.history.optional import optional
 from fluxlike.learning.learner import Learner
 from fluxlike.learning.phase import TrainingPhase
 from fluxlike.optimisers.adjust import Adjuster
+from fluxlike.optional import optional
 
 __all__ = ["RateSearch", "find_lr"]
 
@@ -167,9 +167,7 @@ def find_lr(
         raise ValueError(
             f"find_lr trains, and {learner!r} has no phase of training; write phases=[TrainingPhase()]"
         )
-    guards = any(
-        callback.guards for callback in learner.callbacks
-    )  # so the step is the same
+    guards = any(callback.guards for callback in learner.callbacks)  # so the step is the same
     search = _Search(start, stop, steps, diverge, guards)
     callbacks = (*(c for c in learner.callbacks if _takes_part(c)), search)
     searched = fit(learner.replace(callbacks=callbacks, phases=phases, phase=0, batch=0), steps)

@@ -22,7 +22,7 @@ from fluxlike.scope.seeded import seeded
 from fluxlike.transforms.donation import Donated
 from fluxlike.trees.fmap import fleaves
 
-__all__ = ["fit"]
+__all__ = ["fit", "fitted"]
 
 
 def fit(
@@ -65,6 +65,18 @@ def fit(
         >>> learner.epoch, learner.step
         (5, 20)
     """
+    return fitted(learner, epochs, resume=resume, donate=donate, advice="fit(learner, {left})")
+
+
+def fitted(
+    learner: Learner,
+    epochs: int,
+    *,
+    resume: bool | str | os.PathLike[str] = False,
+    donate: bool = False,
+    advice: str,
+) -> Learner:
+    """What `fit` gives. `advice` says how to go on after Ctrl-C, with the number of epochs ``{left}``."""
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
         raise ValueError(f"fit(learner, {epochs!r}): write how many epochs, such as fit(learner, 10)")
     if not isinstance(learner, Learner):
@@ -77,14 +89,14 @@ def fit(
     if found is not None:
         run.stopped = found.stopped
     with kept(), Interrupt() as interrupt:
-        return _Loop(run, interrupt).go()
+        return _Loop(run, interrupt, advice).go()
 
 
 class _Loop:
     """One fit."""
 
-    def __init__(self, run: Run, interrupt: Interrupt) -> None:
-        self.run, self.interrupt = run, interrupt
+    def __init__(self, run: Run, interrupt: Interrupt, advice: str) -> None:
+        self.run, self.interrupt, self.advice = run, interrupt, advice
         self.learner = run.learner
         self.steps_key, self.data_key = self.learner.key.split(2)
 
@@ -104,12 +116,11 @@ class _Loop:
             self.failed(error)
             raise
         if run.stopped == INTERRUPTED:
-            left = run.goal - run.completed
-            print(
-                f"interrupted {run.where()}. The learner that fit returns stands there: go on with "
-                f"fit(learner, {left})",
-                file=sys.stderr,
+            advice = self.advice.format(left=run.goal - run.completed)
+            text = (
+                f"interrupted {run.where()}. The learner that is returned stands there: go on with {advice}"
             )
+            print(text, file=sys.stderr)
         return run.as_learner()
 
     def epoch(self) -> None:
@@ -219,6 +230,7 @@ class _Loop:
 
 _END = object()
 _HALF_DONE = (
-    "The update was half done, and has written over the model: go on from a checkpoint, not from `error.learner`."
+    "The update was half done, and has written over the model: go on from a checkpoint, not from "
+    "`error.learner`."
 )
 _NOTHING: AbstractContextManager[Any] = nullcontext()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -307,7 +308,9 @@ def _step(loss: Any, step: Any) -> Step:
 def _state(rule: Any, model: Any, carry: Any) -> Any:
     """The state of a rule; of a dict of rules, for a dict of models."""
     if not isinstance(rule, Mapping):
-        return setup(rule, model, carry=carry)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "setup found no parameter whose state could be carried over")
+            return setup(rule, model, carry=carry)
     if not isinstance(model, Mapping) or set(rule) != set(model):
         found = (
             f"a dict of {', '.join(map(repr, model))}" if isinstance(model, Mapping) else type(model).__name__

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fluxlike.learning.callbacks.scheduler import Scheduler
-from fluxlike.learning.fit import fit
+from fluxlike.learning.fit import fitted
 from fluxlike.learning.learner import Learner
 from fluxlike.learning.phase import TrainingPhase
 from fluxlike.optimisers.rule import fields_of, is_rule, rules_in
@@ -84,6 +84,11 @@ def fit_one_cycle(
 
 
 _CYCLE = "fit_one_cycle"
+_ADVICE = (
+    "fit(learner, {left}) at the learner's own rates. A cycle itself goes on from its checkpoints: give "
+    "the same "
+    "call again with resume=True, and the learner a Checkpointer"
+)
 
 
 class _Cycle(Scheduler):
@@ -165,7 +170,7 @@ def cycled(
         callbacks=(*learner.callbacks, *callbacks), memory=_without_cycles(learner.memory)
     )
     try:
-        return _own_again(fit(going, epochs, resume=resume), learner, names)
+        return _own_again(fitted(going, epochs, resume=resume, advice=_ADVICE), learner, names)
     except BaseException as error:
         stands = getattr(error, "learner", None)
         if isinstance(stands, Learner):

@@ -11,6 +11,8 @@ from fluxlike.learning.events import Event
 
 __all__ = ["names", "ordered"]
 
+_BY_CLASS = 2
+
 
 def names(callbacks: Sequence[Callback], /) -> list[str]:
     """A name for each callback: its own, numbered where several have it."""
@@ -56,7 +58,9 @@ def _check(callback: Callback) -> None:
     for kind in ("after", "before"):
         for cls in getattr(callback, kind):
             if not isinstance(cls, type):
-                raise TypeError(f"{name}.{kind} holds {cls!r}; write classes of callbacks, {kind} = (fl.callbacks.Recorder,)")
+                raise TypeError(
+                    f"{name}.{kind} holds {cls!r}; write classes, {kind} = (fl.callbacks.Recorder,)"
+                )
     known = {event.value for event in Event}
     for attribute in dir(type(callback)):
         if attribute.startswith("on_") and attribute[3:] in known:
@@ -69,7 +73,7 @@ def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> lis
     for a, b in combinations(here, 2):
         first, second = callbacks[a], callbacks[b]
         forth, back = _named(first, second), _named(second, first)
-        if forth or back:
+        if forth != back or forth == _BY_CLASS:
             if forth >= back:
                 sorter.add(b, a)
             if back >= forth:
@@ -99,10 +103,12 @@ def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> lis
 
 
 def _named(first: Callback, second: Callback) -> int:
-    """Whether one of two says that the first comes first: 2 if it names its class, 1 if all callbacks."""
+    """Whether one of two says that the first comes first, and how: it names all callbacks, or its class."""
     inner, outer = innermost(first), innermost(second)
-    found = [c for c in second.after if isinstance(inner, c)] + [c for c in first.before if isinstance(outer, c)]
-    return 0 if not found else 1 if all(c is Callback for c in found) else 2
+    found = [c for c in second.after if isinstance(inner, c)] + [
+        c for c in first.before if isinstance(outer, c)
+    ]
+    return 0 if not found else 1 if all(c is Callback for c in found) else _BY_CLASS
 
 
 def _reads(reader: Callback, writer: Callback) -> bool:

@@ -32,7 +32,7 @@ class Phase:
     name: ClassVar[str] = ""
 
     def step(self, run: Any, /) -> None:
-        """Take ``run.batch``: by ``run.train()`` or ``run.evaluate()``, or set ``run.model`` and ``run.out``."""
+        """Take ``run.batch``: ``run.train()`` or ``run.evaluate()``, or what you like with ``run.model``."""
         raise NotImplementedError(f"write {type(self).__name__}.step(self, run)")
 
 

@@ -97,6 +97,7 @@ def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
             )
     return like.replace(
         **tree,
+        keyed=like.keyed,
         step=plain["step"],
         epoch=plain["epoch"],
         phase=plain["phase"],
@@ -111,7 +112,11 @@ def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
 def _folder(learner: Learner, resume: bool | str | os.PathLike[str]) -> str | os.PathLike[str]:
     if resume is not True:
         return resume  # type: ignore[return-value]
-    folders = [innermost(callback).folder for callback in learner.callbacks if isinstance(innermost(callback), Checkpointer)]
+    folders = [
+        innermost(callback).folder
+        for callback in learner.callbacks
+        if isinstance(innermost(callback), Checkpointer)
+    ]
     if len(folders) != 1:
         raise ValueError(
             f"resume=True takes the folder of the learner's Checkpointer, and it has {len(folders)} of "

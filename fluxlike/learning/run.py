@@ -190,7 +190,7 @@ class Run:
             self._model, self._state, self.out, self.loss_scale = self._train(*given)
 
     def evaluate(self) -> None:
-        """Take the learner's step of validation on the batch, of the averaged model if it says so: out is new."""
+        """Take the learner's step of validation on the batch, of the averaged model if it says so."""
         model, state = self._model, self._state
         if self.learner.averaged:
             known = self._averaged
@@ -270,6 +270,8 @@ def _misplaced(cancel: Cancel, event: Event, view: View) -> CallbackError:
 def _own(new: Any, old: Any) -> Any:
     """A tree whose tensors are those of another, or copies."""
     known = {id(x) for x in fleaves(old)}
+    if all(id(x) in known for x in fleaves(new)):
+        return new
     return fmap(lambda x: x if id(x) in known else x.clone(), new)
 
 

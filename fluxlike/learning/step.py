@@ -47,7 +47,7 @@ class Step:
     wrt: Where | tuple[Where, ...] | None = None
 
     def loss(self, model: Any, batch: Any, /) -> Out:
-        """What the model makes of a batch: the 0-d loss, of the mean over the batch, or a dict with ``"loss"``."""
+        """The loss of the model on a batch, 0-d and a mean over it, or a dict with it as ``"loss"``."""
         raise NotImplementedError(f"write {type(self).__name__}.loss(self, model, batch)")
 
     def autocast(self, model: Any, /) -> AbstractContextManager[Any]:

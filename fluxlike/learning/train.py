@@ -88,7 +88,7 @@ class _LossStep(Step):
             found = self.function(model, *batch)
         else:
             found = self.function(model, batch)
-        if isinstance(found, Mapping) or isinstance(found, Tensor):
+        if isinstance(found, (Mapping, Tensor)):
             return as_out(found)
         if dataclasses.is_dataclass(found) or hasattr(found, "_fields"):
             return {"loss": found.loss}

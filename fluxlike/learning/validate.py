@@ -31,8 +31,9 @@ def validate(learner: Learner, data: Any = None) -> dict[str, float]:
 
     Example:
         >>> import torch, fluxlike as fl
-        >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))]
-        >>> learner = fl.Learner(fl.Dense(2, 1, init=fl.init.ones), data, fl.Adam(), fl.losses.mse)
+        >>> data = [(torch.ones(4, 2), torch.full((4, 1), 2.0))]
+        >>> zero = fl.fmap(torch.zeros_like, fl.Dense(2, 1))
+        >>> learner = fl.Learner(zero, data, fl.Adam(), fl.losses.mse)
         >>> fl.validate(learner, data)
         {'loss': 4.0}
     """

@@ -22,7 +22,7 @@ class Noisy(torch.utils.data.Dataset):
     def __getitem__(self, i):
         import fluxlike as fl
 
-        draws = torch.rand(2), np.random.rand(2), random.random(), fl.random.uniform((2,))  # noqa: NPY002
+        draws = torch.rand(2), np.random.rand(2), random.random(), fl.random.uniform((2,))
         return {"i": i, "draws": draws}
 
 
@@ -88,7 +88,7 @@ class Unpicklable(Exception):
 
 def tripled(batch):
     """A transform that draws."""
-    return batch, torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
+    return batch, torch.rand(3), np.random.rand(), random.random()
 
 
 def same(a, b):

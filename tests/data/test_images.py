@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from scipy import stats
 from torchvision_here import torchvision
 
 import fluxlike as fl
+from fluxlike.data import images
 
 IMAGE = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0))
 
@@ -58,6 +60,37 @@ def test_each_dtype_is_resized_as_float32_is_to_its_rounding(dtype, size):
     found = fl.data.resize_and_crop(image, size)
     assert found.dtype == dtype
     assert (found.double() - expected).abs().max() <= (1.01 if scale > 1 else 0.004)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((6, 90), 4), ((6, 93), (4, 5)), ((90, 6), (5, 4)), ((3, 50), 9), ((50, 3), 9), ((1, 40), (8, 3))],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_the_middle_of_a_long_image_is_that_of_the_whole_resized(shape, size, dtype):
+    generator = torch.Generator().manual_seed(0)
+    image = (torch.rand(3, *shape, generator=generator) * 255).to(dtype)
+    height, width = (size, size) if isinstance(size, int) else size
+    scale = Fraction(max(Fraction(height, shape[0]), Fraction(width, shape[1])))
+    covering = [int(side * scale) for side in shape]
+    functional = v2().functional
+    theirs = functional.center_crop(functional.resize(image, covering, antialias=True), [height, width])
+    found = fl.data.resize_and_crop(image, size)
+    assert found.shape == theirs.shape
+    torch.testing.assert_close(found, theirs, atol=1e-3 if dtype.is_floating_point else 1, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 40_000), (40_000, 1), (2, 1_000_001)], ids=str)
+def test_a_line_of_pixels_takes_little_memory(shape, monkeypatch):
+    sizes = []
+    interpolate = images.F.interpolate
+    monkeypatch.setattr(
+        images.F, "interpolate", lambda x, size, **rest: (sizes.append(size), interpolate(x, size, **rest))[1]
+    )
+    image = torch.full((3, *shape), 7, dtype=torch.uint8)
+    assert torch.equal(fl.data.resize_and_crop(image, 64), torch.full((3, 64, 64), 7, dtype=torch.uint8))
+    assert max(sizes[0]) <= 5 * 64 + 1
 
 
 def test_an_image_of_the_size_is_not_changed():

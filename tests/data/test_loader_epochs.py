@@ -100,24 +100,24 @@ def test_a_saved_state_gives_the_rest_of_the_epoch_and_the_next_ones(given_, bef
 def test_iterating_puts_every_global_generator_back(given_):
     make, _, _, _, key = given_
     loader = make()
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     batches = iter(loader)
     drawn = torch.get_rng_state()
     list(batches)
-    after = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    after = torch.get_rng_state(), np.random.get_state(), random.getstate()
     assert torch.equal(after[0], drawn)
     assert key is None or torch.equal(after[0], before[0])
     assert repr(after[1:]) == repr(before[1:])
 
 
 def test_a_normal_number_that_numpy_has_ready_is_kept():
-    np.random.seed(3)  # noqa: NPY002
-    expected = [np.random.randn() for _ in range(4)]  # noqa: NPY002
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)
+    expected = [np.random.randn() for _ in range(4)]
+    np.random.seed(3)
     loader = fl.DataLoader(Noisy(4), 2, key=fl.Key(0))
     found = []
     for _ in loader:
-        found += [np.random.randn()]  # noqa: NPY002
+        found += [np.random.randn()]
     assert found == expected[:2]
 
 
@@ -127,7 +127,7 @@ def test_what_is_drawn_between_batches_changes_none():
     disturbed = []
     for batch in loader.epoch(0):
         disturbed.append(batch)
-        torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+        torch.rand(3), np.random.rand(3), random.random()
     assert same(disturbed, undisturbed)
 
 

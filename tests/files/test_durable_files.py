@@ -42,6 +42,32 @@ class TestWriteWhole:
             write_whole(tmp_path / "f", [b"ab"], refuse)
         assert os.listdir(tmp_path) == []
 
+    def test_a_pipe_stays_one(self, tmp_path):
+        os.mkfifo(tmp_path / "f")
+        (tmp_path / "link").symlink_to("f")
+        for path in (tmp_path / "f", tmp_path / "link"):
+            with pytest.raises(ValueError, match="f is a pipe or a device, which a file would take the place"):
+                write_whole(path, [b"ab"])
+            with pytest.raises(ValueError, match="can't save to .* is a pipe or a device"):
+                fl.save(path, [torch.ones(1)])
+        assert (tmp_path / "f").is_fifo()
+        assert sorted(os.listdir(tmp_path)) == ["f", "link"]
+
+    def test_a_folder_stays_one(self, tmp_path):
+        with pytest.raises(ValueError, match="is a folder"):
+            write_whole(tmp_path, [b"ab"])
+        assert os.listdir(tmp_path) == []
+
+    def test_parts_may_be_made_while_they_are_written(self, tmp_path):
+        write_whole(tmp_path / "f", (bytes([n]) for n in range(3)))
+        assert (tmp_path / "f").read_bytes() == b"\0\1\2"
+
+    def test_a_link_stays_one(self, tmp_path):
+        (tmp_path / "link").symlink_to("f")
+        write_whole(tmp_path / "link", [b"ab"])
+        assert (tmp_path / "f").read_bytes() == b"ab"
+        assert (tmp_path / "link").is_symlink()
+
     def test_a_folder_that_can_not_be_synchronised_is_fine(self, tmp_path, monkeypatch):
         sync = os.fsync
 
@@ -63,6 +89,15 @@ class TestWriteWhole:
         (tmp_path / ".f1.0123456789abcdef.tmp.gz").touch()
         found = leftovers(tmp_path, re.compile(r"f\d"))
         assert [path.name[:4] for path in found] == [".f1."]
+
+
+def test_of_parts_that_are_made_as_they_are_written_all_are_counted(tmp_path, monkeypatch):
+    def full(file, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable.os, "write", full)
+    with pytest.raises(OSError, match="it needs 50 bytes"):
+        write_whole(tmp_path / "f", (b"12345" for _ in range(10)))
 
 
 def test_a_full_disk_says_what_is_needed_and_what_is_free(tmp_path, monkeypatch):

@@ -79,6 +79,28 @@ def test_a_conflict_is_resolved_by_after_or_before():
     assert order(two, one, three) == ["Three", "One", "Two"]
 
 
+def test_two_who_each_say_that_they_come_first_are_an_error():
+    one, two = made("One"), made("Two")
+    type(one).before, type(two).before = (type(two),), (type(one),)
+    with pytest.raises(ValueError, match="in a circle"):
+        order(one, two)
+
+
+def test_who_names_a_class_comes_before_who_names_all_callbacks():
+    first = made("First", before=(fl.Callback,))
+    special = made("Special", before=(type(first),))
+    other = made("Other", before=(fl.Callback,))
+    assert order(first, special) == ["Special", "First"]
+    assert order(first, other) == ["First", "Other"]
+
+
+def test_two_of_one_class_that_write_the_same_are_told_to_be_one():
+    with pytest.raises(
+        ValueError, match="both write 'batch' at step_end; make one of them, or leave one out"
+    ):
+        order(made("Same", (), ("batch",)), made("Same", (), ("batch",)))
+
+
 def test_writers_at_different_events_do_not_conflict():
     learner(made("One", (), ("batch",)), made("Two", (), ("batch",), events=("step_begin",)))
 

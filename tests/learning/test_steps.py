@@ -234,8 +234,8 @@ def test_a_gan_is_validated_by_the_evaluate_of_its_step():
     assert seen[-1][0] < 0.5 * seen[0][0]
     assert not seen[-1][1]
     assert len(fitted.history["validation", "loss"]) == 10
-    with pytest.raises(TypeError, match=r"write a subclass of fl\.Step with train and evaluate"):
-        fl.fit(gan(gan_step, (PAIRS[:1], PAIRS[:1])), 1)
+    with pytest.raises(ValueError, match=r"write a subclass of fl\.Step with train and evaluate"):
+        gan(gan_step, (PAIRS[:1], PAIRS[:1]))
 
 
 def test_a_gan_in_bfloat16_computes_in_it():

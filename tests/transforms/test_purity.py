@@ -376,10 +376,10 @@ def test_draws_of_a_key_are_pure() -> None:
 
 def test_seeding_numpy_and_python_are_draws_too() -> None:
     assert "torch.manual_seed" in fl.check_pure(lambda: torch.manual_seed(1)).draws[0]
-    numpy_state, python_state = np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    report = fl.check_pure(lambda: (np.random.rand(), random.random()))  # noqa: NPY002
+    numpy_state, python_state = np.random.get_state()[1].copy(), random.getstate()
+    report = fl.check_pure(lambda: (np.random.rand(), random.random()))
     assert report.draws == ("numpy.random", "Python's random")
-    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
     assert random.getstate() == python_state
 
 

@@ -104,7 +104,7 @@ def throttle(
             call to call.
 
     Returns:
-        A callback with the declarations of the one given, and "throttled" after its name; it remembers ``"inside"``, what that
+        A callback with the name and the declarations of the one given; it remembers ``"inside"``, what that
         one remembers, and ``"count"``.
 
     Raises:
@@ -147,10 +147,6 @@ class _Throttle(_Around):
             heard = ", ".join(e.value for e in Event if hasattr(self.callback, e.value))
             raise ValueError(f"{self.callback.name} does not listen to {self.event}; it listens to {heard}")
 
-    @property
-    def name(self) -> str:
-        return f"{self.callback.name}, throttled"
-
     def init(self) -> dict[str, Any]:
         return {"inside": self.callback.init(), "count": {}}
 
@@ -160,6 +156,8 @@ class _Throttle(_Around):
     def _inside(self, run: Any) -> Any:
         """The run as the callback inside sees it."""
         if "view" not in run.live:
+            if "inside" not in run.memory:  # of the callback alone, in the fits before this one
+                run.memory = {"inside": run.memory, "count": {}}
             run.live["view"] = View(run, self.callback, self.name, run.memory["inside"])
             run.live["last"] = monotonic()
         return run.live["view"]

@@ -75,6 +75,18 @@ class LogGradients(Logging):
     Raises:
         TypeError: no log, or one that keeps no histograms.
         ValueError: `every` is no number of steps; in the learner, ``jit=True``, or a step that has no parts.
+
+    Example:
+        >>> import tempfile, torch, fluxlike as fl
+        >>> from pathlib import Path
+        >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 4
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     logging = fl.callbacks.LogGradients(fl.logs.JSONLinesLog(f"{folder}/run.jsonl"), every=2)
+        ...     options = {"callbacks": [logging], "progress": False}
+        ...     _ = fl.fit(fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, **options))
+        ...     text = Path(f"{folder}/run.jsonl").read_text()
+        >>> text[:54]
+        '{"step": 2, "histogram": {"name": "gradients/weight", '
     """
 
     kinds = ("histograms",)

@@ -26,6 +26,13 @@ class MetricsPrinter(Callback):
 
     Where a line would be longer than the terminal is wide, every phase has a line of its own. Standard error
     gets them.
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 5
+        >>> callbacks = [fl.callbacks.Metrics(), fl.callbacks.Recorder(), fl.callbacks.MetricsPrinter()]
+        >>> options = {"defaults": False, "callbacks": callbacks}
+        >>> learner = fl.fit(fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, **options), 2)
     """
 
     reads = ("history",)

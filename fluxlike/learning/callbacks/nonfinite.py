@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fluxlike.learning.callback import Callback
 from fluxlike.learning.events import LearningError
+from fluxlike.learning.step import FunctionStep
 from fluxlike.scope.mode import mode
 from fluxlike.transforms.activations import activations
 from fluxlike.trees.functor import functor
@@ -95,6 +96,8 @@ def first_nonfinite(step: Any, model: Any, batch: Any, /) -> str:
             "rate, "
             "or clip by ClipGlobalNorm"
         )
+    if isinstance(step, FunctionStep):
+        return "a step that is one function does not let its layers be looked at"
     try:
         with torch.no_grad(), mode("train"):
             outputs = activations(_Whole(step, model), batch)

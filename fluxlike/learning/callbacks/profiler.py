@@ -101,7 +101,8 @@ def time_report(learner: Any, /) -> str:
     known = [name for name, callback in named if isinstance(callback, Profiler)]
     if not known:
         raise ValueError(
-            "the learner has no Profiler, or one inside another callback; write Learner(…, callbacks=[fluxlike.callbacks.Profiler()])"
+            "the learner has no Profiler, or one inside another callback; write Learner(…, "
+            "callbacks=[fluxlike.callbacks.Profiler()])"
         )
     return _table(learner.memory.get(known[0], Profiler().init()))
 

@@ -37,6 +37,13 @@ class ProgressPrinter(Callback):
 
     Args:
         every: seconds between plain lines. (default: 60)
+
+    Example:
+        >>> import torch, fluxlike as fl
+        >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 5
+        >>> shown = fl.callbacks.ProgressPrinter(every=30.0)
+        >>> options = {"progress": False, "callbacks": [shown]}
+        >>> learner = fl.fit(fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, **options))
     """
 
     every: float = 60.0

@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from fluxlike.files.opening import open_regular
+from fluxlike.files.strict_json import unique_keys
 
 __all__ = [
     "csv_header",
     "csv_line",
     "csv_lines",
+    "encoded",
     "json_line",
     "read_csv",
     "read_jsonl",
-    "replace_file",
 ]
 
 _FIELD = re.compile(r'("(?:[^"]|"")*"|[^",\r\n]*)(,|\r?\n)')
 _PLAIN_NAME = re.compile(r"[\w ./-]+")
 _WHOLE = re.compile(r"-?[0-9]+")
 _FLOAT = re.compile(r"-?([0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?|inf)|nan")
+_TOGETHER = 4096  # lines
+_OTHERWISE = "write it as a float or a string"
 
 
-def replace_file(path: str | os.PathLike[str], lines: Iterable[str], /) -> None:
-    """Write a file by another that takes its place once it is whole."""
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} into")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8", newline="") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            os.chmod(temporary, target.stat().st_mode)
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+def encoded(lines: Iterable[str], /) -> Iterator[bytes]:
+    """Lines as bytes, many at a time."""
+    waiting = iter(lines)
+    while part := "".join(itertools.islice(waiting, _TOGETHER)):
+        yield part.encode()
 
 
 def csv_lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], /) -> Iterator[str]:
@@ -54,15 +45,34 @@ def csv_lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], /) -> I
 
 
 def csv_header(columns: Iterable[str], /) -> str:
-    return ",".join(name if _PLAIN_NAME.fullmatch(name) else _quoted(name) for name in columns) + "\n"
+    """The names of the columns as a line.
+
+    Raises:
+        ValueError: a name holds half a character.
+    """
+    return ",".join(name if _PLAIN_NAME.fullmatch(name) else _quoted(name, name) for name in columns) + "\n"
 
 
 def csv_line(columns: Iterable[str], row: Mapping[str, Any], /) -> str:
-    return ",".join(_csv_cell(row[name]) if name in row else "" for name in columns) + "\n"
+    """A row as a line.
+
+    Raises:
+        ValueError: a cell can't be written: a whole number of thousands of digits, or half a character.
+    """
+    return ",".join(_csv_cell(name, row[name]) if name in row else "" for name in columns) + "\n"
 
 
 def json_line(row: Mapping[str, Any], /) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    """A row as a line.
+
+    Raises:
+        ValueError: a cell can't be written: a whole number of thousands of digits.
+    """
+    try:
+        line = json.dumps(row, ensure_ascii=False)
+    except ValueError as error:
+        raise ValueError(f"a line of JSON can't hold a cell of {list(row)}: {error}; {_OTHERWISE}") from None
+    return (line if _is_text(line) else json.dumps(row)) + "\n"
 
 
 def read_csv(
@@ -105,7 +115,7 @@ def read_jsonl(path: str | os.PathLike[str], /, *, whole: bool = True) -> list[d
     rows = []
     for number, line in enumerate(_text(path, whole).split("\n")[:-1], 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
         if not isinstance(row, dict):
@@ -116,7 +126,8 @@ def read_jsonl(path: str | os.PathLike[str], /, *, whole: bool = True) -> list[d
 
 def _text(path: Any, whole: bool) -> str:
     """What a file says, or its whole lines."""
-    data = Path(path).read_bytes()
+    with open_regular(path) as file:
+        data = file.readall()
     end = data.rfind(b"\n") + 1
     if whole and end < len(data):
         raise ValueError(f"{path}: the last line was cut off")
@@ -140,11 +151,30 @@ def _csv_fields(path: Any, text: str) -> Iterator[list[str]]:
             fields = []
 
 
-def _csv_cell(cell: Any) -> str:
-    return _quoted(cell) if isinstance(cell, str) else repr(cell)
+def _csv_cell(name: str, cell: Any) -> str:
+    if isinstance(cell, str):
+        return _quoted(cell, name)
+    try:
+        return repr(cell)
+    except ValueError as error:
+        raise ValueError(f"a CSV file can't hold a cell of {name!r}: {error}; {_OTHERWISE}") from None
 
 
-def _quoted(text: str) -> str:
+def _is_text(line: str) -> bool:
+    """Whether UTF-8 has every character: it lacks halves of a pair of UTF-16."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _quoted(text: str, column: str) -> str:
+    if not _is_text(text):
+        raise ValueError(
+            f"a CSV file can't hold {text!r}, of the column {column!r}: UTF-8 has no half of a character; "
+            "write another string, or JSON lines"
+        )
     return '"' + text.replace('"', '""') + '"'
 
 
@@ -158,7 +188,10 @@ def _read_cell(path: Any, number: int, field: str) -> Any:
     if field in ("True", "False"):
         return field == "True"
     if _WHOLE.fullmatch(field):
-        return int(field)
+        try:
+            return int(field)
+        except ValueError as error:
+            raise ValueError(f"{path}, record {number}: {error}") from None
     if _FLOAT.fullmatch(field):
         return float(field)
     raise ValueError(f"{path}, record {number}: {field!r} is no number, and strings stand in quotes")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fluxlike.learning.history.optional import optional
 from fluxlike.learning.history.table import Table
+from fluxlike.optional import optional
 
 __all__ = ["plotted"]
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fluxlike.files.durable import write_whole
+from fluxlike.files.printing import shown
 from fluxlike.learning.history import files
-from fluxlike.learning.history.columns import ABSENT, Cells, column_from, column_state, packed, unpacked
-from fluxlike.learning.history.optional import optional
+from fluxlike.learning.history.columns import ABSENT, column_from, column_state, unpacked
+from fluxlike.learning.history.shared_rows import SharedRows
 from fluxlike.learning.history.show import counted, table_html, table_text
+from fluxlike.optional import optional
 
 __all__ = ["Table"]
 
-_PACK = 256  # rows
 _PLAIN = (float, int, str, bool)
 
 
@@ -48,7 +49,7 @@ class Table:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, rows: Any = ()) -> None:
-        self._store, self._length = _Store(), 0
+        self._store, self._length = SharedRows(), 0
         for row in rows:
             self._length = self._store.add(_checked(row), self._length)
 
@@ -100,6 +101,11 @@ class Table:
             if key not in self.columns:
                 raise KeyError(f"there is no column {key!r} among {list(self.columns)}")
             return [None if cell is ABSENT else cell for cell in self._cells(key)]
+        if not isinstance(key, int):
+            raise TypeError(
+                f"a table has columns by name and rows by number, found {key!r}; some of its rows are "
+                "Table(list(table)[1:3])"
+            )
         if not -self._length <= key < self._length:
             raise IndexError(f"row {key} of a table of {self._length}")
         place = key % self._length
@@ -139,8 +145,13 @@ class Table:
         """Write a CSV file: a line a row, every string in quotes, and nothing for what a row does not have.
 
         The file is there as a whole or not at all. `from_csv` reads the same table back, to the bit.
+
+        Raises:
+            ValueError: a pipe, a device or a folder is at the path; or a string holds half a
+                character, or a whole number has thousands of digits.
+            OSError: it can't be written.
         """
-        files.replace_file(path, files.csv_lines(self.columns, self))
+        write_whole(path, files.encoded(files.csv_lines(self.columns, self)))
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str], /) -> Table:
@@ -155,8 +166,13 @@ class Table:
         """Write JSON lines: an object a row. NaN and infinities are as Python writes them, beyond JSON.
 
         The file is there as a whole or not at all. `from_jsonl` reads the same table back, to the bit.
+
+        Raises:
+            ValueError: a pipe, a device or a folder is at the path; or a whole number has thousands of
+                digits.
+            OSError: it can't be written.
         """
-        files.replace_file(path, map(files.json_line, self))
+        write_whole(path, files.encoded(map(files.json_line, self)))
 
     @classmethod
     def from_jsonl(cls, path: str | os.PathLike[str], /) -> Table:
@@ -165,7 +181,15 @@ class Table:
         Raises:
             ValueError: it is no such file.
         """
-        return cls(files.read_jsonl(path))
+        rows = files.read_jsonl(path)
+        for number, row in enumerate(rows, 1):
+            for name, cell in row.items():
+                if type(cell) not in _PLAIN:
+                    raise ValueError(
+                        f"{path}, line {number}: the column {name!r} has {shown(cell)}; a cell is a "
+                        "number or a string, and what is not known is left out"
+                    )
+        return cls(rows)
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with these rows and columns.
@@ -178,93 +202,6 @@ class Table:
 
     def _cells(self, name: str) -> list[Any]:
         return self._store.column(name, self._length)
-
-
-class _Store:
-    """Rows that several tables share, each its first ones: full chunks by column, and the last rows."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.length = 0
-        self._chunks: list[dict[str, Cells]] = []
-        self._last: list[dict[str, Any]] = []
-        self._names: dict[str, int] = {}  # and the row in which each came first
-
-    def add(self, row: dict[str, Any], place: int) -> int:
-        for name in row:
-            if name not in self._names:
-                self._names[name] = place
-        self._last.append(row)
-        self.length = place + 1
-        if len(self._last) == _PACK:
-            self._chunks.append(
-                {
-                    name: packed([row.get(name, ABSENT) for row in self._last])
-                    for name in dict.fromkeys(key for row in self._last for key in row)
-                }
-            )
-            self._last = []
-        return self.length
-
-    def first(self, length: int) -> _Store:
-        """A store with the first rows of this one."""
-        other = _Store()
-        whole = length // _PACK
-        other._chunks, other.length = self._chunks[:whole], length
-        other._last = [self.row(place) for place in range(whole * _PACK, length)]
-        other._names = {name: place for name, place in self._names.items() if place < length}
-        return other
-
-    def names(self, length: int) -> tuple[str, ...]:
-        with self.lock:
-            return tuple(name for name, place in self._names.items() if place < length)
-
-    def row(self, place: int) -> dict[str, Any]:
-        with self.lock:
-            chunk, within = divmod(place, _PACK)
-            if chunk == len(self._chunks):
-                return self._last[within]
-            return {
-                name: _cell(cells, within)
-                for name, cells in self._chunks[chunk].items()
-                if not (isinstance(cells, list) and cells[within] is ABSENT)
-            }
-
-    def column(self, name: str, length: int) -> list[Any]:
-        """The cells of a column; what was on a device stays in main memory from now on."""
-        with self.lock:
-            found: list[Any] = []
-            for chunk in self._chunks[: -(-length // _PACK)]:
-                cells = chunk.get(name)
-                if cells is None:
-                    found += [ABSENT] * _PACK
-                    continue
-                numbers = unpacked(cells)
-                if _waits(cells):
-                    chunk[name] = packed(numbers)
-                found += numbers
-            if len(found) < length:
-                self._read_last(name)
-                found += [row.get(name, ABSENT) for row in self._last[: length - len(found)]]
-            return found[:length]
-
-    def _read_last(self, name: str) -> None:
-        """Read a column's tensors in the last rows at once, and keep numbers in their place."""
-        waiting = [row for row in self._last if isinstance(row.get(name), Tensor)]
-        for row, number in zip(waiting, unpacked([row[name] for row in waiting]), strict=True):
-            row[name] = number
-
-
-def _waits(cells: Cells) -> bool:
-    """Whether some of it is to be read from a device."""
-    if isinstance(cells, list):
-        return any(isinstance(cell, Tensor) for cell in cells)
-    return isinstance(cells, Tensor)
-
-
-def _cell(cells: Cells, place: int) -> Any:
-    cell = cells[place]
-    return cell.item() if isinstance(cell, np.generic) else cell
 
 
 def _checked(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from fluxlike.files.durable import require_replaceable, write_whole
 from fluxlike.learning.history import files
 from fluxlike.learning.logs.protocol import Kind, not_kept, require_step
 from fluxlike.learning.logs.waiting import Waiting
@@ -92,7 +93,7 @@ class CSVLog:
         self._there = step, {name for row in kept if row["step"] == step for name in row}
         self._columns = columns or ["step"]
         if self._path.exists():
-            files.replace_file(self._path, files.csv_lines(self._columns, kept))
+            write_whole(self._path, files.encoded(files.csv_lines(self._columns, kept)))
         self._row = kept[-1] if kept else {}
         self._begun = True
 
@@ -138,7 +139,7 @@ class CSVLog:
             require_new(self, self._path, self._begun)
             if not self._path.exists() or not self._path.stat().st_size:
                 self._columns = ["step"]
-                files.replace_file(self._path, [files.csv_header(self._columns)])
+                write_whole(self._path, files.encoded([files.csv_header(self._columns)]))
             self._open_at_end()
             self._begun = True
         assert self._file is not None
@@ -157,16 +158,18 @@ class CSVLog:
         self.close()
         _, rows = files.read_csv(self._path)
         self._columns += names
-        files.replace_file(self._path, files.csv_lines(self._columns, rows))
+        write_whole(self._path, files.encoded(files.csv_lines(self._columns, rows)))
         self._open_at_end()
 
 
 def require_new(log: Any, path: Path, begun: bool, /) -> None:
-    """Refuse to write into the file of another run.
+    """Refuse to write into the file of another run, or into what is no file.
 
     Raises:
         FileExistsError: there is something in it.
+        ValueError: it is a pipe, a device or a folder.
     """
+    require_replaceable(path)
     if not begun and path.exists() and path.stat().st_size:
         raise FileExistsError(
             f"{type(log).__name__} {path}: another run is in this file already; give another path, remove "

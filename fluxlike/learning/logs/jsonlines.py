@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TextIO
 
 from torch import Tensor
 
+from fluxlike.files.durable import write_whole
 from fluxlike.learning.history import files
 from fluxlike.learning.logs.csv import require_new
 from fluxlike.learning.logs.histogram import histogram
@@ -96,7 +97,7 @@ class JSONLinesLog:
             raise ValueError(f"JSONLinesLog {self._path}: the file has steps that are no ints; it is no log")
         kept = [row for row in rows if row.get("step", 0) <= step]
         if self._path.exists():
-            files.replace_file(self._path, map(files.json_line, kept))
+            write_whole(self._path, files.encoded(map(files.json_line, kept)))
         self._there = step, {entry for row in kept if row.get("step") == step for entry in _entries(row)}
         self._last = max((row["step"] for row in kept if "step" in row), default=None)
         self._begun = True

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluxlike.learning.history.optional import optional
+from fluxlike.optional import optional
 
 __all__ = ["figure_pixels", "pixels"]
 

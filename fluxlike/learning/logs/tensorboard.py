@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fluxlike.learning.history.optional import optional
 from fluxlike.learning.logs.histogram import histogram
 from fluxlike.learning.logs.jsonlines import plain_values
 from fluxlike.learning.logs.pictures import figure_pixels, pixels
 from fluxlike.learning.logs.protocol import Kind, require_step
 from fluxlike.learning.logs.waiting import Waiting
 from fluxlike.learning.metrics.host import Number, Scalar, host_numbers
+from fluxlike.optional import optional
 
 __all__ = ["TensorBoardLog"]
 

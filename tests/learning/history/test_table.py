@@ -1,6 +1,7 @@
 """Tables: they never change, keep every cell to the bit, and read from a device only when asked."""
 
 import math
+import os
 import sys
 import tempfile
 import threading
@@ -191,12 +192,41 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "t.csv"
     Table([{"a": 1}]).to_csv(path)
-    with pytest.raises(UnicodeEncodeError):
+    with pytest.raises(ValueError, match=r"can't hold '\\ud800', of the column 'a'.*write another string"):
         Table([{"a": 2}, {"a": "\ud800"}]).to_csv(path)
     assert Table.from_csv(path)["a"] == [1]
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         Table().to_jsonl(tmp_path / "none" / "t.jsonl")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_number_of_thousands_of_digits_is_refused_by_its_column(form, tmp_path):
+    with pytest.raises(ValueError, match=r"'wide'.*4300 digits.*write it as a float or a string"):
+        getattr(Table([{"wide": 10**4301}]), f"to_{form}")(tmp_path / "t")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_character_comes_back_from_json_lines(tmp_path):
+    table = Table([{"a": "\ud800é"}, {"\udfff": "ä"}])
+    table.to_jsonl(tmp_path / "t")
+    assert Table.from_jsonl(tmp_path / "t") == table
+    with pytest.raises(ValueError, match=r"the column '\\udfff'"):
+        table.to_csv(tmp_path / "t.csv")
+
+
+def test_rows_are_asked_for_one_by_one():
+    with pytest.raises(TypeError, match=r"found slice\(1, 2, None\).*Table\(list\(table\)\[1:3\]\)"):
+        Table([{"a": 1}])[1:2]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_pipe_is_neither_replaced_nor_waited_for(form, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for method in (getattr(Table([{"a": 1}]), f"to_{form}"), getattr(Table, f"from_{form}")):
+        with pytest.raises(ValueError, match="pipe is a pipe or a device"):
+            method(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize(
@@ -210,6 +240,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         ("csv", 'a\n"x\n', "no CSV at"),
         ("csv", b"a\n\xff\n", "no text in UTF-8"),
         ("jsonl", '{"a": 1}\n{"a"', "the last line was cut off"),
+        ("csv", "a\n" + "1" * 4301 + "\n", r"t\.csv, record 2: Exceeds the limit"),
+        ("jsonl", '{"a": 1}\n{"a": null}\n', r"t\.jsonl, line 2: the column 'a' has None; a cell is a number"),
+        ("jsonl", '{"a": [1]}\n', r"line 1: the column 'a' has \[1\]"),
+        ("jsonl", '{"a": 1, "a": 2}\n', r"line 1 is no JSON: the key 'a' stands there twice"),
         ("jsonl", "[1]\n", "line 1: its JSON is a list"),
         ("jsonl", "{\n", "line 1 is no JSON"),
         ("jsonl", "[" * 100_000 + "\n", "line 1 is no JSON"),
