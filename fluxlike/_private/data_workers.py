@@ -57,7 +57,7 @@ class Workers:
     def _watch(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return  # signals come to the main thread; here torch looks every few seconds
-        pids = tuple(worker.pid for worker in self._iterator._workers)
+        pids = tuple(process.pid for process in self._iterator._workers)
         signal_handling._set_worker_pids(id(self._iterator), pids)
         self._iterator._worker_pids_set = True
 
@@ -93,6 +93,8 @@ def become_the_only_one() -> tuple[int, int]:
 
 
 def _ended(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "was killed by SIGKILL, as the system does when memory runs out (load with fewer workers or smaller batches)"
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with the exit code {code}"
+    if code >= 0:
+        return f"ended with the exit code {code}"
+    name = signal.Signals(-code).name
+    memory = ", as the system does where memory runs out: load with fewer workers or smaller batches"
+    return f"was killed by {name}{memory * (name == 'SIGKILL')}"

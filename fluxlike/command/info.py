@@ -19,7 +19,7 @@ from fluxlike.trees.show import plural, size_text
 
 __all__ = ["EXTRAS", "add", "information", "package_version", "run"]
 
-_REQUIRED = ("torch", "optree", "numpy", "safetensors")
+_REQUIRED = ("torch", "optree", "numpy")
 
 #: The packages that each extra installs, as in pyproject.toml.
 EXTRAS = {

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from fluxlike.command.config import Configuration, Training
+from fluxlike.command.config import Configuration, Mlp, Torchvision, Training
 from fluxlike.command.models import built
 from fluxlike.command.tasks import Task
 from fluxlike.data.loader import DataLoader
+from fluxlike.layers.compose import Chain
 from fluxlike.learning.callback import Callback
 from fluxlike.learning.callbacks.checkpointer import Checkpointer
 from fluxlike.learning.callbacks.scheduler import Scheduler
@@ -27,6 +28,8 @@ from fluxlike.placement.device import to_device
 from fluxlike.schedules import Cosine
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import seeded
+from fluxlike.trees.show import size_text
+from fluxlike.trees.trainables import trainables
 
 __all__ = ["STOPPED", "learner_of", "loader_of"]
 
@@ -61,14 +64,17 @@ def learner_of(
         device: where to compute.
         checkpoints: the folder in which to keep them.
         interrupt: what says that the run is to stop.
+
+    Raises:
+        ValueError: a model that does not take the data, or is too large for the memory.
     """
     first, drawn = key.split(2)
     with seeded(first):
-        model = built(run, task.inputs, task.outputs, task.targets)
+        model = _built(run, task, device)
     rule = next(rule for rule in _RULES if rule.__name__ == run.training.rule)
     training = loader_of(run, task.training, device, shuffle=True)
     return Learner(
-        to_device(model, device),
+        model,
         (training, loader_of(run, task.validation, device)),
         rule(lr=run.training.lr),
         task.loss,
@@ -82,6 +88,28 @@ def learner_of(
         jit=run.training.jit,
         precision=_PRECISIONS[run.training.precision],
     )
+
+
+def _built(run: Configuration, task: Task, device: torch.device) -> Chain:
+    try:
+        return to_device(built(run, task.inputs, task.outputs, task.targets), device)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if isinstance(run.model, Torchvision):  # whose numbers are not in the configuration
+            raise
+        raise ValueError(
+            f"[model] the {run.model.kind} takes {_size(run, task)}, which {device} does not have; write "
+            f"smaller numbers in {'hidden' if isinstance(run.model, Mlp) else 'channels'}"
+        ) from error
+
+
+def _size(run: Configuration, task: Task) -> str:
+    """How large a model is that can't be made."""
+    try:
+        with torch.device("meta"):
+            model = built(run, task.inputs, task.outputs, task.targets)
+    except (OverflowError, RuntimeError):
+        return "more memory than 64 bits can count"
+    return size_text(sum(x.nbytes for x in trainables(model)))
 
 
 def loader_of(run: Configuration, data: Any, device: torch.device, /, *, shuffle: bool = False) -> DataLoader:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.command.config import Csv
-from fluxlike.data.readers.table import Table, read_csv
+from fluxlike.data.readers.csv_table import CSVTable, read_csv
 from fluxlike.files.opening import open_regular
 from fluxlike.files.printing import shown
 
@@ -64,7 +64,7 @@ def read_features(path: str | os.PathLike[str], columns: tuple[str, ...], delimi
     return read_csv(path, features=columns, separator=delimiter).features
 
 
-def _table(path: Path, columns: tuple[str, ...], data: Csv) -> Table:
+def _table(path: Path, columns: tuple[str, ...], data: Csv) -> CSVTable:
     try:
         return read_csv(path, data.target, features=columns, separator=data.delimiter)
     except ValueError as error:
@@ -116,7 +116,7 @@ def _listed(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(map(shown, names[:20])) + (", …" if len(names) > 20 else "")
 
 
-def _values(path: Path, table: Table) -> Tensor:
+def _values(path: Path, table: CSVTable) -> Tensor:
     if table.targets is None or table.classes is not None:
         found = shown((table.classes or ("",))[0])
         raise ValueError(
@@ -126,7 +126,7 @@ def _values(path: Path, table: Table) -> Tensor:
     return table.targets
 
 
-def _classes(path: Path, table: Table, known: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...]]:
+def _classes(path: Path, table: CSVTable, known: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...]]:
     """Class numbers, and the names of the classes, which may be whole numbers."""
     targets = table.targets
     if targets is None or table.classes is not None:
@@ -147,7 +147,7 @@ def _classes(path: Path, table: Table, known: tuple[str, ...] | None) -> tuple[T
     return places[found], known
 
 
-def _require_whole(path: Path, table: Table, targets: Tensor) -> None:
+def _require_whole(path: Path, table: CSVTable, targets: Tensor) -> None:
     wrong = (targets != targets.round()) | (targets.abs() > _EXACT)
     if bool(wrong.any()):
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from fluxlike.command.config import Torchvision
 from fluxlike.command.keys import nearest
 from fluxlike.files.checkpoints import read_checkpoint
 from fluxlike.files.printing import shown
+from fluxlike.optional import optional
 
 __all__ = ["torchvision_model"]
 
@@ -50,11 +50,7 @@ def torchvision_model(model: Torchvision, size: int, outputs: int, /) -> TorchMo
 def _torchvision() -> Any:
     """The module of torchvision's models."""
     try:
-        return importlib.import_module("torchvision.models")
-    except ImportError as error:
-        raise ImportError(
-            'models "torchvision:…" are those of torchvision, which is not installed: pip install torchvision'
-        ) from error
+        return optional("torchvision.models", 'a model "torchvision:…"', install="torchvision")
     except RuntimeError as error:
         raise ImportError(
             f"torchvision is installed, and does not load beside torch {torch.__version__} ({error}): "

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from fluxlike.data.mixing import CutMix, MixUp
     from fluxlike.data.observations import num_observations, splitobs
     from fluxlike.data.readers.cifar import CIFAR10, CIFAR100, read_class_names
+    from fluxlike.data.readers.csv_table import CSVTable, read_csv
     from fluxlike.data.readers.idx import MNIST, read_idx
     from fluxlike.data.readers.image_folder import ImageFolder
     from fluxlike.data.readers.pictures import read_image
-    from fluxlike.data.readers.table import Table, read_csv
 
 __all__ = [
     "CIFAR10",
@@ -34,6 +34,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MNIST",
+    "CSVTable",
     "CutMix",
     "DataLoader",
     "ImageFolder",
@@ -41,7 +42,6 @@ __all__ = [
     "Normalise",
     "RandomHorizontalFlip",
     "RandomResizedCrop",
-    "Table",
     "collate",
     "kfolds",
     "mapobs",
@@ -62,6 +62,7 @@ __all__ = [
 WHEN_USED = {
     "CIFAR10": "readers.cifar",
     "CIFAR100": "readers.cifar",
+    "CSVTable": "readers.csv_table",
     "CutMix": "mixing",
     "DataLoader": "loader",
     "IMAGENET_MEAN": "images",
@@ -72,7 +73,6 @@ WHEN_USED = {
     "Normalise": "images",
     "RandomHorizontalFlip": "images",
     "RandomResizedCrop": "images",
-    "Table": "readers.table",
     "collate": "collation",
     "kfolds": "folds",
     "mapobs": "mapped",
@@ -81,7 +81,7 @@ WHEN_USED = {
     "onehot": "labels",
     "onehotbatch": "labels",
     "read_class_names": "readers.cifar",
-    "read_csv": "readers.table",
+    "read_csv": "readers.csv_table",
     "read_idx": "readers.idx",
     "read_image": "readers.pictures",
     "resize_and_crop": "images",

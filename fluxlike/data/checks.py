@@ -37,8 +37,8 @@ def checked_settings(
         )
     if isinstance(source, Stream) and processes > 1 and not source.can_shard:
         raise TypeError(
-            f"workers={processes}: each would read the whole {type(source.data).__name__}; write workers=1, or "
-            "give it a method shard(self, num_shards, index) that returns the stream for one of them"
+            f"workers={processes}: each would read the whole {type(source.data).__name__}; write workers=1, "
+            "or give it a method shard(self, num_shards, index) that returns the stream for one of them"
         )
     order_key("DataLoader", key, bool(shuffle) or not plain)
     return size, shuffle, processes

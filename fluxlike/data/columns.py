@@ -64,8 +64,8 @@ def column(path: str, x: Tensor | np.ndarray[Any, Any], /) -> Column:
         x = torch.from_numpy(x)
     if x.layout is not torch.strided:
         raise TypeError(
-            f"{path or 'the data'} is a tensor of the layout {x.layout}, whose rows torch can't slice; make it "
-            "dense by .to_dense(), or give a data set whose samples are dense"
+            f"{path or 'the data'} is a tensor of the layout {x.layout}, whose rows torch can't slice; make "
+            "it dense by .to_dense(), or give a data set whose samples are dense"
         )
     return Numbers(x) if x.ndim == 1 and not _selects(x) else x
 

@@ -36,7 +36,8 @@ class Epoch:
         """The order of n observations."""
         low, high = self._drawn()
         if not self.by_torch:
-            return random_order(n, Key(low | high << 32))
+            with alone():
+                return random_order(n, Key(low | high << 32))
         generator = torch.Generator("cpu").manual_seed(high >> 1 << 32 | low)
         return torch.randperm(n, generator=generator, device="cpu")
 

@@ -59,8 +59,8 @@ def report(error: Failure | Death, epoch: int, batch: int) -> NoReturn:
     place = f"epoch {epoch}, batch {batch}"
     if isinstance(error, Death):
         raise RuntimeError(
-            f"{place}: it did not come; {error}, over this batch or one of the next few. What your own code "
-            "raises or calls shows with workers=0. The batches before are good: go on by "
+            f"{place}: it did not come, or one of the next few: {error}. What your own code does to its "
+            "process shows with workers=0. The batches before are good: go on by "
             f"loader.epoch({epoch}, start={batch}), or by load_state_dict"
         ) from error
     cause = error.__cause__ or error

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fluxlike.data.checks import checked_settings, require_settings, whole_number
+from fluxlike.data.checks import checked_settings, require_settings
 from fluxlike.data.collation import collate as stack_samples
 from fluxlike.data.cursor import Cursor
 from fluxlike.data.epoch import Epoch, drawn_epoch, keyed_epoch
@@ -32,7 +32,7 @@ class DataLoader:
     The data is one of
 
     - a tree of tensors and numpy arrays, such as ``(x, y)`` or a dict, whose first axis counts the
-      observations. It is sliced, which takes no time for each sample.
+      observations. It is sliced, which takes no time for each sample; memory maps are read batch by batch.
     - a ``torch.utils.data.Dataset``, a list of samples, or anything else with a length and items. Samples
       are asked for one by one, or by the data set's ``__getitems__``, and joined by `collate`.
     - a stream: an ``IterableDataset``, or any other iterable of samples that can be iterated anew.
@@ -41,14 +41,20 @@ class DataLoader:
 
     Everything random in a batch is a function of the key, the epoch and the batch's number: each is made
     with torch's, numpy's and Python's generators seeded from them, which are put back afterwards, and with
-    a key in scope for our own draws. So batches are the same for any number of workers, and from wherever
-    an epoch is resumed.
+    a key in scope for our own draws. So batches are the same for any number of workers, from wherever an
+    epoch is resumed, and while other threads read loaders of their own. Only a stream that is shared among
+    workers has other batches for another number of them: each makes batches of its part, and with
+    ``partial=False`` leaves out the rest of its part.
+
+    For other orders than these, such as draws by weights, give a data set of the observations in that order,
+    a ``torch.utils.data.Subset`` with their numbers or `mapobs` of these; or a stream that draws them.
 
     Args:
         data: see above.
         batch_size: observations a batch. (default: 1)
         shuffle: whether each epoch has a new order; of a stream, from how many samples, above 1, the next
-            one is drawn. Arrays in order are views. (default: False)
+            one is drawn. Arrays in order are views, but copies of numpy arrays that are read-only or laid
+            out as torch has it not. (default: False)
         partial: whether a last, smaller batch is kept. (default: True)
         collate: from a list of samples to a batch. (default: trees of samples are stacked leaf by leaf:
             tensors, arrays and numbers to tensors, strings to lists)
@@ -63,8 +69,8 @@ class DataLoader:
     Iterating gives the batches, ``len`` is their number.
 
     Raises:
-        TypeError: what is no data, such as a tree with a leaf that is no array, or an iterator, which can't
-            be read anew; a `key` that is no Key; a stream that can't be shared among `workers`.
+        TypeError: what is no data, such as a tree with a leaf that is no array or is sparse, or an iterator,
+            which can't be read anew; a `key` that is no Key; a stream that can't be shared among `workers`.
         ValueError: arrays of different lengths, a number out of range, a `shuffle` that is not for
             this kind of data, a `collate` for arrays, or a `key` where nothing is random.
         RuntimeError: while iterating: an observation, `collate` or `transform` raised the error that is
@@ -123,7 +129,9 @@ class DataLoader:
         They are a function of the loader's arguments, its key (else the key in scope) and these numbers.
         Where there is no key, the epoch's is drawn from torch's generator. A stream is read from its
         beginning and the first batches are left out, unless it has a method ``skip(n)`` that gives the
-        stream after n samples, and it is neither shuffled nor shared among workers.
+        stream after n samples, and it is neither shuffled nor shared among workers. What such a stream draws
+        for its order must come from a seed of its own, or be drawn as ``skip`` or ``__iter__`` is called: the
+        body of a generator runs later, under the seed of the batch.
 
         Args:
             number: which epoch, from 0.

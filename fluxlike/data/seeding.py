@@ -30,9 +30,9 @@ def alone() -> Iterator[None]:
     turn = _turn
     if not turn.acquire(timeout=_PATIENCE):
         warnings.warn(
-            f"this thread has waited {_PATIENCE} s for another one to make a batch, and goes on waiting: both draw "
-            "from the generators of the process. If the other one's data set waits for this thread, neither "
-            "ends: give the DataLoader that is read in this thread a key, and workers=1",
+            f"this thread has waited {_PATIENCE} s for another one to make a batch, and waits on: both draw "
+            "from the generators of the process. If the other one's data set waits for this thread, "
+            "neither ends: give the DataLoader that is read in this thread a key, and workers=1",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -55,7 +55,7 @@ def _renew_turn() -> None:
     _turn = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
+if False:
     os.register_at_fork(after_in_child=_renew_turn)  # where no other thread is left to give it back
 
 

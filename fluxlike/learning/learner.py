@@ -153,7 +153,7 @@ class Learner:
         self._check()
 
     def replace(self, **changes: Any) -> Learner:
-        """This learner with other attributes. A new `rule` keeps the moments that still fit.
+        """This learner with other attributes. A new model or rule keeps the moments that still fit.
 
         Raises:
             TypeError: an attribute that a learner does not have.
@@ -180,8 +180,9 @@ class Learner:
             changes["data"] = _by_phase(changes["data"])
         if "key" in changes:
             changes.setdefault("keyed", True)
-        if "rule" in changes and "state" not in changes:
-            changes["state"] = _state(changes["rule"], changes.get("model", self.model), self.state)
+        if {"rule", "model"} & set(changes) and "state" not in changes:
+            model = changes.get("model", self.model)
+            changes["state"] = _state(changes.get("rule", self.rule), model, self.state)
         if {"steps", "precision"} & set(changes):
             steps, precision = changes.get("steps", self.steps), changes.get("precision", self.precision)
             model = changes.get("model", self.model)
@@ -248,6 +249,14 @@ def _by_phase(data: Any) -> dict[str, Any]:
     else:
         named = {"training": data}
     for name, batches in named.items():
+        if isinstance(batches, torch.utils.data.Dataset) and not isinstance(
+            batches, torch.utils.data.IterableDataset
+        ):
+            raise TypeError(
+                f"data of {name} is a {type(batches).__name__} of samples, and a learner wants batches: "
+                "write "
+                "fl.DataLoader(dataset, batch_size=64)"
+            )
         if isinstance(batches, torch.Tensor) or (
             isinstance(batches, tuple) and any(isinstance(x, torch.Tensor) for x in batches)
         ):

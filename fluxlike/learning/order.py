@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from itertools import combinations
 
@@ -62,9 +63,16 @@ def _check(callback: Callback) -> None:
                     f"{name}.{kind} holds {cls!r}; write classes, {kind} = (fl.callbacks.Recorder,)"
                 )
     known = {event.value for event in Event}
-    for attribute in dir(type(callback)):
-        if attribute.startswith("on_") and attribute[3:] in known:
-            raise TypeError(f"{name} has a method {attribute}, which nothing calls; name it {attribute[3:]}")
+    for attribute in {*dir(type(callback))} - {*dir(Callback)} - known:
+        if attribute.startswith("_"):
+            continue
+        meant = attribute.removeprefix("on_")
+        close = [meant] if meant in known else get_close_matches(meant, known, 1, cutoff=0.85)
+        if close and callable(getattr(type(callback), attribute)):
+            raise TypeError(f"{name} has a method {attribute}, which nothing calls; name it {close[0]}")
+    if not any(hasattr(callback, event) for event in known):
+        events = ", ".join(event.value for event in Event)
+        raise TypeError(f"{name} listens to no event; write a method of the name of one: {events}")
 
 
 def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> list[int]:

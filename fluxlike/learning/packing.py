@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment", "packed"]
+from fluxlike.data.loader import DataLoader
+
+__all__ = ["environment", "packed", "settings_of"]
 
 
 def packed(learner: Any) -> tuple[Any, dict[str, Any]]:
@@ -27,6 +29,7 @@ def packed(learner: Any) -> tuple[Any, dict[str, Any]]:
         "memory": learner.memory,
         "history": learner.history.state(),
         "environment": environment(),
+        "data": {name: settings_of(data) for name, data in learner.data.items()},
     }
     return tree, plain
 
@@ -34,3 +37,8 @@ def packed(learner: Any) -> tuple[Any, dict[str, Any]]:
 def environment() -> dict[str, Any]:
     """What the bits of a run depend on besides the learner."""
     return {"torch": str(torch.__version__), "threads of torch": torch.get_num_threads()}
+
+
+def settings_of(data: Any, /) -> dict[str, Any] | None:
+    """What a loader of ours is made with, on which the batches of an epoch depend; None of other data."""
+    return data.state_dict()["loader"] if isinstance(data, DataLoader) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 from fluxlike.learning.callback import innermost
 from fluxlike.learning.callbacks.checkpointer import Checkpointer
@@ -12,7 +12,7 @@ from fluxlike.learning.checkpoints.entry import Entry
 from fluxlike.learning.checkpoints.store import Store
 from fluxlike.learning.history.history import History
 from fluxlike.learning.learner import Learner
-from fluxlike.learning.packing import environment, packed
+from fluxlike.learning.packing import environment, packed, settings_of
 
 __all__ = ["INTERRUPTED", "load_learner", "resumed"]
 
@@ -95,6 +95,8 @@ def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
                 "perhaps not to the same bits",
                 stacklevel=4,
             )
+    if plain["batch"]:
+        _require_same_data(entry, plain["data"], like)
     return like.replace(
         **tree,
         keyed=like.keyed,
@@ -107,6 +109,21 @@ def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
         history=History.restore(plain["history"]),
         stopped=None if plain["stopped"] == INTERRUPTED else plain["stopped"],
     )
+
+
+def _require_same_data(entry: Entry, then: dict[str, Any], like: Learner) -> None:
+    """In the middle of an epoch the loaders must give the batches that are left of it."""
+    for name, settings in then.items():
+        now = settings_of(like.data[name]) if name in like.data else settings
+        for key, value in (settings or {}).items():
+            if now is not None and now.get(key) != value:
+                raise ValueError(
+                    f"{entry.path} stands in the middle of an epoch, of a loader for {name} with "
+                    f"{key}={value!r}, "
+                    f"and now it has {key}={now.get(key)!r}: its other batches would be left out; resume "
+                    "with "
+                    f"{key}={value!r}"
+                )
 
 
 def _folder(learner: Learner, resume: bool | str | os.PathLike[str]) -> str | os.PathLike[str]:

@@ -309,6 +309,19 @@ def test_images_too_small_for_the_convolutions_are_told_before_training(shapes, 
     assert "[data] size is 7, which can be halved 2 times; write fewer, or a size of at least 8" in err
 
 
+@pytest.mark.parametrize(
+    ("hidden", "text"),
+    [((10**6, 10**6), "takes 3.638 TiB, which cpu does not have"), ((10**12,) * 2, "64 bits")],
+    ids=["large", "huge"],
+)
+def test_a_model_beyond_all_memory_is_told_in_a_line(tmp_path, capsys, hidden, text):
+    err = problem(capsys, "train", iris(tmp_path, hidden=hidden))
+    assert err.startswith("fluxlike train: [model] the mlp takes ")
+    assert text in err
+    assert "write smaller numbers in hidden" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_image_is_named_and_the_run_goes_on_once_it_is_mended(shapes, capsys):
     shutil.copytree(shapes / "shapes", shapes / "damaged")
     image = shapes / "damaged" / "cross" / "005.png"

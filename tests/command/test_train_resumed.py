@@ -28,6 +28,7 @@ def started(path):
         text=True,
         start_new_session=True,  # so that a signal reaches the workers, as on a terminal
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by background jobs
     )
 
 

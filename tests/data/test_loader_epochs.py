@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fluxlike as fl
+from fluxlike.data import seeding
+from fluxlike.data.mapped import mapobs
 
 KINDS = ["arrays", "samples", "stream", "skipping"]
 
@@ -245,6 +250,74 @@ def test_a_stream_that_can_skip_reads_nothing_of_what_is_left_out():
     whole = list(loader.epoch(0))
     assert same(list(loader.epoch(0, start=4)), whole[4:])
     assert read == [0, 12]
+
+
+class Drawn(Skipping):
+    """A stream that can skip and draws its order as it is opened."""
+
+    def __iter__(self):
+        order = torch.randperm(self.n)[self.first :].tolist()
+        return ((i, torch.rand(())) for i in order)
+
+    def skip(self, n):
+        return Drawn(self.n, self.first + n)
+
+
+@given(st.integers(0, 20), st.integers(1, 6), st.data())
+def test_a_stream_that_can_skip_goes_on_in_the_order_that_it_drew(n, size, data):
+    loader = fl.DataLoader(Drawn(n), size, key=fl.Key(0))
+    whole = list(loader.epoch(2))
+    assert sorted(i for batch in whole for i in batch[0].tolist()) == list(range(n))
+    start = data.draw(st.integers(0, len(whole)))
+    assert same(list(loader.epoch(2, start=start)), whole[start:])
+
+
+class Slow(Noisy):
+    """Noisy, which lets other threads run in its midst."""
+
+    def __getitem__(self, i):
+        first = super().__getitem__(i)
+        time.sleep(0.001)
+        return first, super().__getitem__(i)
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["beside others with keys", "beside others without"])
+def test_each_of_several_threads_has_the_batches_it_has_alone(keyed):
+    def epoch(i):
+        key = fl.Key(i) if keyed or i == 0 else None
+        return list(fl.DataLoader(Slow(12), 3, shuffle=True, key=key))
+
+    checked = range(4) if keyed else range(1)
+    alone = [epoch(i) for i in checked]
+    before = torch.get_rng_state(), random.getstate()
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(epoch, range(4)))
+    assert all(same(together[i], alone[i]) for i in checked)
+    assert random.getstate() == before[1]
+    assert not keyed or torch.equal(torch.get_rng_state(), before[0])
+
+
+def test_a_data_set_may_read_another_loader():
+    inner = fl.DataLoader(Noisy(2), 2, key=fl.Key(1))
+    (batch,) = fl.DataLoader(mapobs(lambda _: next(iter(inner.epoch(0))), range(2)), 2, key=fl.Key(0))
+    (alone,) = inner.epoch(0)
+    assert same(fl.fmap(lambda x: x[0], batch), alone)
+
+
+def test_a_thread_that_waits_long_for_another_says_why(monkeypatch):
+    monkeypatch.setattr(seeding, "_PATIENCE", 0.05)
+    found = []
+
+    def read():
+        with pytest.warns(RuntimeWarning, match=r"waited 0.05 s for another .* a key, and workers=1"):
+            found.extend(fl.DataLoader(range(4), 2, key=fl.Key(0)))
+
+    thread = threading.Thread(target=read)
+    with seeding.alone():
+        thread.start()
+        time.sleep(0.3)
+    thread.join()
+    assert [b.tolist() for b in found] == [[0, 1], [2, 3]]
 
 
 @settings(deadline=None, max_examples=30)

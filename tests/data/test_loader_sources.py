@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
-from data_fixtures import Noisy, NoisyStream, Skipping
+from data_fixtures import Noisy, NoisyStream, Skipping, Troubled
+from torch.utils.data import Subset
 
 import fluxlike as fl
 from fluxlike.data.mapped import mapobs
@@ -27,6 +32,140 @@ def test_getitems_is_used_where_there_is_one():
     asked = []
     assert [b.tolist() for b in fl.DataLoader(Batched(3), 2)] == [[0, 10], [20]]
     assert asked == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ({"x": [1, 2]}, "TypeError: found a dict; return a list of samples"),
+        (([1, 2], [3, 4]), "TypeError: found a tuple; return a list of samples"),
+        ([1], "ValueError: found 1 samples for 2 observations"),
+        ([1, 2, 3], "ValueError: found 3 samples for 2 observations"),
+        (None, "TypeError: 'NoneType' object is not iterable"),
+    ],
+    ids=["dict", "tuple", "fewer", "more", "nothing"],
+)
+def test_getitems_must_give_a_sample_for_each_observation(found, text):
+    class Batched(Noisy):
+        def __getitems__(self, rows):
+            return found
+
+    text = rf"epoch 0, batch 0: __getitems__ of 2 observations \(0, 1\) raised {text}"
+    with pytest.raises(RuntimeError, match=text):
+        list(fl.DataLoader(Batched(4), 2))
+
+
+def test_an_error_of_getitems_names_the_first_observations_and_how_many():
+    class Batched(Noisy):
+        def __getitems__(self, rows):
+            raise OSError("gone")
+
+    with pytest.raises(RuntimeError) as error:
+        list(fl.DataLoader(Batched(2000), 1024))
+    assert str(error.value) == (
+        "epoch 0, batch 0: __getitems__ of 1024 observations (0, 1, 2, 3, 4, …) raised OSError: gone"
+    )
+
+
+def test_an_error_of_a_part_names_the_observation_there_and_in_the_whole():
+    part = Subset(Subset(Troubled("raise"), [1, 7, 2]), [2, 0, 1])
+    told = "observation 2 (of the Troubled behind the Subset 7) raised KeyError: 'seven'"
+    with pytest.raises(RuntimeError, match=re.escape(told)):
+        list(fl.DataLoader(part, 3))
+
+
+def test_a_part_of_a_data_set_with_getitems_uses_it():
+    class Batched(Noisy):
+        def __getitems__(self, rows):
+            return [10 * i for i in rows]
+
+    assert [b.tolist() for b in fl.DataLoader(Subset(Batched(9), [8, 1, 2]), 2)] == [[80, 10], [20]]
+
+
+def unusual(kind):
+    x = np.arange(12.0, dtype=np.float32).reshape(6, 2)
+    if kind == "read-only":
+        x.flags.writeable = False
+    elif kind == "backwards":
+        x = x[::-1]
+    elif kind == "other byte order":
+        x = x.astype(x.dtype.newbyteorder())
+    elif kind == "odd steps":
+        packed = np.zeros(6, [("a", "u1"), ("x", "f4", 2)])
+        packed["x"], x = x, packed["x"]
+    elif kind == "unaligned":
+        packed = np.zeros(6, [("a", "u1"), ("x", "f4", 2), ("b", "u1", 3)])
+        packed["x"], x = x, packed["x"]
+    elif kind == "one row for all":
+        x = np.broadcast_to(x[1], (6, 2))
+    return x
+
+
+@pytest.mark.parametrize("transform", [None, lambda b: b], ids=["sliced", "transformed"])
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["read-only", "backwards", "other byte order", "odd steps", "unaligned", "one row for all"]
+)
+def test_arrays_that_torch_cannot_share_are_copied_batch_by_batch(kind, shuffle, transform):
+    x = unusual(kind)
+    before = x.copy()
+    rows, batches = [], fl.DataLoader((x, np.arange(6)), 4, shuffle=shuffle, transform=transform)
+    for batch, i in batches:
+        assert batch.dtype == torch.float32
+        assert np.array_equal(batch.numpy(), before[i.numpy()])
+        batch.zero_()  # memory of its own
+        rows += i.tolist()
+    assert sorted(rows) == list(range(6))
+    assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_memory_map_is_read_a_batch_at_a_time(tmp_path, shuffle):
+    file = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (1 << 14, 256))  # 16 MiB
+    file[:, 0] = np.arange(1 << 14)
+    file.flush()
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tracemalloc.start()
+    try:
+        loader = fl.DataLoader(x, 32, shuffle=shuffle)
+        seen = [i for batch in loader for i in batch[:, 0].tolist()]
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    assert sorted(seen) == list(range(1 << 14))
+    assert shuffle == (seen != sorted(seen))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("shape", [(5,), (5, 1)], ids=str)
+@pytest.mark.parametrize("transform", [None, lambda b: b], ids=["sliced", "transformed"])
+def test_numbers_of_rare_dtypes_are_shuffled(dtype, shape, transform):
+    x = np.arange(5, dtype=dtype).reshape(shape)
+    batches = list(fl.DataLoader(x, 2, shuffle=True, key=fl.Key(0), transform=transform))
+    assert [tuple(b.shape) for b in batches] == [(2, *shape[1:]), (2, *shape[1:]), (1, *shape[1:])]
+    assert all(b.dtype == torch.from_numpy(x).dtype for b in batches)
+    assert sorted(i for b in batches for i in b.flatten().tolist()) == list(range(5))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_sparse_arrays_are_refused_at_once():
+    for x in (torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()):
+        with pytest.raises(TypeError, match=r"\['x'\] is a tensor of the layout torch.sparse_.*to_dense\(\)"):
+            fl.DataLoader({"x": x}, 2)
+
+
+def test_whole_numbers_may_be_of_numpy():
+    loader = fl.DataLoader(range(5), np.int64(2), workers=np.int32(0), shuffle=np.bool_(True).item())
+    assert json.dumps(loader.state_dict())
+    assert [len(b) for b in loader] == [2, 2, 1]
+    assert len(list(fl.DataLoader(NoisyStream(5), np.uint8(2), shuffle=np.int64(3)))) == 3
+
+
+def test_weights_and_orders_of_ones_own_are_a_subset():
+    x = torch.arange(4)
+    part = Subset(torch.utils.data.TensorDataset(x), [3, 3, 0])
+    assert [b.tolist() for (b,) in fl.DataLoader(part, 2)] == [[3, 3], [0]]
+    assert [b.tolist() for b in fl.DataLoader(mapobs(lambda i: x[i], [3, 3, 0]), 2)] == [[3, 3], [0]]
 
 
 def test_a_list_is_one_of_samples():
@@ -95,6 +234,8 @@ class Lengthless(torch.utils.data.Dataset):
         (range(3), {"workers": -1}, ValueError, "workers=-1: write how many processes"),
         (range(3), {"workers": 1.0}, ValueError, "workers=1.0: write how many processes"),
         (range(3), {"batch_size": True}, ValueError, "batch_size=True: write a whole number"),
+        (range(3), {"batch_size": np.float64(2)}, ValueError, r"batch_size=np.float64\(2.0\): write a whole"),
+        (NoisyStream(3), {"shuffle": 2.5}, ValueError, "shuffle=2.5: for a stream write False, or how many"),
         (torch.ones(3), {"key": fl.Key(0)}, ValueError, "got a key but keeps the order; nothing is random"),
         (range(3), {"key": 3}, TypeError, r"takes a Key, found int 3; write Key\(3\)"),
     ],

@@ -223,3 +223,18 @@ def test_what_the_bits_depend_on_besides_is_told_when_it_differs(tmp_path):
             fl.fit(small(tmp_path), 2, resume=True)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_in_the_middle_of_an_epoch_the_loader_must_be_the_same(tmp_path):
+    def begun(size):
+        data = fl.DataLoader((torch.ones(12, 2), torch.zeros(12, 1)), batch_size=size)
+        saving = fl.callbacks.Checkpointer(tmp_path, every=1)
+        return fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, callbacks=[saving], progress=False)
+
+    crashing = begun(3)
+    with pytest.raises(fl.CallbackError):
+        fl.fit(crashing.replace(callbacks=(*crashing.callbacks, Crash("training", 2))), 2)
+    with pytest.raises(ValueError, match="for training with batch_size=3, and now it has batch_size=4"):
+        fl.fit(begun(4), 2, resume=True)
+    assert fl.fit(begun(3), 2, resume=True).step == 8
+    assert fl.fit(begun(4), 3, resume=True).step == 11  # at the end of an epoch it may change

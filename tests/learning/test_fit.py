@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 import fluxlike as fl
 from fluxlike.learning.events import Event, LearningError
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 X = torch.linspace(-1, 1, 48).reshape(24, 2)
 Y = (X.sum(1) > 0).long()
 

@@ -22,12 +22,7 @@ Y = (X.sum(1) > 0).long()
 BATCHES = [(X[i : i + 6], Y[i : i + 6]) for i in range(0, 24, 6)]
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c():
-    """As in a shell's foreground: Python raises KeyboardInterrupt."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 
 def learner(data=BATCHES, *, model=None, callbacks=(), rule=None, **options):

@@ -117,3 +117,19 @@ def test_the_seed_of_torch_is_that_of_a_learner_without_a_key():
 
 def test_it_says_where_it_stands():
     assert repr(fl.fit(learner(), 3)).endswith("phases training: epoch 3, step 3)")
+
+
+def test_a_data_set_of_samples_is_no_data_of_batches():
+    with pytest.raises(
+        TypeError, match=r"is a TensorDataset of samples, and a learner wants batches: write fl.DataLoader"
+    ):
+        learner(data=torch.utils.data.TensorDataset(X, Y))
+
+
+def test_an_edited_model_keeps_the_moments_of_what_was_left_in_place():
+    model = fl.Chain(fl.Dense(2, 3), fl.Dense(3, 1))
+    fitted = fl.fit(learner(model=model, progress=False), 2)
+    edited = fitted.replace(model=fl.at(fitted.model, lambda m: m.layers[1]).set(fl.Dense(3, 2)))
+    kept, new = (edited.state.layers[i].weight.state for i in range(2))
+    assert fl.tree.allclose(kept, fitted.state.layers[0].weight.state, rtol=0, atol=0)
+    assert fl.tree.norm(new) == 0

@@ -225,3 +225,18 @@ def test_who_listens_inside_a_step_of_one_function_is_refused():
             step=lambda m, s, b: (m, s, 0.0),
             callbacks=[made("A", events=("backward_end",))],
         )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("stepend", "step_end"), ("on_epoch_end", "epoch_end"), ("fit_beginn", "fit_begin")]
+)
+def test_a_method_that_nothing_calls_says_what_is_meant(wrong, right):
+    with pytest.raises(TypeError, match=f"has a method {wrong}, which nothing calls; name it {right}"):
+        learner(made("Bad", events=(wrong, "step_begin")))
+
+
+def test_a_callback_that_listens_to_nothing_is_an_error():
+    with pytest.raises(
+        TypeError, match="Deaf listens to no event; write a method of the name of one: fit_begin"
+    ):
+        learner(made("Deaf", events=("collect",)))

@@ -12,6 +12,7 @@ import torch
 from fluxlike.bridges.foreign_files.faults import DEEPEST, FileFault, open_file, told
 from fluxlike.bridges.foreign_files.loading import load_state
 from fluxlike.files.reader import TensorFile
+from fluxlike.optional import optional
 
 __all__ = ["load_flax", "read_flax"]
 
@@ -121,11 +122,8 @@ class _Msgpack:
     """One file of flax.serialization."""
 
     def __init__(self, name: str) -> None:
-        try:
-            import msgpack  # type: ignore[import-untyped, unused-ignore]
-        except ImportError as error:
-            raise ImportError("msgpack reads Flax' files: pip install 'fluxlike[flax]'") from error
-        self._msgpack, self._name, self._left = msgpack, name, _MOST_CONTAINERS
+        self._msgpack = optional("msgpack", "a file of Flax", install="'fluxlike[flax]'")
+        self._name, self._left = name, _MOST_CONTAINERS
 
     def read(self, data: bytes) -> dict[Any, Any]:
         with told(self._name, _KIND):

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fluxlike.bridges.foreign_files.faults import FileFault, allowance, open_file, told
+from fluxlike.optional import optional
 
 __all__ = ["Hdf5", "opened"]
 
@@ -29,10 +30,7 @@ def opened(path: str | os.PathLike[str], kind: str, /, content: BinaryIO | None 
         ImportError: h5py is not installed.
         FileFault: the file is damaged, or holds what it must not.
     """
-    try:
-        import h5py  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as error:
-        raise ImportError("this file is HDF5, which h5py reads: pip install 'fluxlike[hdf5]'") from error
+    h5py = optional("h5py", "a file of HDF5", install="'fluxlike[hdf5]'")
     name = os.fspath(path)
     with told(name, kind), open_file(path, kind) if content is None else content as stream:
         size = stream.seek(0, os.SEEK_END)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fluxlike.data.images import checked_size, resize_and_crop
 from fluxlike.data.readers.opened import opened_in, there
-from fluxlike.data.readers.pictures import SUFFIXES, pillow, read_image
+from fluxlike.data.readers.pictures import SUFFIXES, read_image
 from fluxlike.files.printing import shown
+from fluxlike.optional import optional
 
 __all__ = ["ImageFolder"]
 
@@ -76,7 +77,7 @@ class ImageFolder:
         *,
         classes: Sequence[str] | None = None,
     ) -> None:
-        pillow()
+        optional("PIL.Image", "ImageFolder")
         self._size = None if size is None else checked_size("ImageFolder", size)
         if transform is not None and not callable(transform):
             raise TypeError(f"ImageFolder: transform is a {type(transform).__name__}; write a function")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import struct
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fluxlike.files.opening import open_regular
+from fluxlike.optional import optional
 
-__all__ = ["SUFFIXES", "pillow", "read_image"]
+__all__ = ["SUFFIXES", "read_image"]
 
 #: What the names of image files end in.
 SUFFIXES = frozenset(
@@ -74,7 +74,7 @@ def read_image(path: str | os.PathLike[str], /) -> Tensor:
         >>> fl.data.read_image(file).shape
         torch.Size([3, 2, 4])
     """
-    pil = pillow()
+    pil = optional("PIL.Image", "read_image")
     with io.BufferedReader(open_regular(path)) as stream:
         with _told(path):
             image = pil.open(stream, formats=_FORMATS)
@@ -93,18 +93,6 @@ def read_image(path: str | os.PathLike[str], /) -> Tensor:
     for step in _UPRIGHT.get(turn, ()):
         pixels = step(pixels)
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-
-
-def pillow() -> Any:
-    """Pillow's module for images.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        return importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise ImportError("Pillow decodes images: pip install 'fluxlike[training]'") from error
 
 
 def _rgb(image: Any) -> np.ndarray | None:
@@ -141,7 +129,7 @@ _UPRIGHT: dict[Any, tuple[Callable[[np.ndarray], np.ndarray], ...]] = {
 @contextmanager
 def _told(path: object) -> Iterator[None]:
     """Whatever a decoder raises about a damaged file, as a ValueError that names it."""
-    pil = pillow()
+    pil = optional("PIL.Image", "read_image")
     try:
         yield
     except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:

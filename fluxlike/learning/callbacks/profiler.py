@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -75,7 +76,7 @@ class Profiler(Callback):
 
     def fit_end(self, run: Any) -> None:
         _stop(run)
-        print(_table(run.memory))
+        print(_table(run.memory), file=sys.stderr)
 
 
 def time_report(learner: Any, /) -> str:

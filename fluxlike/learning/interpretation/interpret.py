@@ -67,7 +67,8 @@ def interpret(
 
     Raises:
         TypeError: the model is a torch module or can't be called, or a batch is no pair.
-        ValueError: outputs or targets that are not of classes, other classes than names, or no data.
+        ValueError: outputs or targets that are not of classes, probabilities that are not finite, other
+            classes than names, or no data.
 
     Example:
         >>> import torch, fluxlike as fl

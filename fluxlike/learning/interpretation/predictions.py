@@ -68,7 +68,7 @@ def predicted_batches(
 
     Raises:
         TypeError: the model can't be called or is a module of torch, or a batch is no pair with tensors.
-        ValueError: outputs or targets that are not of classes.
+        ValueError: outputs or targets that are not of classes, or outputs that are not finite.
     """
     for number, batch in enumerate(data):
         yield predicted(model, batch, probabilities, f"batch {number}")
@@ -113,12 +113,24 @@ def _require_probabilities(shares: Any, place: str) -> None:
     if not isinstance(shares, Tensor) or shares.ndim != 2 or shares.shape[1] < 2:
         found = f"the shape {tuple(shares.shape)}" if isinstance(shares, Tensor) else type(shares).__name__
         raise ValueError(f"the probabilities of {place} are of {found}; expected (N, C), with C at least 2")
+    finite = shares.isfinite().all(1)
+    if not bool(finite.all()):
+        row = int(finite.int().argmin())
+        raise ValueError(
+            f"the probabilities of observation {row} of {place} are {_few(shares[row])}, so nothing is "
+            "predicted there; mend the model, or leave the observation out"
+        )
     low, high = (shares.min().item(), shares.max().item()) if shares.numel() else (0.0, 0.0)
     if low < 0 or high > 1.001:
         raise ValueError(
             f"the probabilities of {place} reach from {low:.4g} to {high:.4g}; expected numbers from 0 to 1: "
             "leave probabilities= out where the model gives unnormalised scores"
         )
+
+
+def _few(row: Tensor) -> str:
+    more = ", …" if len(row) > 5 else ""
+    return f"[{', '.join(f'{share:.3g}' for share in row[:5].tolist())}{more}]"
 
 
 def _classes(y: Tensor, shares: Tensor, place: str) -> Tensor:

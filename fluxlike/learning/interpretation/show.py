@@ -12,6 +12,7 @@ from torch import Tensor
 from fluxlike.learning.interpretation.images import Denormalise, pictures
 from fluxlike.learning.interpretation.predictions import Probabilities, class_probabilities, predicted
 from fluxlike.learning.interpretation.top_losses import TopLoss
+from fluxlike.optional import optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,12 +167,9 @@ def _grid(drawn: Tensor, texts: Sequence[tuple[str, str, bool]], title: str) -> 
 
 
 def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError("matplotlib draws pictures: pip install 'fluxlike[training]'") from error
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.06))
+    layout = optional("matplotlib.layout_engine", "a picture")
+    engine = layout.ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.06)
+    return optional("matplotlib.figure", "a picture").Figure(figsize=(width, height), layout=engine)
 
 
 def _short(name: Any) -> str:

@@ -15,7 +15,9 @@ __all__ = ["accuracy"]
 def accuracy(outputs: Tensor, targets: Tensor, /) -> Tensor:
     """The share of entries whose highest score is that of their class.
 
-    Of two equal scores, the first counts. Every entry counts, those that a loss ignores too.
+    Of two equal scores, the first counts. Every entry counts, those that a loss ignores too. NaN is taken for
+    the highest score, and where one score stands for two classes, for the first class: that scores are finite
+    is for the loss to tell.
 
     Args:
         outputs: scores (N, C, …), logits or probabilities, with the classes on axis 1; or of two classes the

@@ -31,7 +31,7 @@ def test_text_targets_are_numbered_by_their_sorted_names(file):
     assert torch.equal(table.features, torch.tensor([[5.1, 3.5], [6.3, 2.8], [4.9, 3.0]]))
     assert torch.equal(table.targets, torch.tensor([0, 1, 0]))
     assert table.data == (table.features, table.targets)
-    assert repr(table) == "Table(3 rows, 2 features, target='kind, by Fisher' of 2 classes)"
+    assert repr(table) == "CSVTable(3 rows, 2 features, target='kind, by Fisher' of 2 classes)"
 
 
 def test_numeric_targets_stay_numbers(file):

@@ -95,7 +95,7 @@ def test_time_is_told_apart_to_data_steps_and_callbacks(clock, capsys):
         "training         2      8      178    18.0%  71.9%      10.1%",
         "validation       2      4       82     9.8%  78.0%      12.2%",
     ]
-    assert capsys.readouterr().out.strip() == time_report(found)
+    assert capsys.readouterr().err.strip() == time_report(found)
 
 
 @pytest.mark.parametrize("step", range(1, 8))
@@ -127,7 +127,7 @@ def test_a_fit_that_ends_in_mid_epoch_shows_what_there_is(clock, capsys):
         raise fl.CancelFit("left")
 
     fl.fit(learner(Profiler(), CustomCallback("step_end", leave), clock=clock, step_seconds=2.0), 1)
-    assert capsys.readouterr().out.splitlines()[1].split() == [
+    assert capsys.readouterr().err.splitlines()[1].split() == [
         "training", "1", "1", "2", "0.0%", "100.0%", "0.0%",
     ]  # fmt: skip
 

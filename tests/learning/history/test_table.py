@@ -241,7 +241,11 @@ def test_a_pipe_is_neither_replaced_nor_waited_for(form, tmp_path):
         ("csv", b"a\n\xff\n", "no text in UTF-8"),
         ("jsonl", '{"a": 1}\n{"a"', "the last line was cut off"),
         ("csv", "a\n" + "1" * 4301 + "\n", r"t\.csv, record 2: Exceeds the limit"),
-        ("jsonl", '{"a": 1}\n{"a": null}\n', r"t\.jsonl, line 2: the column 'a' has None; a cell is a number"),
+        (
+            "jsonl",
+            '{"a": 1}\n{"a": null}\n',
+            r"t\.jsonl, line 2: the column 'a' has None; a cell is a number",
+        ),
         ("jsonl", '{"a": [1]}\n', r"line 1: the column 'a' has \[1\]"),
         ("jsonl", '{"a": 1, "a": 2}\n', r"line 1 is no JSON: the key 'a' stands there twice"),
         ("jsonl", "[1]\n", "line 1: its JSON is a list"),

@@ -117,6 +117,14 @@ def test_a_loss_that_is_nan_comes_first():
     assert 5 in found.inputs
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
+def test_outputs_that_are_not_finite_are_no_predictions(bad):
+    scores, y = scored(8, 3)
+    scores[5] = bad
+    with pytest.raises(ValueError, match=r"observation 2 of batch 1 are \[nan, nan, nan\]"):
+        interpret(fl.identity, batches(scores, y, 3), LOSS)
+
+
 @pytest.mark.parametrize("size", [1, 4, 100])
 def test_the_inputs_kept_are_those_of_the_largest_losses(size):
     scores, y = scored(40)

@@ -18,14 +18,14 @@ from torch import Tensor
 from fluxlike.files.opening import open_regular
 from fluxlike.files.printing import shown
 
-__all__ = ["Table", "read_csv"]
+__all__ = ["CSVTable", "read_csv"]
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class CSVTable:
     """What `read_csv` found in a file.
 
     Attributes:
@@ -39,9 +39,10 @@ class Table:
     Example:
         >>> import torch, fluxlike as fl
         >>> prices = torch.tensor([[3.5], [2.0]])
-        >>> table = fl.data.Table(torch.ones(2, 1), prices, columns=("size",), target="price", classes=None)
+        >>> named = {"columns": ("size",), "target": "price", "classes": None}
+        >>> table = fl.data.CSVTable(torch.ones(2, 1), prices, **named)
         >>> table
-        Table(2 rows, 1 features, target='price')
+        CSVTable(2 rows, 1 features, target='price')
         >>> [x.shape for x, y in fl.DataLoader(table.data, batch_size=2)]
         [torch.Size([2, 1])]
     """
@@ -61,7 +62,7 @@ class Table:
         n, c = self.features.shape
         kind = "" if self.target is None else f", target={self.target!r}"
         classes = "" if self.classes is None else f" of {len(self.classes)} classes"
-        return f"Table({n} rows, {c} features{kind}{classes})"
+        return f"CSVTable({n} rows, {c} features{kind}{classes})"
 
 
 def read_csv(
@@ -72,7 +73,7 @@ def read_csv(
     features: Sequence[str] | None = None,
     classes: Iterable[Any] | None = None,
     separator: str = ",",
-) -> Table:
+) -> CSVTable:
     """Features and targets from a CSV file, whose first row names the columns.
 
     A target of text is a class, and is numbered by the sorted names; a target of numbers stays one. To
@@ -87,7 +88,8 @@ def read_csv(
         separator: what stands between cells, such as ``";"`` or a tab. (default: ``","``)
 
     Returns:
-        A `Table`, with ``features``, ``targets``, ``columns`` and ``classes``, and the first two as ``data``.
+        A `CSVTable`, with ``features``, ``targets``, ``columns`` and ``classes``, and the first two as
+        ``data``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -121,15 +123,15 @@ def read_csv(
         raise ValueError(f"{path} has the names of columns, and no rows")
     values = torch.from_numpy(np.frombuffer(numbers, np.float32).reshape(len(lines), len(chosen)).copy())
     if target is None:
-        return Table(values, None, tuple(chosen), None, None)
+        return CSVTable(values, None, tuple(chosen), None, None)
     place = _Places(path, lines, target)
     if wanted is None and all(_is_number(text) for text in texts):
         regressed = [place.number(i, text) for i, text in enumerate(texts)]
-        return Table(
+        return CSVTable(
             values, torch.tensor(regressed, dtype=torch.float32)[:, None], tuple(chosen), target, None
         )
     known = place.classes(texts) if wanted is None else wanted
-    return Table(values, place.numbered(texts, known), tuple(chosen), target, known)
+    return CSVTable(values, place.numbered(texts, known), tuple(chosen), target, known)
 
 
 def _lines(path: object, stream: Iterable[bytes]) -> Iterator[str]:
