@@ -14,6 +14,7 @@ ROOT = Path(fluxlike.__file__).parent
 
 FLOORS = {
     "_private": 0,
+    "columns": 0,
     "lazily": 0,
     "optional": 0,
     "trees": 1,

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fluxlike.columns import columns
 from fluxlike.command.config import Csv, ImageFolder
 from fluxlike.command.devices import device_of
 from fluxlike.command.model_file import About, read_model
 from fluxlike.command.pictures import found_images, picture
-from fluxlike.command.printing import Line, Subparsers, add_json, columns, escaped, show, show_json
+from fluxlike.command.printing import Line, Subparsers, add_json, escaped, show, show_json
 from fluxlike.command.tables import read_features
 from fluxlike.files.durable import write_whole
 from fluxlike.learning.history.files import csv_lines, encoded

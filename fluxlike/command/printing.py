@@ -6,11 +6,11 @@ import argparse
 import importlib.util
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 __all__ = [
-    "Line", "ReaderLeft", "Subparsers", "add_json", "columns", "escaped", "one_line", "show", "show_json",
+    "Line", "ReaderLeft", "Subparsers", "add_json", "escaped", "one_line", "show", "show_json",
 ]  # fmt: skip
 
 Subparsers = argparse._SubParsersAction  # what `add_subparsers` returns has no public name
@@ -88,14 +88,3 @@ def escaped(text: str, /) -> str:
 def one_line(text: str, /) -> str:
     """Text of several lines in one."""
     return escaped(" ".join(text.split()))
-
-
-def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = (), /) -> Iterator[str]:
-    """Rows of a table as lines, those columns whose numbers are in `right` flush to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join(cells).rstrip()

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from fluxlike.columns import columns
 from fluxlike.command.contents import Contents, HeldTensor, HeldValue, contents_of
 from fluxlike.command.printing import (
     Line,
     Subparsers,
     add_json,
-    columns,
     escaped,
     show,
     show_json,

@@ -55,7 +55,7 @@ def _renew_turn() -> None:
     _turn = threading.RLock()
 
 
-if False:
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_turn)  # where no other thread is left to give it back
 
 

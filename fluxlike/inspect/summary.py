@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fluxlike.columns import columns
 from fluxlike.inspect.shapes import Shapes
 from fluxlike.layers.auto import waiting
 from fluxlike.trees.fmap import fleaves
@@ -167,9 +168,7 @@ def _layer_cells(row: LayerRow) -> tuple[str, ...]:
 
 
 def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]]) -> str:
-    lines = [tuple(head), *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return "\n".join(columns([head, *rows]))
 
 
 def _tensor_rows(model: Any) -> list[TensorRow]:

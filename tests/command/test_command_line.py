@@ -125,7 +125,7 @@ def test_info_says_which_device_gpu_takes(capsys):
     assert (found["gpu"] or "cpu") == device
     assert found["devices"][0]["device"] == "cpu"
     assert main(["info"]) == 0
-    assert f"torch        {torch.__version__}" in capsys.readouterr().out
+    assert f"torch   {torch.__version__}" in capsys.readouterr().out
 
 
 class _Cards:

@@ -90,3 +90,8 @@ def test_a_key_that_shuffles_no_folds_is_an_error():
 def test_a_stream_has_no_observations_to_split():
     with pytest.raises(TypeError, match="the data is a generator"):
         fl.splitobs((i for i in range(3)), 0.5)
+
+
+def test_the_number_of_folds_may_be_of_numpy():
+    folds = kfolds(torch.arange(5), np.int64(3))
+    assert [v.tolist() for _, v in folds] == [[0, 1], [2, 3], [4]]

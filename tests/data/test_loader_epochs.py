@@ -52,6 +52,7 @@ def loaders(draw):
     return lambda: fl.DataLoader(source(kind, n), size, key=key, **options), n, size, options, key
 
 
+@settings(deadline=None)
 @given(loaders())
 def test_the_batches_of_an_epoch_are_the_data(given_):
     make, n, size, options, _ = given_
@@ -65,6 +66,7 @@ def test_the_batches_of_an_epoch_are_the_data(given_):
     assert set(seen) <= set(range(n))
 
 
+@settings(deadline=None)
 @given(loaders(), st.integers(0, 5), st.data())
 def test_an_epoch_goes_on_from_any_batch_to_the_bit(given_, number, data):
     make, _, _, _, key = given_
@@ -76,6 +78,7 @@ def test_an_epoch_goes_on_from_any_batch_to_the_bit(given_, number, data):
         assert same(list(other.epoch(number, start=start)), whole[start:])
 
 
+@settings(deadline=None)
 @given(loaders(), st.integers(0, 2), st.data())
 def test_a_saved_state_gives_the_rest_of_the_epoch_and_the_next_ones(given_, before, data):
     make, n, size, options, _ = given_
@@ -101,6 +104,7 @@ def test_a_saved_state_gives_the_rest_of_the_epoch_and_the_next_ones(given_, bef
     assert same(list(resumed), following)
 
 
+@settings(deadline=None)
 @given(loaders())
 def test_iterating_puts_every_global_generator_back(given_):
     make, _, _, _, key = given_
@@ -263,6 +267,7 @@ class Drawn(Skipping):
         return Drawn(self.n, self.first + n)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20), st.integers(1, 6), st.data())
 def test_a_stream_that_can_skip_goes_on_in_the_order_that_it_drew(n, size, data):
     loader = fl.DataLoader(Drawn(n), size, key=fl.Key(0))

@@ -70,13 +70,13 @@ def test_a_run_that_is_killed_ends_in_the_same_bits(tmp_path, in_a_save):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["eager", "jit"])
+@pytest.mark.parametrize(("kind", "most"), [("eager", 10), ("jit", 3)])
 @pytest.mark.parametrize("in_a_save", [False, True], ids=["in an epoch", "in a save"])
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, kind, in_a_save):
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, kind, most, in_a_save):
     whole = finished(started(tmp_path / "whole", kind, 8))
     (tmp_path / "killed").mkdir()
-    kills, found = killed(tmp_path / "killed", kind, 8, 10, in_a_save, seed=1)
-    assert kills >= 4
+    kills, found = killed(tmp_path / "killed", kind, 8, most, in_a_save, seed=1)
+    assert kills >= min(most, 4)
     assert found == whole
 
 

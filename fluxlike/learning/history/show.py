@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from fluxlike.columns import columns
+
 __all__ = ["counted", "table_html", "table_text"]
 
 _EDGE = 8  # rows shown at each end of a long table
@@ -23,13 +25,12 @@ def table_text(table: Any, head: str, /) -> str:
     """A heading, and under it a table in columns: its first and last rows."""
     if not len(table):
         return head
-    lines = [dict(zip(table.columns, table.columns, strict=True)), *_shown(table)]
-    width = {name: max(len(line.get(name, "")) for line in lines if line) for name in table.columns}
-    texts = [
-        "  …" if line is None else "  " + "  ".join(line.get(name, "").rjust(width[name]) for name in width)
-        for line in lines
-    ]
-    return "\n".join([head, *(text.rstrip() for text in texts)])
+    rows = _shown(table)
+    cells = [[row.get(name, "") for name in table.columns] for row in rows if row is not None]
+    texts = list(columns([table.columns, *cells], right=range(len(table.columns))))
+    if None in rows:
+        texts.insert(1 + rows.index(None), "…")
+    return "\n".join([head, *(f"  {text}".rstrip() for text in texts)])
 
 
 def table_html(table: Any, head: str, /) -> str:

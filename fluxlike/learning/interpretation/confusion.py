@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fluxlike.columns import columns
 from fluxlike.trees.functor import leaf
 
 __all__ = ["ClassScore", "Confusion", "Report", "confusion_matrix", "most_confused"]
@@ -113,8 +114,7 @@ class Report:
         head = ("", "precision", "recall", "F1", "support")
         rows = [_cells(row) for row in self.classes]
         foot = [_cells(self.macro), _cells(self.weighted)]
-        widths = [max(map(len, column)) for column in zip(head, *rows, *foot, strict=True)]
-        lines = [_line(row, widths) for row in (head, *rows, *foot)]
+        lines = list(columns([head, *rows, *foot], right=range(1, len(head))))
         lines.insert(1 + len(rows), "")
         return "\n".join([*lines, f"accuracy {self.accuracy:.4f}"])
 
@@ -130,8 +130,3 @@ def _score(name: str, scores: Tensor, support: int) -> ClassScore:
 def _cells(row: ClassScore) -> tuple[str, ...]:
     scores = ("-" if score != score else f"{score:.4f}" for score in row[1:4])
     return row.name, *scores, str(row.support)
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    first, *others = zip(cells, widths, strict=True)
-    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])

@@ -9,10 +9,12 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fluxlike.learning.metrics.host import Scalar
+from fluxlike.learning.metrics.unchanged import unchanged
 from fluxlike.trees.fmap import fleaves, fmap
 
 __all__ = ["TorchMetric", "is_torchmetric"]
@@ -20,6 +22,8 @@ __all__ = ["TorchMetric", "is_torchmetric"]
 _CACHES = ("_computed", "_forward_cache", "_cache")
 _MOST_COLUMNS = 1000
 _ABSENT = object()
+_KINDS = "biufcmM"  # of arrays
+_NOT_SAVED = "and can't be saved in the middle of an epoch"
 
 
 def is_torchmetric(value: Any, /) -> bool:
@@ -69,7 +73,7 @@ class TorchMetric:
                 f"the state of the metric {self.name!r} has the parts {sorted(state['parts'])}, and this "
                 f"metric {sorted(parts)}; go on with the metrics that the run was started with"
             )
-        copies: dict[int, Tensor] = {}
+        copies: dict[int, Tensor | np.ndarray] = {}
         for path, found in state["parts"].items():
             parts[path].__dict__.update({key: _copied(value, copies) for key, value in found.items()})
         return _TorchMeter(self, metric, state["updates"])
@@ -85,15 +89,23 @@ class TorchMetric:
         return found
 
     def changes(self, metric: nn.Module, /) -> dict[str, dict[str, Any]]:
-        """What a copy has gathered: its states, and whatever else is not as at the start."""
-        parts, copies = dict(_parts(metric)), dict[int, Tensor]()
+        """What a copy has gathered: its states, and whatever else is not as at the start.
+
+        Raises:
+            ValueError: some of it can't be saved.
+        """
+        parts, copies = dict(_parts(metric)), dict[int, Tensor | np.ndarray]()
         fresh = dict(_parts(self._metric))
         if set(parts) != set(fresh):
             raise ValueError(
                 f"the metric {self.name!r} has changed its parts, from {sorted(fresh)} to {sorted(parts)}, "
                 "and can't be saved in the middle of an epoch"
             )
-        return {path: _changed(part, fresh[path], copies) for path, part in parts.items()}
+        return {path: _changed(part, fresh[path], self._place(path), copies) for path, part in parts.items()}
+
+    def _place(self, path: str) -> str:
+        within = path.partition(".")[2]
+        return f"the metric {self.name!r}" + (f", in its part {within!r}," if within else "")
 
 
 class _TorchMeter:
@@ -128,43 +140,50 @@ def _parts(metric: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield f"metric.{path}" if path else "metric", part
 
 
-def _changed(part: nn.Module, fresh: nn.Module, copies: dict[int, Tensor]) -> dict[str, Any]:
-    states = getattr(part, "_defaults", {})
-    return {
-        key: _copied(value, copies)
-        for key, value in vars(part).items()
-        if key not in _CACHES
-        and _is_plain(value)
-        and (key in states or not _same(value, vars(fresh).get(key, _ABSENT)))
-    }
+def _changed(
+    part: nn.Module, fresh: nn.Module, place: str, copies: dict[int, Tensor | np.ndarray]
+) -> dict[str, Any]:
+    """What a part has gathered in its attributes, copied.
+
+    Raises:
+        ValueError: an attribute has gathered what a checkpoint does not hold.
+    """
+    states, before = getattr(part, "_defaults", {}), vars(fresh)
+    gone = [key for key in before if key not in vars(part) and key not in _CACHES]
+    if gone:
+        raise ValueError(f"{place} has lost its attribute {gone[0]!r}, {_NOT_SAVED}; set it to None instead")
+    found = {}
+    for key, value in vars(part).items():
+        changed = key in states or not unchanged(value, before.get(key, _ABSENT), apart=is_torchmetric)
+        if key in _CACHES or not changed:
+            continue
+        if not _is_plain(value):
+            raise ValueError(
+                f"{place} has a {type(value).__name__} in its attribute {key!r}, which has changed, "
+                f"{_NOT_SAVED}; keep it as tensors, arrays, numbers, strings, lists and dicts, "
+                "such as sorted(…) for a set, or save at the ends of epochs alone"
+            )
+        found[key] = _copied(value, copies)
+    return found
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(k, (str, int)) and _is_plain(v) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
+    """Whether a checkpoint holds it; subclasses would come back as what they are subclasses of."""
+    kind = type(value)
+    if kind is dict:
+        return all(type(key) in (str, int) and _is_plain(item) for key, item in value.items())
+    if kind in (list, tuple):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str, Tensor))
+    if kind is np.ndarray or isinstance(value, np.generic):
+        return value.dtype.kind in _KINDS
+    return value is None or kind in (bool, int, float, str) or isinstance(value, Tensor)
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        both = isinstance(a, Tensor) and isinstance(b, Tensor)
-        return both and a.dtype is b.dtype and torch.equal(a.cpu(), b.cpu())
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(v, b[k]) for k, v in a.items())
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)
-
-
-def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
+def _copied(value: Any, copies: dict[int, Tensor | np.ndarray]) -> Any:
     """A deep copy; a tensor that several metrics share, as in a collection, is copied once."""
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, np.ndarray)):
         if id(value) not in copies:
-            copies[id(value)] = value.detach().clone()
+            copies[id(value)] = value.detach().clone() if isinstance(value, Tensor) else value.copy()
         return copies[id(value)]
     if isinstance(value, dict):
         return {key: _copied(v, copies) for key, v in value.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,48 +13,71 @@ from torch import Tensor
 __all__ = ["unchanged"]
 
 _CODE = (types.FunctionType, types.MethodType)
-_ALONE = (type, types.ModuleType, types.BuiltinFunctionType, torch.dtype, torch.device)
+_VALUES = (
+    *(bool, int, str, bytes, complex, range, slice, set, frozenset),
+    *(type, types.ModuleType, types.BuiltinFunctionType, torch.dtype),
+)
 
 
-def unchanged(a: Any, b: Any, /) -> bool:
-    """Whether two objects hold the same, to the bit; tensors may be on different devices.
+def unchanged(a: Any, b: Any, /, apart: Callable[[Any], bool]) -> bool:
+    """Whether two objects hold the same, to the bit, be it on different devices.
 
-    Functions are the same if their code is. Objects of other classes are compared by what `copy.deepcopy` would
-    make them from; those that it can't copy are the same only if they are one.
+    Functions are the same if their code is. Objects of other classes are compared by what copies are made
+    from; those that can't be copied are the same only if they are one.
+
+    Args:
+        a: one object.
+        b: the other.
+        apart: says of what is inside whether it is looked at elsewhere, and no part of them.
 
     Example:
         >>> import numpy as np
         >>> first, second = np.random.default_rng(0), np.random.default_rng(0)
-        >>> unchanged(first, second)
+        >>> unchanged(first, second, apart=callable)
         True
         >>> _ = first.random()
-        >>> unchanged(first, second)
+        >>> unchanged(first, second, apart=callable)
         False
     """
-    return _same(a, b, set())
+    return _Comparison(apart).same(a, b)
 
 
-def _same(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
-    if a is b or (id(a), id(b)) in seen:
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, Tensor):
-        return _same_tensors(a, b)
-    if isinstance(a, np.ndarray) and a.dtype.hasobject:
-        return a.shape == b.shape and _same(a.tolist(), b.tolist(), seen)
-    if isinstance(a, (np.ndarray, np.generic)):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, float):
-        return a == b or (a != a and b != b)
-    if isinstance(a, (bool, int, str, bytes, complex, range, slice)):
-        return bool(a == b)
-    if isinstance(a, _CODE):
-        return a.__code__ == b.__code__
-    if isinstance(a, _ALONE):
-        return bool(a == b)
-    seen.add((id(a), id(b)))  # one that holds itself is not compared again
-    return _same_parts(a, b, seen)
+class _Comparison:
+    def __init__(self, apart: Callable[[Any], bool]) -> None:
+        self._apart = apart
+        # What holds itself is compared once. The objects are kept, so that no id is used again.
+        self._seen: dict[tuple[int, int], tuple[Any, Any]] = {}
+
+    def same(self, a: Any, b: Any) -> bool:
+        if a is b or (id(a), id(b)) in self._seen:
+            return True
+        if type(a) is not type(b):
+            return False
+        if isinstance(a, torch.device) or self._apart(a):
+            return True
+        if isinstance(a, Tensor):
+            return _same_tensors(a, b)
+        if isinstance(a, (np.ndarray, np.generic)) and not a.dtype.hasobject:
+            return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        if type(a) is float:
+            return a == b or (a != a and b != b)
+        if type(a) in _VALUES:
+            return bool(a == b)
+        if isinstance(a, _CODE):
+            return a.__code__ == b.__code__
+        self._seen[id(a), id(b)] = a, b
+        return self._same_parts(a, b)
+
+    def _same_parts(self, a: Any, b: Any) -> bool:
+        if type(a) is dict:
+            return list(a) == list(b) and self._same_parts([*a.values()], [*b.values()])
+        if type(a) in (list, tuple):
+            return len(a) == len(b) and all(map(self.same, a, b))
+        try:
+            made, remade = _made_from(a), _made_from(b)
+        except TypeError:  # it can't be copied
+            return False
+        return self.same(made, remade)
 
 
 def _same_tensors(a: Tensor, b: Tensor) -> bool:
@@ -63,22 +87,9 @@ def _same_tensors(a: Tensor, b: Tensor) -> bool:
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _same_parts(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
-    """Compare containers by their items, and other objects by what copies are made from."""
-    if isinstance(a, (set, frozenset)):
-        return a == b and _same(vars(a) if hasattr(a, "__dict__") else None, getattr(b, "__dict__", None), seen)
-    if type(a) is dict:
-        return list(a) == list(b) and all(_same(x, y, seen) for x, y in zip(a.values(), b.values(), strict=True))
-    if type(a) in (list, tuple):
-        return len(a) == len(b) and all(_same(x, y, seen) for x, y in zip(a, b, strict=True))
-    try:
-        ours, theirs = _made_from(a), _made_from(b)
-    except TypeError:  # it can't be copied
-        return False
-    return _same(ours, theirs, seen)
-
-
 def _made_from(x: Any) -> Any:
-    """What an object is made from: strings alone, or a function, its arguments, a state, and items."""
+    """What pickle makes an object from: a name; or a function, its arguments, a state, and items."""
     found = x.__reduce_ex__(4)
-    return found if isinstance(found, str) else [list(y) if isinstance(y, types.GeneratorType) else y for y in found]
+    if isinstance(found, str):
+        return found
+    return [list(part) if isinstance(part, Iterator) else part for part in found]

@@ -77,6 +77,15 @@ def test_every_write_is_in_the_file_at_once(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", LOGS)
+def test_a_pipe_is_neither_replaced_nor_waited_for(kind, tmp_path):
+    os.mkfifo(file_of(kind, tmp_path))
+    for call in (lambda log: log.scalar("loss", 0.5, 1), lambda log: log.rewind(0)):
+        with pytest.raises(ValueError, match="is a pipe or a device"):
+            call(kind(file_of(kind, tmp_path)))
+    assert file_of(kind, tmp_path).is_fifo()
+
+
+@pytest.mark.parametrize("kind", LOGS)
 def test_a_killed_process_loses_no_line(kind, tmp_path):
     path = file_of(kind, tmp_path)
     code = f"""

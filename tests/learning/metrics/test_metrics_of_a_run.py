@@ -1,11 +1,14 @@
 """Metrics as a user writes them: functions, metrics of torchmetrics, their names, columns and states."""
 
+import collections
 import contextlib
 import copy
 import functools
 import math
+import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks import torchvision_here
+from fluxlike.learning.checkpoints.packing import pack
+from fluxlike.learning.checkpoints.unpacking import unpack
 from fluxlike.learning.metrics.accuracy import accuracy
 from fluxlike.learning.metrics.collect import as_metrics, computed
 from fluxlike.learning.metrics.functions import FunctionMetric
@@ -145,6 +150,112 @@ def test_a_matrix_is_columns_until_there_are_too_many():
     large.update(torch.randn(4, 40), torch.arange(4), 4)
     with pytest.raises(ValueError, match="'MulticlassConfusionMatrix' gave 1600 numbers"):
         large.compute()
+
+
+class Gathering(torchmetrics.Metric):
+    """One that gathers in an attribute of its own, beside its states."""
+
+    def __init__(self, begin, gather):
+        super().__init__()
+        self.add_state("total", torch.zeros(()))
+        self.kept, self._gather = begin, gather
+        self.settings = {"names": ["a"], "kinds": {"x", "y"}, "generator": torch.Generator().manual_seed(3)}
+        self.network = nn.Linear(2, 2)
+
+    def update(self, outputs, targets):
+        self.kept = self._gather(self.kept)
+        self.total += self.kept.item() if isinstance(self.kept, np.generic) else len(self.kept)
+
+    def compute(self):
+        return self.total
+
+
+def one_more(kept):
+    return kept + 1
+
+
+def in_place(kept):
+    kept[0] += 1
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("begin", "gather"),
+    [(np.int64(0), one_more), (np.float32(0.5), one_more), (np.zeros(2), in_place), ([np.int8(3)], in_place)],
+    ids=["int64", "float32", "array", "list"],
+)
+def test_what_a_metric_gathers_in_numpy_is_saved(begin, gather):
+    data = batches(8)
+    metric = TorchMetric(Gathering(begin, gather))
+    state = unpack(pack(run(metric.init(), data[:3]).state()))
+    resumed, whole = run(metric.restore(state), data[3:]), run(metric.init(), data)
+    assert computed([resumed]) == computed([whole])
+    assert repr(resumed._running.kept) == repr(whole._running.kept)
+
+
+def added(kept):
+    return kept | {len(kept)}
+
+
+class Sized:
+    def __init__(self, generator):
+        self.generator = generator
+
+    def random(self):
+        self.generator.random()
+
+    def __len__(self):
+        return 1
+
+
+def drawn(kept):
+    kept.random()
+    return kept
+
+
+def counted(kept):
+    kept["a"] += 1
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("begin", "gather", "kind"),
+    [
+        (set(), added, "set"),
+        (Sized(np.random.default_rng(0)), drawn, "Sized"),
+        (collections.Counter(), counted, "Counter"),
+        (collections.defaultdict(int), counted, "defaultdict"),
+        (Sized(random.Random(0)), drawn, "Sized"),
+    ],
+    ids=["set", "generator of numpy", "Counter", "defaultdict", "generator of Python"],
+)
+def test_what_a_checkpoint_does_not_hold_is_refused_by_its_attribute(begin, gather, kind):
+    metric = TorchMetric(torchmetrics.MetricCollection({"mine": Gathering(begin, gather)}), "all")
+    meter = metric.init()
+    assert set(meter.state()["parts"]["metric.mine"]) == {"total"}
+    run(meter, batches(2))
+    with pytest.raises(ValueError, match=rf"'all', in its part 'mine', has a {kind} in its attribute 'kept'"):
+        meter.state()
+
+
+def test_a_network_or_a_generator_inside_that_changes_is_refused():
+    metric = Gathering([], lambda kept: [*kept, 1])
+    for change, name in (
+        (lambda m: torch.rand(1, generator=m.settings["generator"]), "settings"),
+        (lambda m: nn.init.zeros_(m.network.weight), "_modules"),
+    ):
+        meter = run(TorchMetric(metric).init(), batches(2))
+        meter.state()
+        change(meter._running)
+        with pytest.raises(ValueError, match=f"in its attribute '{name}', which has changed"):
+            meter.state()
+
+
+def test_an_attribute_that_is_gone_is_told():
+    meter = run(TorchMetric(Gathering([], lambda kept: [*kept, 1])).init(), batches(2))
+    del meter._running.settings
+    with pytest.raises(ValueError, match=r"'Gathering' has lost its attribute 'settings'.*set it to None"):
+        meter.state()
 
 
 def test_no_batch_gives_no_column_and_no_warning():
