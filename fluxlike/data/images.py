@@ -80,7 +80,7 @@ def _without_ends(
     # Squares, whose pixels become whole pixels, so the rest stays where it was; one at each end is left to
     # the filter.
     squares = max(0, (covering - wanted[0]) // (2 * wanted[1]) - 1)
-    if False:
+    if squares:
         image = image.narrow(axis, squares * short, long - 2 * squares * short)
     return image, covering - 2 * squares * wanted[1], start - squares * wanted[1]
 
