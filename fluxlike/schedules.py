@@ -327,6 +327,11 @@ class OneCycle(_Formula):
 
     def __post_init__(self) -> None:
         _length("steps", self.steps)
+        if self.steps != int(self.steps):
+            raise ValueError(
+                f"steps={self.steps!r}: write a whole number of steps first, then the highest value: "
+                "OneCycle(1000, 1e-2)"
+            )
         if not 0 < self.pct < 1:
             raise ValueError(f"pct={self.pct!r}: write a share between 0 and 1")
         if self.shape not in ("cosine", "sine"):

@@ -84,6 +84,12 @@ def fitted(
             f"fit takes a Learner first, found a {type(learner).__name__}: write fit(learner, 10)"
         )
     goal = learner.epoch + epochs
+    for name, data in learner.data.items():
+        if isinstance(data, Iterator) and epochs > 1:
+            raise ValueError(
+                f"the data of {name} is a {type(data).__name__}, which can be iterated once, and there are "
+                f"{epochs} epochs: give a DataLoader, a list, or an object whose __iter__ begins anew"
+            )
     found = None if resume is False else resumed(learner, resume, goal)
     run = Run(found or learner, goal, donate=donate or found is not None, resumes=resume is not False)
     if found is not None:
@@ -185,6 +191,12 @@ class _Loop:
             if done:
                 run.emit(Event.STEP_END)
             self.stop_if_asked()
+        if number == 0 and not getattr(self.learner.data[phase.name], "partial", True):
+            raise ValueError(
+                f"the data of {phase.name} gave no batch in epoch {run.epoch}: it has fewer observations "
+                "than a "
+                "batch, and partial=False leaves them out"
+            )
         if number == 0:
             raise ValueError(
                 f"the data of {phase.name} gave no batch in epoch {run.epoch}; a generator can be iterated "

@@ -90,11 +90,12 @@ def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> lis
             clash = _common(first.writes, second.writes)
             if clash:
                 one, other = type(innermost(first)).__name__, type(innermost(second)).__name__
-                first_one = f"say who comes first: after = ({one},) in the class {other}"
-                raise ValueError(
-                    f"{known[a]} and {known[b]} both write {clash!r} at {event.value}; "
-                    f"{'make one of them' if one == other else first_one}, or leave one out"
-                )
+                advice = f"say who comes first: after = ({one},) in the class {other}, or leave one out"
+                if one == other:
+                    advice = "make one of them, or leave one out"
+                elif "_" in (one[0], other[0]):  # of ours, and not to be changed
+                    advice = "leave one out"
+                raise ValueError(f"{known[a]} and {known[b]} both write {clash!r} at {event.value}; {advice}")
             if _reads(second, first):
                 sorter.add(b, a)
             if _reads(first, second):

@@ -25,7 +25,7 @@ def load_learner(
     like: Learner,
     *,
     by: str | None = None,
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
 ) -> Learner:
     """The learner of the newest checkpoint of a folder, or of the best one.
 
@@ -33,7 +33,8 @@ def load_learner(
         folder: that of a `Checkpointer`.
         like: a learner of the same model, rule and callbacks, which stays as it is.
         by: the score by which to take the best one. (default: the newest is taken)
-        mode: ``"min"`` where less is better, or ``"max"``. (default: ``"min"``)
+        mode: ``"min"`` where less is better, or ``"max"``. (default: that of the learner's `Checkpointer` by
+            the same score, else ``"min"``)
 
     Returns:
         The learner as it stood then, in memory of its own; `fit` goes on from it.
@@ -57,6 +58,9 @@ def load_learner(
         >>> newest.epoch, best.history.last("training", "loss") == min(newest.history["training", "loss"])
         (3, True)
     """
+    if mode is None:
+        savers = [c for c in map(innermost, like.callbacks) if isinstance(c, Checkpointer) and c.by == by]
+        mode = savers[0].mode if savers else "min"
     store = Store(folder, by=by, mode=mode)
     entry = store.newest() if by is None else store.best()
     if entry is None:

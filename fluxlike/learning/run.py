@@ -152,6 +152,8 @@ class Run:
                     failed = failed or _misplaced(cancel, event, view)
                 elif cancelled is None or cancel.rank > cancelled.rank:
                     cancelled = cancel
+                    if isinstance(cancel, CancelFit):
+                        self.stopped = cancel.reason  # for a checkpoint at this very event
             except LearningError:
                 raise
             except Exception as error:
@@ -161,8 +163,6 @@ class Run:
                     failed.__cause__ = error
         if failed is not None:
             raise failed
-        if isinstance(cancelled, CancelFit):
-            self.stopped = cancelled.reason
         if cancelled is not None:
             raise cancelled
 
@@ -258,7 +258,8 @@ class Run:
     def where(self) -> str:
         """Where the run is, in words."""
         of = "" if self.batches is None else f" of {self.batches}"
-        phase = f", {self.phase}, batch {self.batch_number}{of}" if self.phase else ""
+        batch = f", batch {self.batch_number}{of}" if self.batch_number else ""
+        phase = f", {self.phase}{batch}" if self.phase else ""
         return f"after step {self.step}, epoch {self.epoch} of {self.goal}{phase}"
 
 

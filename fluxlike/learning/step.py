@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from torch import Tensor
+
 from fluxlike.learning.precision import LossScale, autocast
 from fluxlike.optimisers.update import update
 from fluxlike.transforms.gradient import withgradient
@@ -69,6 +71,12 @@ class Step:
         def f(model: Any, batch: Any) -> Any:
             with self.autocast(model):
                 out = as_out(self.loss(model, batch))
+            if isinstance(out["loss"], Tensor) and not out["loss"].requires_grad:
+                raise ValueError(
+                    "the loss does not depend on the model by anything that can be differentiated, so "
+                    "nothing "
+                    "would be trained; an argmax, a comparison or detach() ends a gradient"
+                )
             if before_backward is not None:
                 before_backward(out)
             return out if loss_scale is None else (loss_scale.scaled(out["loss"]), out)
@@ -92,7 +100,7 @@ class Step:
     @property
     def validates(self) -> bool:
         """Whether it says what a step of validation is."""
-        return True
+        return type(self).evaluate is not Step.evaluate or type(self).loss is not Step.loss
 
     @property
     def has_parts(self) -> bool:
@@ -108,6 +116,10 @@ class SupervisedStep(Step):
     """
 
     def __init__(self, criterion: Callable[[Any, Any], Any]) -> None:
+        if isinstance(criterion, type):
+            raise TypeError(
+                f"the loss is the class {criterion.__name__}; give an object: {criterion.__name__}()"
+            )
         if not callable(criterion):
             raise TypeError(
                 f"the loss is a {type(criterion).__name__}; write a function of outputs and targets"

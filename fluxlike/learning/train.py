@@ -56,9 +56,9 @@ def train(
         >>> data = fl.DataLoader((x, 3 * x), batch_size=16)
         >>> model = fl.Dense(1, 1)
         >>> state = fl.setup(fl.Adam(0.1), model)
-        >>> model, state = fl.train(lambda m, x, y: fl.losses.mse(m(x), y), model, data, state, epochs=20)
-        >>> round(model.weight.item(), 1)
-        3.0
+        >>> model, state = fl.train(lambda m, x, y: fl.losses.mse(m(x), y), model, data, state, epochs=40)
+        >>> abs(model.weight.item() - 3) < 0.2
+        True
     """
     if not callable(loss) or not trainables(model):
         raise TypeError(

@@ -238,3 +238,55 @@ def test_in_the_middle_of_an_epoch_the_loader_must_be_the_same(tmp_path):
         fl.fit(begun(4), 2, resume=True)
     assert fl.fit(begun(3), 2, resume=True).step == 8
     assert fl.fit(begun(4), 3, resume=True).step == 11  # at the end of an epoch it may change
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_run_that_was_stopped_early_stays_stopped_however_often_it_is_resumed(tmp_path, first):
+    def begun():
+        stop = fl.callbacks.EarlyStopping(phase="training", patience=1, min_delta=1e9)
+        saving = small(tmp_path).callbacks[-1]
+        own = small(tmp_path)
+        callbacks = [stop, saving] if first else [saving, stop]
+        return own.replace(callbacks=(*own.callbacks[:-1], *callbacks))
+
+    epochs = [fl.fit(begun(), 20, resume=True).epoch for _ in range(3)]
+    assert epochs == [2, 2, 2]
+    assert "has not got better" in fl.load_learner(tmp_path, like=begun()).stopped
+
+
+def test_the_best_is_what_the_checkpointer_of_the_learner_calls_best(tmp_path):
+    saving = fl.callbacks.Checkpointer(tmp_path, by="score", mode="max", keep=5)
+    data = [(torch.ones(4, 2), torch.zeros(4, 1))]
+    metrics = {"score": lambda outputs, targets: -outputs.square().mean()}
+    begun = fl.Learner(
+        fl.Dense(2, 1),
+        data,
+        fl.Descent(0.01),
+        fl.losses.mse,
+        metrics=metrics,
+        callbacks=[saving],
+        progress=False,
+    )
+    ended = fl.fit(begun, 4)
+    scores = ended.history["training", "score"]
+    assert fl.load_learner(tmp_path, like=ended, by="score").step == 1 + scores.index(max(scores))
+    assert fl.load_learner(tmp_path, like=ended, by="score", mode="min").step == 1 + scores.index(min(scores))
+
+
+def test_a_score_that_is_not_measured_is_an_error_that_lists_those_that_are(tmp_path):
+    with pytest.raises(
+        RuntimeError, match="keeps the best by 'accuracy', which training does not give; it gives 'loss'"
+    ):
+        fl.fit(small(tmp_path, by="accuracy"), 1)
+
+
+def test_a_run_that_goes_on_says_from_where(tmp_path, capsys):
+    def begun():
+        saving = fl.callbacks.Checkpointer(tmp_path)
+        data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 3
+        return fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, callbacks=[saving])
+
+    fl.fit(begun(), 1)
+    capsys.readouterr()
+    fl.fit(begun(), 2, resume=True)
+    assert "the run goes on after step 3, epoch 2 of 2" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_batches_and_steps_of_another_form_are_errors_that_say_what_to_write(beg
 
 
 def test_a_generator_is_told_apart_from_data_that_begins_anew():
-    with pytest.raises(ValueError, match="in epoch 2; a generator can be iterated once"):
+    with pytest.raises(ValueError, match="which can be iterated once, and there are 2 epochs"):
         fl.fit(learner(data=(batch for batch in BATCHES)), 2)
 
 
@@ -133,3 +133,56 @@ def test_an_edited_model_keeps_the_moments_of_what_was_left_in_place():
     kept, new = (edited.state.layers[i].weight.state for i in range(2))
     assert fl.tree.allclose(kept, fitted.state.layers[0].weight.state, rtol=0, atol=0)
     assert fl.tree.norm(new) == 0
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_loss_that_nothing_can_be_learnt_from_is_an_error(jit):
+    def errors(outputs, targets):
+        return (outputs.argmax(1, keepdim=True) != targets).float().mean()
+
+    with pytest.raises(
+        ValueError, match="the loss does not depend on the model by anything that can be differentiated"
+    ):
+        fl.fit(learner(loss=errors, jit=jit, progress=False))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: fl.Learner(fl.DataLoader((X, Y), 2), fl.Dense(2, 1), fl.Adam(), fl.losses.mse),
+            "the model is a DataLoader",
+        ),
+        (
+            lambda: fl.Learner(fl.Dense(2, 1), BATCHES, fl.losses.mse, fl.Adam()),
+            "the loss is a rule; write Learner",
+        ),
+        (
+            lambda: learner(loss=torch.nn.MSELoss),
+            r"the loss is the class MSELoss; give an object: MSELoss\(\)",
+        ),
+        (lambda: learner().fit(2), r"no attribute 'fit'; write learner = fl.fit\(learner, 10\)"),
+        (
+            lambda: fl.fit(learner(data=fl.DataLoader((X, Y), 9, partial=False))),
+            "partial=False leaves them out",
+        ),
+        (lambda: fl.schedules.OneCycle(1e-2, 1000), r"whole number of steps first.*OneCycle\(1000, 1e-2\)"),
+    ],
+    ids=["model and data", "loss and rule", "a class", "a method", "fewer than a batch", "one cycle"],
+)
+def test_what_is_easily_mixed_up_is_an_error_that_says_what_to_write(make, message):
+    with pytest.raises((TypeError, ValueError, AttributeError), match=message):
+        make()
+
+
+def test_one_callback_needs_no_list():
+    assert len(learner(callbacks=fl.callbacks.GarbageCollect(), defaults=False).callbacks) == 1
+
+
+def test_a_step_that_only_trains_is_refused_validation_data_at_once():
+    class Trains(fl.Step):
+        def train(self, model, state, batch):
+            return model, state, 0.0
+
+    with pytest.raises(ValueError, match="the step Trains says how to train, and not how to validate"):
+        learner(loss=None, step=Trains(), data=(BATCHES, BATCHES))

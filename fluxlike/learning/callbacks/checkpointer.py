@@ -85,6 +85,11 @@ class Checkpointer(Callback):
 
     def epoch_end(self, run: Any) -> None:
         if run.phase == run.learner.phases[-1].name:
+            if self.by is not None and self.by not in run.metrics:
+                raise LearningError(
+                    f"Checkpointer keeps the best by {self.by!r}, which {run.phase} does not give; it gives "
+                    f"{', '.join(map(repr, run.metrics)) or 'nothing: the learner has no callback Metrics'}"
+                )
             self._save(run, run.metrics)
 
     def fit_end(self, run: Any) -> None:

@@ -88,17 +88,20 @@ class EarlyStopping(Callback):
             return
         memory["waited"] += 1
         if memory["waited"] >= self.patience:
+            way = "less" if self.mode == "min" else "more"
             best = "none was finite" if memory["best"] is None else f"the best was {memory['best']:.6g}"
             raise CancelFit(
                 f"the {self.monitor} of {self.phase} has not got better for {memory['waited']} epochs: {best}"
-                f", the last is {score:.6g}"
+                f", the last is {score:.6g} ({way} is better, mode={self.mode!r})"
             )
 
     def _score(self, metrics: Any) -> float:
         if self.monitor not in metrics:
+            there = ", ".join(map(repr, metrics)) or "none: the learner has no callback Metrics"
             raise ValueError(
-                f"there is no metric {self.monitor!r} in {self.phase}; there are "
-                f"{', '.join(map(repr, metrics)) or 'none: give the learner metrics=…'}"
+                f"there is no metric {self.monitor!r} in {self.phase}; there are {there}. Names are those "
+                "of the "
+                'history, without the phase: EarlyStopping("loss")'
             )
         found = metrics[self.monitor]
         if isinstance(found, Tensor) and found.numel() != 1:

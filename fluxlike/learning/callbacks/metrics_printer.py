@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ _NARROWEST = 9  # a column
 _FILE = 120  # characters a line where there is no terminal
 _GAP = "  "
 _NO_METRIC = ("epoch", "phase", "seconds")
+_OF_A_MATRIX = re.compile(r"_\d+_\d+$")  # such as a confusion matrix: in the history, and too wide for a line
 
 Row = dict[str, Any]
 
@@ -36,6 +38,11 @@ class MetricsPrinter(Callback):
     """
 
     reads = ("history",)
+
+    def fit_begin(self, run: Any) -> None:
+        if run.resumes and run.step:
+            left = f"goes on {run.where()}" if run.stopped is None else f"has ended: {run.stopped}"
+            print(f"the run {left}", file=sys.stderr)
 
     def epoch_end(self, run: Any) -> None:
         if run.phase != run.learner.phases[-1].name:
@@ -100,8 +107,8 @@ def _below(number: str, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
 def _cells(row: Row) -> Iterator[tuple[str, str]]:
     """The numbers of an epoch of a phase, by name."""
     for name, value in row.items():
-        of_a_layer = name.startswith("learning_rate.")
-        if name not in _NO_METRIC and not of_a_layer and isinstance(value, (int, float)):
+        of_many = name.startswith("learning_rate.") or _OF_A_MATRIX.search(name)
+        if name not in _NO_METRIC and not of_many and isinstance(value, (int, float)):
             yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

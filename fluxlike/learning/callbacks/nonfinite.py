@@ -110,7 +110,11 @@ def first_nonfinite(step: Any, model: Any, batch: Any, /) -> str:
     if inner[0] == "":
         return "every layer is finite, so the loss itself makes it; look at its logarithms and divisions"
     path = inner[0].removeprefix(".model")
-    return f"the first layer whose output is not finite is {path or 'the model itself'}"
+    return (
+        f"the first layer whose output is not finite is {path or 'the model itself'}; if that came by and "
+        "by, take a "
+        "lower learning rate (fl.find_lr), or clip by ClipGlobalNorm in the rule"
+    )
 
 
 def _some(paths: Any) -> str:

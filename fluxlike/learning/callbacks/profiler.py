@@ -22,8 +22,9 @@ __all__ = ["DeviceClock", "Profiler", "time_report"]
 class Profiler(Callback):
     """Measure how much of the time goes to waiting for data, to the steps and to the callbacks.
 
-    It prints the table of `time_report` as a fit ends. It comes before the other callbacks and does nothing
-    but read the clock. Callbacks inside a step (``loss_begin`` to ``backward_end``) count as part of it.
+    It prints the table of `time_report` as a fit ends, on standard error. It comes before the other
+    callbacks and does nothing but read the clock. Callbacks inside a step (``loss_begin`` to
+    ``backward_end``) count as part of it.
 
     On CUDA a step is over for the host when its kernels are queued, and waiting for them would
     change what is measured. So nothing waits: ``step`` is the host's time, to queue the kernels or to
@@ -34,11 +35,11 @@ class Profiler(Callback):
 
     Example:
         >>> import torch, fluxlike as fl
-        >>> from fluxlike.learning.callbacks.profiler import Profiler
+        >>> from fluxlike.learning.callbacks.profiler import Profiler, time_report
         >>> data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 10
         >>> options = {"callbacks": [Profiler()], "progress": False}
         >>> learner = fl.Learner(fl.Dense(2, 1), data, fl.Adam(), fl.losses.mse, **options)
-        >>> learner = fl.fit(learner, 2)  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        >>> print(time_report(fl.fit(learner, 2)))  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
         phase     epochs  steps  seconds  waiting  step  callbacks
         training       2     20 ...
     """

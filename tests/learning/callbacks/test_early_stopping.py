@@ -76,7 +76,8 @@ def test_slow_gains_add_up_since_they_count_from_the_best_score():
 def test_the_learner_says_why_it_stopped():
     found = fl.fit(learner([1.0, 2.0, 3.0], EarlyStopping(patience=2)), 3)
     assert found.stopped == (
-        "the loss of validation has not got better for 2 epochs: the best was 1, the last is 3"
+        "the loss of validation has not got better for 2 epochs: the best was 1, the last is 3 "
+        "(less is better, mode='min')"
     )
 
 
