@@ -46,7 +46,7 @@ class StopOnNonFiniteLoss(Callback):
         >>> try:
         ...     fl.fit(learner)
         ... except fl.callbacks.NonFiniteLoss as error:
-        ...     print(str(error).split(": ")[1])
+        ...     print(str(error).split(": ")[1].split(";")[0])
         the first layer whose output is not finite is .layers[1]
     """
 
