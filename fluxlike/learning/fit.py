@@ -46,7 +46,8 @@ def fit(
     Returns:
         The learner after the last epoch; or as it stands where a callback or Ctrl-C has stopped it:
         ``learner.stopped`` says so, and another `fit` goes on. The first Ctrl-C lets the step end, a second
-        raises KeyboardInterrupt.
+        raises KeyboardInterrupt. Torch's, numpy's and Python's random states are those from before; fits in
+        several threads at once share these generators while they run, and take a key each.
 
     Raises:
         CallbackError: an error in a callback.
