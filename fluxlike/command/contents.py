@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fluxlike.files.description import STORED, Description, parse, plain_value
+from fluxlike.files.description import STORED, Description, parse, path_steps, plain_value
 from fluxlike.files.locating import source_of
 from fluxlike.files.opening import SAFETENSORS, START, TORCH, kind_of, open_regular
 from fluxlike.files.printing import shown
@@ -23,9 +21,6 @@ from fluxlike.files.torch_file import read_torch
 __all__ = ["Contents", "HeldTensor", "HeldValue", "contents_of"]
 
 _FORMAT = "fluxlike"
-
-#: A step of a path: ``.name``, or what stands in brackets, where strings may hold brackets too.
-_STEP = re.compile(r"""\.[^.\[]++|\[(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|[^\]'"])*+\]""", re.DOTALL)
 
 _KINDS = dict(zip(STORED, ("tensor", "assigned tensor", "numpy array", "numpy scalar"), strict=True))
 
@@ -144,7 +139,7 @@ def _of_safetensors(path: Path, size: int) -> Contents:
             found = _described(about, {name: (x.shape, x.dtype) for name, x in stored.items()})
         except ValueError as error:
             raise ValueError(f"{path} has a header that can't be read: {error}") from error
-        nodes = {_steps(p): node["class"] for p, node in about.nodes.items()}
+        nodes = {tuple(path_steps(p)): node["class"] for p, node in about.nodes.items()}
         return Contents(str(path), "written by fluxlike.save", size, found, nodes, metadata)
     ordered = sorted(stored.items(), key=lambda item: item[1].start)
     tensors = [_held(name, tuple(name.split(".")), x.shape, x.dtype) for name, x in ordered]
@@ -160,7 +155,7 @@ def _described(
     for path, entry in about.leaves.items():
         kind = next(iter(entry))
         if kind not in STORED:
-            held.append(HeldValue(path, _steps(path), entry, _value_text(entry)))
+            held.append(HeldValue(path, tuple(path_steps(path)), entry, _value_text(entry)))
             continue
         name = entry[kind] or "tree"
         if name not in stored:
@@ -170,7 +165,7 @@ def _described(
             if dtype != torch.float64 or shape[-1:] != (2,):
                 raise ValueError(f"{shown(name)} is no complex128")
             shape, dtype = shape[:-1], torch.complex128
-        held.append(_held(path, _steps(path), shape, dtype, _KINDS[kind], first.get(name)))
+        held.append(_held(path, tuple(path_steps(path)), shape, dtype, _KINDS[kind], first.get(name)))
         first.setdefault(name, path)
     stray = stored.keys() - first.keys()
     if stray:
@@ -233,16 +228,3 @@ def _held(
 def _kinds(others: dict[str, str]) -> list[HeldValue]:
     """Plain values of which only the kind is known."""
     return [HeldValue(name, tuple(name.split(".")), {"kind": kind}, kind) for name, kind in others.items()]
-
-
-def _steps(path: str) -> tuple[str, ...]:
-    return tuple(_whole(path))
-
-
-def _whole(path: str) -> Iterable[str]:
-    start = 0
-    while step := _STEP.match(path, start):
-        yield step.group()
-        start = step.end()
-    if start < len(path):
-        yield path[start:]

@@ -29,7 +29,7 @@ from fluxlike.trees.state_dict import is_plain
 
 __all__ = [
     "STORED", "Description", "Places", "compare_names", "compare_nodes", "parse", "plain_entry",
-    "plain_value", "written",
+    "plain_value", "written", "path_steps",
 ]  # fmt: skip
 
 #: The kinds of leaves whose values are stored as tensors.
@@ -212,14 +212,14 @@ class Places:
         self._root: dict[str | None, Any] = {}
         for place in places:
             node = self._root
-            for step in _steps(place):
+            for step in path_steps(place):
                 node = node.setdefault(step, {})
             node[None] = True
 
     def above(self, path: str) -> bool:
         """Whether one of the places lies above a path."""
         node = self._root
-        for step in _steps(path):
+        for step in path_steps(path):
             if None in node:
                 return True
             if step not in node:
@@ -234,7 +234,8 @@ _STEP = re.compile(
 )
 
 
-def _steps(path: str) -> Iterator[str]:
+def path_steps(path: str, /) -> Iterator[str]:
+    """The steps of a path: ``.layers`` and ``[0]`` of ``.layers[0]``."""
     start = 0
     while step := _STEP.match(path, start):
         yield step.group()
