@@ -6,10 +6,12 @@ model, state = fl.update(state, model, grads)
 
 from typing import TYPE_CHECKING, Any
 
-from fluxlike import bridges, data, init, learning, losses, random, schedules
+from fluxlike import bridges, data, distributed, init, learning, losses, models, random, schedules
 from fluxlike.files.checkpoints import load_checkpoint, match_checkpoint, read_checkpoint
 from fluxlike.files.report import CheckpointMatch
 from fluxlike.files.tensors import load, save
+from fluxlike.inference.compiled import Inference, inference
+from fluxlike.inference.fold import fold_batchnorm
 from fluxlike.init.by_type import reinit
 from fluxlike.inspect.autosize import autosize
 from fluxlike.inspect.outputsize import outputsize
@@ -233,6 +235,7 @@ __all__ = [
     "GlobalMeanPool",
     "GroupNorm",
     "History",
+    "Inference",
     "InstanceNorm",
     "Interpretation",
     "KVCache",
@@ -321,6 +324,7 @@ __all__ = [
     "data",
     "destructure",
     "diaghessian",
+    "distributed",
     "elu",
     "f16",
     "f32",
@@ -334,6 +338,7 @@ __all__ = [
     "fleaves",
     "fmap",
     "fmap_with_path",
+    "fold_batchnorm",
     "foreign_state",
     "freeze",
     "from_array",
@@ -354,6 +359,7 @@ __all__ = [
     "hessian",
     "hvp",
     "identity",
+    "inference",
     "init",
     "interpret",
     "jacobian",
@@ -378,6 +384,7 @@ __all__ = [
     "metrics",
     "mish",
     "mode",
+    "models",
     "onecold",
     "onehot",
     "onehotbatch",

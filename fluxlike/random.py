@@ -1,4 +1,8 @@
-"""Random tensors: drawn from the key in scope, or by torch's generator where there is none."""
+"""Random tensors: drawn from the key in scope, or by torch's generator where there is none.
+
+They are plain tensors. On several ranks each draws all of them, the same under a key, and without one where
+the ranks were seeded alike; so noise of the shape of a batch over a mesh is that of one process.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-__all__ = ["NEEDS_A_VALUE", "shapes", "stand_ins", "value_asked"]
+__all__ = ["NEEDS_A_VALUE", "shapes", "stand_ins", "value_asked", "without_values"]
 
 Shape = tuple[tuple[int, ...], torch.dtype]
 
@@ -59,3 +59,8 @@ def value_asked(error: BaseException, /) -> str | None:
     if "() is not supported for tensor subclasses" in said:
         return ".numpy() or .tolist()"
     return "its text in a format" if "FakeTensor.__format__" in said else None
+
+
+def without_values() -> bool:
+    """Whether this is inside `stand_ins`."""
+    return _inside.get()

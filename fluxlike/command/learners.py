@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from fluxlike.layers.compose import Chain
 from fluxlike.learning.callback import Callback
 from fluxlike.learning.callbacks.checkpointer import Checkpointer
 from fluxlike.learning.callbacks.scheduler import Scheduler
-from fluxlike.learning.events import CancelFit
-from fluxlike.learning.interrupt import Interrupt
 from fluxlike.learning.learner import Learner
 from fluxlike.learning.one_cycle import cycle_of
 from fluxlike.optimisers.rules.adam import Adam, AdamW
@@ -31,29 +28,15 @@ from fluxlike.scope.seeded import seeded
 from fluxlike.trees.show import size_text
 from fluxlike.trees.trainables import trainables
 
-__all__ = ["STOPPED", "learner_of", "loader_of"]
-
-#: Why a fit has ended that Ctrl-C has stopped.
-STOPPED = "stopped by Ctrl-C"
+__all__ = ["learner_of", "loader_of"]
 
 _RULES: tuple[Any, ...] = (Adam, AdamW, Lion, Momentum, Nesterov, RMSProp, Descent)
 _PRECISIONS = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}
 _EVERY = 500  # steps between checkpoints, besides the end of every epoch
 
 
-@dataclass(frozen=True, eq=False)
-class _StopWhenAsked(Callback):
-    """Ends the fit after the step at which Ctrl-C was pressed."""
-
-    interrupt: Interrupt
-
-    def step_end(self, run: Any) -> None:
-        if self.interrupt.asked:
-            raise CancelFit(STOPPED)
-
-
 def learner_of(
-    run: Configuration, task: Task, key: Key, device: torch.device, checkpoints: Path, interrupt: Interrupt, /
+    run: Configuration, task: Task, key: Key, device: torch.device, checkpoints: Path, /
 ) -> Learner:
     """A new learner.
 
@@ -63,7 +46,6 @@ def learner_of(
         key: what the first parameters, and all that is random in training, are drawn from.
         device: where to compute.
         checkpoints: the folder in which to keep them.
-        interrupt: what says that the run is to stop.
 
     Raises:
         ValueError: a model that does not take the data, or is too large for the memory.
@@ -82,7 +64,6 @@ def learner_of(
         callbacks=[
             *_scheduled(run.training, run.training.epochs * len(training)),
             Checkpointer(checkpoints, every=_EVERY, keep=1),
-            _StopWhenAsked(interrupt),
         ],
         key=drawn,
         jit=run.training.jit,

@@ -11,18 +11,17 @@ import torch
 
 from fluxlike.command.config import Configuration, read_configuration
 from fluxlike.command.devices import device_of
-from fluxlike.command.learners import STOPPED, learner_of, loader_of
+from fluxlike.command.learners import learner_of, loader_of
 from fluxlike.command.model_file import About, read_about, save_model
 from fluxlike.command.printing import Line, Subparsers, escaped, show
 from fluxlike.command.run_folder import RunFolder
 from fluxlike.command.tasks import Task, task_of
 from fluxlike.learning.checkpoints.store import Store
-from fluxlike.learning.fit import fit
+from fluxlike.learning.fit import fitted
 from fluxlike.learning.history.history import History
 from fluxlike.learning.interpretation.interpret import interpret
-from fluxlike.learning.interrupt import Interrupt
 from fluxlike.learning.learner import Learner
-from fluxlike.learning.resume import load_learner
+from fluxlike.learning.resume import INTERRUPTED, load_learner
 from fluxlike.placement.device import cpu
 from fluxlike.scope.key import Key
 from fluxlike.trees.show import number, plural
@@ -83,14 +82,13 @@ def _trained(run: Configuration, folder: RunFolder) -> None:
     device = device_of(run.training.device, "[training] device")
     split, drawn = Key(run.training.seed).split(2)
     task = task_of(run, split)
-    interrupt = Interrupt()
-    learner = learner_of(run, task, drawn, device, folder.checkpoints, interrupt)
+    learner = learner_of(run, task, drawn, device, folder.checkpoints)
     folder.begin(run, _known(task))
     show(_begun(run, task, learner, device))
-    learner = _fitted(learner, run.training.epochs, folder, interrupt)
+    learner = _fitted(learner, run.training.epochs, folder)
     learner.history.epochs.to_csv(folder.history)
     learner.history.steps.to_csv(folder.steps)
-    if learner.stopped == STOPPED:
+    if learner.stopped == INTERRUPTED:
         raise KeyboardInterrupt(f"step {learner.step}, in epoch {learner.epoch + 1} of {run.training.epochs}")
     lines = list(_confusion(run, task, learner, device, folder))
     scores = _scores(learner.history)
@@ -99,7 +97,7 @@ def _trained(run: Configuration, folder: RunFolder) -> None:
     show([*lines, _summary(folder, about)])
 
 
-def _fitted(learner: Learner, epochs: int, folder: RunFolder, interrupt: Interrupt) -> Learner:
+def _fitted(learner: Learner, epochs: int, folder: RunFolder) -> Learner:
     """The learner after the last epoch, from the newest checkpoint on if there is one."""
     newest = Store(folder.checkpoints).newest()
     if newest is not None:
@@ -109,8 +107,7 @@ def _fitted(learner: Learner, epochs: int, folder: RunFolder, interrupt: Interru
     if not left:
         return learner.replace(stopped=None)
     try:
-        with interrupt:
-            return fit(learner, left, donate=True)
+        return fitted(learner, left, donate=True, advice=None)
     except RuntimeError as error:
         # A damaged file or a full disk says itself what to do.
         if isinstance(error.__cause__, (ValueError, OSError)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluxlike import random
 from fluxlike.data.order import random_order
-from fluxlike.data.seeding import alone, seeded_everywhere
+from fluxlike.data.seeding import Drawn, alone, reseeded, seeded_everywhere
 from fluxlike.scope.blocks import Domain, block
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import active
@@ -46,12 +46,17 @@ class Epoch:
         low, high = self._folded(_BUFFER)
         return low | high << 32
 
-    def seeded(self, batch: int) -> AbstractContextManager[None]:
+    def seeded(self, batch: int) -> AbstractContextManager[Drawn]:
         """Everything random that is drawn inside is a function of this epoch and the batch's number."""
         low, high = self._folded(batch)
         return seeded_everywhere(Key(low | high << 32))
 
-    def opening(self) -> AbstractContextManager[None]:
+    def reseeded(self, batch: int, row: int) -> AbstractContextManager[Drawn]:
+        """Inside `seeded`: everything random is a function of the row's place in the batch besides."""
+        low, high, *_ = block(row, Domain.FOLD.number(), *self._folded(batch))
+        return reseeded(Key(low | high << 32))
+
+    def opening(self) -> AbstractContextManager[Drawn]:
         """As `seeded`, for opening a stream: the same in every shard and from wherever it is gone on with."""
         return self.seeded(_OPENING)
 

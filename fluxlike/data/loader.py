@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -13,12 +13,17 @@ from fluxlike.data.collation import collate as stack_samples
 from fluxlike.data.cursor import Cursor
 from fluxlike.data.epoch import Epoch, drawn_epoch, keyed_epoch
 from fluxlike.data.failures import Death, Failure, report
+from fluxlike.data.over_mesh import agreed_epoch, over_mesh
 from fluxlike.data.prefetch import moved
 from fluxlike.data.recipe import Made, Mark, Plan, Recipe
+from fluxlike.data.share import WHOLE, share_of
 from fluxlike.data.sources import Arrays, Stream, source_of
 from fluxlike.data.workers import rows_by_workers, stream_by_workers
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import active
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["DataLoader"]
 
@@ -39,12 +44,12 @@ class DataLoader:
 
     A tuple, a dict or another tree is always one of arrays, a list always one of samples.
 
-    Everything random in a batch is a function of the key, the epoch and the batch's number: each is made
-    with torch's, numpy's and Python's generators seeded from them, which are put back afterwards, and with
-    a key in scope for our own draws. So batches are the same for any number of workers, from wherever an
-    epoch is resumed, and while other threads read loaders of their own. Only a stream that is shared among
-    workers has other batches for another number of them: each makes batches of its part, and with
-    ``partial=False`` leaves out the rest of its part.
+    Everything random in a batch is a function of the key, the epoch and the batch's number, and in a sample
+    that is asked for alone, of its place in the batch: each is made with torch's, numpy's and Python's
+    generators seeded from them, which are put back afterwards, and with a key in scope for our own draws. So
+    batches are the same for any number of workers, from wherever an epoch is resumed, and while other threads
+    read loaders of their own. Only a stream that is shared among workers has other batches for another number
+    of them: each makes batches of its part, and with ``partial=False`` leaves out the rest of its part.
 
     For other orders than these, such as draws by weights, give a data set of the observations in that order,
     a ``torch.utils.data.Subset`` with their numbers or `mapobs` of these; or a stream that draws them.
@@ -64,7 +69,17 @@ class DataLoader:
         workers: how many processes make batches ahead. Arrays without a `transform` are sliced in the
             main process all the same. A stream has one at most, unless it has a method
             ``shard(num_shards=…, index=…)`` that gives the stream for one of them. (default: 0)
-        device: where to move batches, on CUDA one ahead, from pinned memory. (default: they stay)
+        device: where to move batches, on CUDA one ahead, from pinned memory; or a mesh, whose ranks share the
+            rows of every batch: see below. (default: they stay)
+
+    With ``device=mesh`` all ranks make the same loader of the whole data, and read the same batches as one
+    process would: `batch_size` counts the rows of all ranks, each reads and moves those that `shard_batch`
+    would give it, and what comes is over the mesh. A batch whose rows can't be shared equally, such as a
+    smaller last one, comes whole on each rank. A `collate` or `transform` of your own, which may look at all
+    rows, and streams get whole batches on each rank, of which each keeps its rows; so let a data set or
+    `mapobs` do what takes long for each observation. A leaf that is no tensor, such as a list of strings, is
+    this rank's. As an epoch starts the ranks compare their settings and keys, and take the first rank's key
+    where it is drawn from torch's generator.
 
     Iterating gives the batches, ``len`` is their number.
 
@@ -72,7 +87,8 @@ class DataLoader:
         TypeError: what is no data, such as a tree with a leaf that is no array or is sparse, or an iterator,
             which can't be read anew; a `key` that is no Key; a stream that can't be shared among `workers`.
         ValueError: arrays of different lengths, a number out of range, a `shuffle` that is not for
-            this kind of data, a `collate` for arrays, or a `key` where nothing is random.
+            this kind of data, a `collate` for arrays, or a `key` where nothing is random; while iterating
+            over a mesh, loaders or keys that differ from rank to rank.
         RuntimeError: while iterating: an observation, `collate` or `transform` raised the error that is
             its ``__cause__``, or a worker died; it names the epoch, the batch and the observation.
 
@@ -97,7 +113,7 @@ class DataLoader:
         transform: Callable[[Any], Any] | None = None,
         key: Key | None = None,
         workers: int = 0,
-        device: torch.device | str | int | None = None,
+        device: torch.device | str | int | DeviceMesh | None = None,
     ) -> None:
         source = source_of(data)
         self._plain = isinstance(source, Arrays) and transform is None
@@ -105,8 +121,20 @@ class DataLoader:
         self._source, self.partial = source, partial
         self.batch_size, self.shuffle, self.workers = numbers
         self._collate, self._transform, self._key = collate or stack_samples, transform, key
-        self.device = None if device is None else torch.device(device)
+        self._mesh: DeviceMesh | None = None
+        self._share = WHOLE
+        self._one: torch.device | None = None
+        if hasattr(device, "mesh_dim_names"):
+            self._mesh = cast("DeviceMesh", device)
+            self._share = share_of(self._mesh)
+        elif device is not None:
+            self._one = torch.device(device)
         self._cursor = Cursor()
+
+    @property
+    def device(self) -> torch.device | DeviceMesh | None:
+        """Where batches come: a device, a mesh, or None for where they are made."""
+        return self._one if self._mesh is None else self._mesh
 
     def __len__(self) -> int:
         n = self._source.observations
@@ -119,7 +147,9 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         cursor = self._cursor.following()
-        epoch = cursor.epoch or self._next_epoch(cursor.number)
+        epoch = self._agreed(
+            cursor.epoch or self._next_epoch(cursor.number), cursor.batch, cursor.epoch is None
+        )
         self._cursor = cursor.start(epoch)
         return self._cursor.counted(self._batches(epoch, cursor.batch))
 
@@ -160,7 +190,7 @@ class DataLoader:
                 f"epoch({number}, start={start}): without a key every call draws another order; write "
                 "DataLoader(…, key=fluxlike.Key(0)), or keep the place by state_dict"
             )
-        return self._batches(self._numbered_epoch(number), start)
+        return self._batches(self._agreed(self._numbered_epoch(number), start, drawn=True), start)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the latest iteration stands: a dict of numbers, strings and lists, as JSON has them.
@@ -228,28 +258,62 @@ class DataLoader:
         key = scope.key.fold_in(_EPOCHS) if self._key is None and scope is not None else self._key
         return drawn_epoch(number) if key is None else keyed_epoch(number, key)
 
+    def _agreed(self, epoch: Epoch, start: int, drawn: bool) -> Epoch:
+        """The epoch, the same on all ranks."""
+        if self._mesh is None:
+            return epoch
+        n = self._source.observations
+        settings = {
+            "the number of observations": -1 if n is None else n,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "partial": self.partial,
+            "the first batch": start,
+        }
+        by_torch = drawn and self._key is None and self._draws and active() is None
+        return agreed_epoch(epoch, by_torch, settings, self._mesh)
+
     def _batches(self, epoch: Epoch, start: int) -> Iterator[Any]:
         number = start
         try:
             with closing(self._made(epoch, start)) as made:
-                for batch in made if self.device is None else moved(made, self.device):
+                for batch in self._placed(made, start):
                     yield batch
                     number += 1
         except (Failure, Death) as error:
             report(error, epoch.number, number)
 
+    def _placed(self, made: Iterator[Any], start: int) -> Iterator[Any]:
+        """The batches where they are to be."""
+        if self._mesh is not None:
+            n, size = self._stop, self.batch_size
+            sizes = (min(size, n - first) for first in range(start * size, n, size)) if self._by_row else None
+            return over_mesh(made, sizes, self._share, self._mesh)
+        return made if self._one is None else moved(made, self._one)
+
+    @property
+    def _by_row(self) -> bool:
+        """Whether a batch is nothing but its rows, so that each rank can make its own alone."""
+        whole = isinstance(self._source, Stream) or self._transform is not None
+        return not whole and self._collate is stack_samples
+
+    @property
+    def _stop(self) -> int:
+        """How many observations an epoch has; 0 where that is not known."""
+        n = self._source.observations or 0
+        return n if self.partial else n - n % self.batch_size
+
     def _made(self, epoch: Epoch, start: int) -> Generator[Any]:
         """The batches as they come from where they are made."""
-        source, size = self._source, self.batch_size
+        source, size, stop = self._source, self.batch_size, self._stop
         buffer = 0 if isinstance(self.shuffle, bool) else self.shuffle
-        recipe = Recipe(epoch, size, self.partial, self._collate, self._transform, buffer)
+        share = self._share if self._by_row else WHOLE
+        recipe = Recipe(epoch, size, self.partial, self._collate, self._transform, buffer, share)
         if isinstance(source, Stream):
             return _of_stream(recipe, source, start, self.workers)
-        n = source.observations
-        stop = n if self.partial else n - n % size
-        order = epoch.order(n) if self.shuffle else None
+        order = epoch.order(source.observations) if self.shuffle else None
         if isinstance(source, Arrays) and self._transform is None:
-            return source.batches(order, size, start * size, stop)
+            return source.batches(order, size, start * size, stop, share)
         plan = Plan(order, size, stop, start)
         if self.workers:
             return rows_by_workers(recipe, source, plan, self.workers)
@@ -259,7 +323,10 @@ class DataLoader:
         n = self._source.observations
         counted = "a stream" if n is None else f"{n} observations"
         more = f", workers={self.workers}" if self.workers else ""
-        more += "" if self.device is None else f", device={str(self.device)!r}"
+        if self._mesh is not None:
+            more += f", device={self._mesh}"
+        elif self._one is not None:
+            more += f", device={str(self._one)!r}"
         return (
             f"DataLoader({counted}, batch_size={self.batch_size}, shuffle={self.shuffle}, "
             f"partial={self.partial}{more})"

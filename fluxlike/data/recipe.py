@@ -11,8 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from fluxlike.data.collation import SampleError
+from fluxlike.data.collation import collate as stacked
 from fluxlike.data.epoch import Epoch
 from fluxlike.data.failures import Failure
+from fluxlike.data.reading import read
+from fluxlike.data.share import WHOLE, Share
 from fluxlike.data.sources import Arrays, Rows, Samples, Stream, shuffled
 
 __all__ = ["Made", "Mark", "Plan", "Recipe"]
@@ -69,6 +72,7 @@ class Recipe:
         collate: from samples to a batch.
         transform: from a batch to a batch, or None.
         buffer: of how many samples a stream is shuffled; 0 for not at all.
+        share: which rows of a batch of samples are read.
     """
 
     epoch: Epoch
@@ -77,6 +81,7 @@ class Recipe:
     collate: Callable[[Sequence[Any]], Any]
     transform: Callable[[Any], Any] | None
     buffer: int = 0
+    share: Share = WHOLE
 
     def batch(self, source: Arrays | Samples, number: int, rows: Rows) -> Any:
         """One batch of numbered observations.
@@ -84,9 +89,15 @@ class Recipe:
         Raises:
             Failure: a part of it raised something.
         """
+        if isinstance(source, Arrays):
+            with self.epoch.seeded(number):
+                return self._finish(source.take(rows))
+        samples = read(source, rows, self.share, self.epoch, number)
+        rows = rows[self.share.of(len(rows))]
+        if self.transform is None and self.collate is stacked:  # which draws nothing
+            return self._join(samples, rows)
         with self.epoch.seeded(number):
-            found = source.take(rows)
-            return self._finish(found if isinstance(source, Arrays) else self._join(found, rows))
+            return self._finish(self._join(samples, rows))
 
     def stream(self, stream: Stream, start: int, shard: int = 0, shards: int = 1) -> Generator[Made | Mark]:
         """The batches of one shard of a stream, ``SKIPPED`` for those before `start`; at last ``ENDED``.

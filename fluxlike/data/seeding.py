@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.random import mtrand
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from fluxlike.scope.key import Key
-from fluxlike.scope.seeded import seeded
+from fluxlike.scope.seeded import active, seeded
 
-__all__ = ["alone", "seeded_everywhere"]
+__all__ = ["Drawn", "alone", "reseeded", "seeded_everywhere"]
 
 
 @contextmanager
@@ -59,8 +61,32 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_turn)  # where no other thread is left to give it back
 
 
+class Drawn:
+    """Whether anything was drawn since the generators were seeded from a key."""
+
+    def __init__(self, key: Key) -> None:
+        self._key, self._scope = key, active()
+        self._torch = _torch_states()
+
+    def __call__(self) -> bool:
+        """Ask once, and draw nothing afterwards: it draws itself, to compare."""
+        scope = self._scope
+        if scope is not None and scope.mark():
+            return True
+        if not all(map(torch.equal, self._torch, _torch_states())):
+            return True
+        found = random.getrandbits(64), mtrand.random_sample()
+        _seed_others(self._key)
+        return found != (random.getrandbits(64), mtrand.random_sample())
+
+
+def _torch_states() -> list[Tensor]:
+    cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.default_generator.get_state(), *cards]
+
+
 @contextmanager
-def seeded_everywhere(key: Key, /) -> Iterator[None]:
+def seeded_everywhere(key: Key, /) -> Iterator[Drawn]:
     """Put a key in scope as `seeded` does, and numpy's and Python's global generators under it too.
 
     The generators are put back at the end, but for numpy's and Python's in a worker of a loader, where nobody
@@ -68,6 +94,9 @@ def seeded_everywhere(key: Key, /) -> Iterator[None]:
 
     Args:
         key: one key.
+
+    Yields:
+        What says whether anything was drawn inside.
 
     Raises:
         TypeError: no Key.
@@ -82,22 +111,32 @@ def seeded_everywhere(key: Key, /) -> Iterator[None]:
         ...     first == np.random.rand()
         True
     """
-    with alone(), seeded(key):
-        low, high = key.data.tolist()
-        python, numpy = high << 32 | low, [low, high, _NUMPY]
+    with alone():
         if get_worker_info() is not None:
-            random.seed(python)
-            mtrand.seed(numpy)
-            yield
+            with reseeded(key) as drawn:
+                yield drawn
             return
-        before = random.getstate()
-        random.seed(python)
-        held = _exchange(numpy)
+        before, held = random.getstate(), _exchange()
         try:
-            yield
+            with reseeded(key) as drawn:
+                yield drawn
         finally:
             _put_back(held)
             random.setstate(before)
+
+
+@contextmanager
+def reseeded(key: Key, /) -> Iterator[Drawn]:
+    """Another key, inside `seeded_everywhere`; numpy's and Python's generators are not put back to its."""
+    with seeded(key):
+        _seed_others(key)
+        yield Drawn(key)
+
+
+def _seed_others(key: Key) -> None:
+    low, high = key.data.tolist()
+    random.seed(high << 32 | low)
+    mtrand.seed([low, high, _NUMPY])
 
 
 # Both are a Mersenne twister, which draws the same from the same words.
@@ -107,13 +146,12 @@ _NUMPY = int.from_bytes(b"np", "big")
 _spare: list[Any] = []
 
 
-def _exchange(words: list[int]) -> tuple[Any, Any, dict[str, Any]]:
-    """Another generator in the place of numpy's, seeded; returns what `_put_back` takes."""
+def _exchange() -> tuple[Any, Any, dict[str, Any]]:
+    """Another generator in the place of numpy's; returns what `_put_back` takes."""
     state: Any = mtrand.get_state(legacy=False)
     found = mtrand.get_bit_generator()
     other = _spare.pop() if _spare else np.random.MT19937(0)
     mtrand.set_bit_generator(other)
-    mtrand.seed(words)
     return found, other, state
 
 

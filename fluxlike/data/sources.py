@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from fluxlike.data.columns import Column, column
 from fluxlike.data.failures import Failure
 from fluxlike.data.observations import is_indexed, is_tree_of_arrays, num_observations
+from fluxlike.data.share import Share
 from fluxlike.trees.structure import flatten, structure_of
 
-__all__ = ["Arrays", "Rows", "Samples", "Source", "Stream", "shuffled", "source_of"]
+__all__ = ["Arrays", "Habits", "Rows", "Samples", "Source", "Stream", "shuffled", "source_of"]
 
 #: The observations of a batch: consecutive, or any.
 Rows = range | list[int]
@@ -70,18 +71,33 @@ class Arrays:
         index = torch.tensor(rows, dtype=torch.int64, device="cpu")
         return self.treedef.unflatten([x.index_select(0, index.to(x.device)) for x in self.columns])
 
-    def batches(self, order: Tensor | None, size: int, start: int, stop: int) -> Generator[Any]:
-        """All batches of the rows from `start` to `stop`, as `take` gives them."""
+    def batches(self, order: Tensor | None, size: int, start: int, stop: int, share: Share) -> Generator[Any]:
+        """A share of all batches of the rows from `start` to `stop`, as `take` gives them."""
         unflatten = self.treedef.unflatten
         if order is None:
             for first in range(start, stop, size):
-                yield self.take(range(first, min(first + size, stop)))
+                rows = range(first, min(first + size, stop))
+                yield self.take(rows[share.of(len(rows))])
             return
         orders = {x.device: order.to(x.device) for x in self.columns}
         by_array = [(x, orders[x.device]) for x in self.columns]
         for first in range(start, stop, size):
-            last = min(first + size, stop)
-            yield unflatten([x.index_select(0, rows[first:last]) for x, rows in by_array])
+            part = share.of(min(size, stop - first))
+            low, high = first + part.start, first + part.stop
+            yield unflatten([x.index_select(0, rows[low:high]) for x, rows in by_array])
+
+
+@dataclass
+class Habits:
+    """What a process has seen of how samples are read.
+
+    Args:
+        known: whether any was read.
+        draws: whether one drew something at random.
+    """
+
+    known: bool = False
+    draws: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +106,16 @@ class Samples:
 
     data: Any
     observations: int
+    habits: Habits = field(default_factory=Habits, compare=False)
+
+    @property
+    def at_once(self) -> bool:
+        """Whether several are read by one call."""
+        return _has_getitems(self.data)
 
     def take(self, rows: Rows) -> list[Any]:
         """The samples of some numbers."""
-        if _has_getitems(self.data):
+        if self.at_once:
             try:
                 return _listed(self.data.__getitems__(list(rows)), len(rows))
             except Exception as error:

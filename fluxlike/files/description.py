@@ -8,10 +8,8 @@ from __future__ import annotations
 import base64
 import enum
 import functools
-import json
 import math
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import optree
 
 from fluxlike.files.printing import shown
-from fluxlike.files.strict_json import read_json
+from fluxlike.files.sealed import sealed, unsealed
 from fluxlike.trees import paths
 from fluxlike.trees.functor import NAMESPACE, spec_of
 from fluxlike.trees.nodes import PIN
@@ -36,7 +34,6 @@ __all__ = [
 STORED = ("tensor", "assigned", "array", "scalar")
 
 _VERSION = 2
-_SEAL = ', "crc32": '
 
 
 @dataclass(frozen=True)
@@ -51,12 +48,20 @@ class Description:
         """The names of functions and other objects by path."""
         return {path: entry["name"] for path, entry in self.leaves.items() if "name" in entry}
 
+    def stored(self) -> list[str]:
+        """The names of stored tensors, in the order of the leaves."""
+        named = ((e[kind] or "tree") for e in self.leaves.values() for kind in STORED if kind in e)
+        return [*dict.fromkeys(named)]
+
+    def text(self) -> str:
+        """The description as JSON that ends in a checksum of itself."""
+        parts = {"leaves": self.leaves, "nodes": self.nodes, "checksums": self.checksums}
+        return sealed({"version": _VERSION, **parts})
+
 
 def written(tree: Any, leaves: dict[str, dict[str, Any]], checksums: dict[str, int], /) -> str:
     """The description of a tree as JSON that ends in a checksum of itself."""
-    about = {"version": _VERSION, "leaves": leaves, "nodes": dict(_nodes(tree, "")), "checksums": checksums}
-    text = json.dumps(about)[:-1]
-    return f"{text}{_SEAL}{zlib.crc32(text.encode())}}}"
+    return Description(leaves, dict(_nodes(tree, "")), checksums).text()
 
 
 def parse(text: str, /) -> Description:
@@ -65,12 +70,7 @@ def parse(text: str, /) -> Description:
     Raises:
         ValueError: it is not to be read, or was changed.
     """
-    about = read_json(text)
-    if about.get("version") != _VERSION:
-        raise ValueError(f"it is of version {shown(about.get('version'))}; this fluxlike reads {_VERSION}")
-    body = text.rpartition(_SEAL)[0].encode("utf-8", "surrogatepass")
-    if about.get("crc32") != zlib.crc32(body):
-        raise ValueError("its checksum does not agree with it: it was changed")
+    about = unsealed(text, _VERSION)
     leaves, nodes, checksums = about.get("leaves"), about.get("nodes"), about.get("checksums")
     if not (isinstance(leaves, dict) and isinstance(nodes, dict) and isinstance(checksums, dict)):
         raise ValueError("its leaves, nodes and checksums are not objects")
@@ -192,15 +192,15 @@ def compare_nodes(like: Any, nodes: dict[str, Any]) -> dict[str, str]:
             found = theirs["class"]
             faults[path] = f"{path or 'the root'} is a {found} in the file, the model has a {mine['class']}"
             continue
-        for name in mine["settings"].keys() | theirs["settings"].keys():
+        for name in {**mine["settings"], **theirs["settings"]}:
             a, b = theirs["settings"].get(name), mine["settings"].get(name)
             # A setting that only one of them has was added to the class, or removed; a pin was not.
             if a != b and (name == PIN or (a is not None and b is not None)):
                 what = f"the pinned mode of {path or 'the root'}" if name == PIN else f"{path}.{name}"
                 faults[f"{path}.{name}"] = f"{what} is {a} in the file, the model has {b}"
-    for path in nodes.keys() - wanted.keys():
+    for path in (p for p in nodes if p not in wanted):
         faults[path] = f"{path} is a {nodes[path]['class']} in the file, the model has none"
-    for path in wanted.keys() - nodes.keys():
+    for path in (p for p in wanted if p not in nodes):
         faults[path] = f"{path} is a {wanted[path]['class']} in the model, the file has none"
     return faults
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fluxlike.placement.mesh import used
+
 __all__ = ["placed", "require_model"]
 
 
@@ -28,8 +30,14 @@ def require_model(like: Any, /) -> None:
 def placed(x: Tensor, old: Tensor, /) -> Tensor:
     """A tensor on the device of another, which the meta device is not, and in that order of memory.
 
-    Another order, such as channels_last, would be another model to a compiled function.
+    Another order, such as channels_last, would be another model to a compiled function. Where the other is
+    over a mesh, so is the tensor, divided as the other is.
     """
+    mesh = used.mesh()
+    if mesh is not None and mesh.over(old):
+        from fluxlike.placement.mesh.parts import laid_out_as  # which imports torch.distributed
+
+        return laid_out_as(x, old)
     x = x.to(torch.device("cpu") if old.is_meta else old.device)
     if x.layout is not torch.strided or old.layout is not torch.strided or x.stride() == old.stride():
         return x

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -20,7 +21,10 @@ from fluxlike.files.opening import START, TORCH, kind_of, open_regular
 from fluxlike.files.printing import shown
 from fluxlike.files.strict_json import read_json
 
-__all__ = ["DTYPES", "Stored", "TensorFile", "bytes_of"]
+__all__ = ["BLOCK", "DTYPES", "Stored", "TensorFile", "bytes_of"]
+
+#: Bytes of a tensor that a checksum of blocks is of.
+BLOCK = 1 << 22
 
 _LARGEST_HEADER = 100_000_000  # bytes: the format's own limit
 _CHUNK = 1 << 20  # so that a checksum finds in the cache what was read
@@ -99,21 +103,82 @@ class TensorFile:
         total = 0
         if x.numel():
             data = x.reshape(-1).view(torch.uint8)
-            buffer = bytearray(min(data.numel(), _CHUNK))
-            held = torch.frombuffer(buffer, dtype=torch.uint8)
-            for start in range(0, data.numel(), _CHUNK):
-                size = min(data.numel() - start, _CHUNK)
-                chunk = memoryview(buffer)[:size]
-                self._file.seek(self._data + stored.start + start)
-                self._fill(chunk)
-                data[start : start + size] = held[:size]
+            for start, chunk in self._chunks(stored.start, stored.end):
+                data[start : start + len(chunk)] = torch.frombuffer(chunk, dtype=torch.uint8)
                 if checksum is not None:
                     total = zlib.crc32(chunk, total)
-            if stored.dtype == torch.bool and x.view(torch.uint8).max() > 1:
-                self._refuse(f"{shown(name)} holds bytes that are no bools")
-        if checksum is not None and total != checksum:
-            self._refuse(f"the checksum of {shown(name)} does not agree with its values")
+            self._require_bools(name, x)
+        self._require_checksum(name, total, checksum)
         return x
+
+    def require(self, name: str, checksum: int, /) -> None:
+        """Read one tensor, of which nothing is kept, and compare its checksum.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        stored = self.tensors[name]
+        total = 0
+        for _, chunk in self._chunks(stored.start, stored.end):
+            total = zlib.crc32(chunk, total)
+        self._require_checksum(name, total, checksum)
+
+    def rows(self, name: str, start: int, count: int, /, checksums: Sequence[int] | None = None) -> Tensor:
+        """Some rows of one tensor, of which no more is read than their blocks.
+
+        Args:
+            name: the tensor; of no axes, it has one row.
+            start: the first row.
+            count: how many.
+            checksums: the CRC-32 of each `BLOCK` bytes of the tensor. (default: none is compared)
+
+        Raises:
+            ValueError: the file ended meanwhile, a block has another CRC-32, or a bool is neither 0 nor 1.
+        """
+        stored = self.tensors[name]
+        shape = stored.shape or (1,)
+        x = torch.empty((count, *shape[1:]), dtype=stored.dtype, device="cpu")
+        if x.numel():
+            size = stored.end - stored.start
+            first, last = (size // shape[0] * row for row in (start, start + count))
+            data = x.reshape(-1).view(torch.uint8)
+            for i in range(first // BLOCK, -(-last // BLOCK)):
+                begin, end = i * BLOCK, min((i + 1) * BLOCK, size)
+                if checksums is None:
+                    begin, end = max(begin, first), min(end, last)
+                total = 0
+                for offset, chunk in self._chunks(stored.start + begin, stored.start + end):
+                    total = zlib.crc32(chunk, total) if checksums is not None else 0
+                    here = begin + offset
+                    a, b = max(here, first), min(here + len(chunk), last)
+                    if a < b:
+                        data[a - first : b - first] = torch.frombuffer(
+                            chunk[a - here : b - here], dtype=torch.uint8
+                        )
+                if checksums is not None:
+                    self._require_checksum(name, total, checksums[i])
+            self._require_bools(name, x)
+        return x if stored.shape else x.reshape(())
+
+    def _chunks(self, start: int, end: int) -> Iterator[tuple[int, memoryview]]:
+        """The bytes of the data from one to another in pieces, with where they begin in them.
+
+        A piece is overwritten by the next.
+        """
+        buffer = bytearray(min(end - start, _CHUNK))
+        for offset in range(0, end - start, _CHUNK):
+            chunk = memoryview(buffer)[: min(end - start - offset, _CHUNK)]
+            self._file.seek(self._data + start + offset)
+            self._fill(chunk)
+            yield offset, chunk
+
+    def _require_bools(self, name: str, x: Tensor) -> None:
+        if x.dtype == torch.bool and x.view(torch.uint8).max() > 1:
+            self._refuse(f"{shown(name)} holds bytes that are no bools")
+
+    def _require_checksum(self, name: str, found: int, checksum: int | None) -> None:
+        if checksum is not None and found != checksum:
+            self._refuse(f"the checksum of {shown(name)} does not agree with its values")
 
     def _fill(self, chunk: memoryview) -> None:
         while chunk:

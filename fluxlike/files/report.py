@@ -13,7 +13,7 @@ from fluxlike.files.printing import shown
 from fluxlike.files.rename import plain_name
 from fluxlike.trees.paths import dotted
 
-__all__ = ["CheckpointMatch", "Differing", "mismatch_text"]
+__all__ = ["CheckpointMatch", "Differing", "mismatch_text", "mismatches"]
 
 _LISTED = 10  # mismatches in an error; twice as many a section of the table
 _COMPARED = 300  # names among which a similar one is looked for
@@ -117,10 +117,22 @@ def mismatch_text(title: str, found: CheckpointMatch, names: Mapping[str, str], 
         found: what came of matching it.
         names: what its names became.
     """
+    lines = mismatches(found, names)
+    if not lines:
+        return None
+    head = f"{title} does not fit the model, which is left as it was:"
+    return "\n  ".join([head, *lines]) + "\n" + "; ".join(_advice(found))
+
+
+def mismatches(found: CheckpointMatch, names: Mapping[str, str], /) -> list[str]:
+    """The first mismatches by path, and how many more there are; none where all fits.
+
+    Args:
+        found: what came of matching a checkpoint.
+        names: what its names became.
+    """
     differing = [*found.reshaped, *found.retyped]
     count = len(found.missing) + len(differing) + len(found.unexpected)
-    if not count:
-        return None
     lines = [f"{_place(path)} is missing{_hint(path, found, names)}" for path in found.missing[:_LISTED]]
     lines += map(str, differing[:_LISTED])
     for name in found.unexpected[:_LISTED]:
@@ -129,8 +141,7 @@ def mismatch_text(title: str, found: CheckpointMatch, names: Mapping[str, str], 
     lines = lines[:_LISTED]
     if count > len(lines):
         lines.append(f"… and {count - len(lines)} more")
-    head = f"{title} does not fit the model, which is left as it was:"
-    return "\n  ".join([head, *lines]) + "\n" + "; ".join(_advice(found))
+    return lines
 
 
 def _hint(path: str, found: CheckpointMatch, names: Mapping[str, str]) -> str:

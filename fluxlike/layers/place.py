@@ -54,7 +54,7 @@ def here() -> FrameType | None:
 def _self(frame: FrameType) -> Any:
     """The object of a registered class whose method a frame is, or None."""
     code = frame.f_code
-    if not code.co_argcount:
+    if not code.co_argcount or code.co_name == "__init__":  # where attributes are still missing
         return None
     node = frame.f_locals.get(code.co_varnames[0])
     return node if not isinstance(node, type) and spec_of(type(node)) is not None else None

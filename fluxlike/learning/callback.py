@@ -34,6 +34,8 @@ class Callback:
         writes: the same, but for everything.
         after: classes of callbacks that come first.
         before: classes of callbacks that come later.
+        of_first_rank: whether only the first rank of a mesh calls it, as what prints or writes files. All
+            ranks call the others, and must compute with tensors over the mesh alike. (default: False)
 
     Example:
         >>> import torch, fluxlike as fl
@@ -55,6 +57,7 @@ class Callback:
     writes: Any = ()
     #: Whether it ends a fit at a loss that is not finite: such a step is then not taken.
     guards: Any = False
+    of_first_rank: Any = False
     after: ClassVar[tuple[type, ...]] = ()
     before: ClassVar[tuple[type, ...]] = ()
 

@@ -16,6 +16,7 @@ from fluxlike.learning.interrupt import Interrupt
 from fluxlike.learning.learner import Learner
 from fluxlike.learning.phase import Phase, TrainingPhase
 from fluxlike.learning.randomness import Seeds, kept, set_random_states
+from fluxlike.learning.ranks import ranks_of
 from fluxlike.learning.resume import INTERRUPTED, resumed
 from fluxlike.learning.run import Run
 from fluxlike.scope.seeded import seeded
@@ -46,7 +47,8 @@ def fit(
     Returns:
         The learner after the last epoch; or as it stands where a callback or Ctrl-C has stopped it:
         ``learner.stopped`` says so, and another `fit` goes on. The first Ctrl-C lets the step end, a second
-        raises KeyboardInterrupt. Torch's, numpy's and Python's random states are those from before; fits in
+        raises KeyboardInterrupt; over a mesh, Ctrl-C on any rank ends all after the same step, a step or two
+        later. Torch's, numpy's and Python's random states are those from before; fits in
         several threads at once share these generators while they run, and take a key each.
 
     Raises:
@@ -75,9 +77,13 @@ def fitted(
     *,
     resume: bool | str | os.PathLike[str] = False,
     donate: bool = False,
-    advice: str,
+    advice: str | None,
 ) -> Learner:
-    """What `fit` gives. `advice` says how to go on after Ctrl-C, with the number of epochs ``{left}``."""
+    """What `fit` gives.
+
+    Args:
+        advice: how to go on after Ctrl-C, with the number of epochs ``{left}``; ``None``: the caller tells.
+    """
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
         raise ValueError(f"fit(learner, {epochs!r}): write how many epochs, such as fit(learner, 10)")
     if not isinstance(learner, Learner):
@@ -92,7 +98,9 @@ def fitted(
                 f"{epochs} epochs: give a DataLoader, a list, or an object whose __iter__ begins anew"
             )
     found = None if resume is False else resumed(learner, resume, goal)
-    run = Run(found or learner, goal, donate=donate or found is not None, resumes=resume is not False)
+    ranks = ranks_of(learner)
+    begun = ranks.agreed(found or learner, goal)
+    run = Run(begun, goal, donate=donate or found is not None, resumes=resume is not False, ranks=ranks)
     if found is not None:
         run.stopped = found.stopped
     with kept(), Interrupt() as interrupt:
@@ -102,8 +110,9 @@ def fitted(
 class _Loop:
     """One fit."""
 
-    def __init__(self, run: Run, interrupt: Interrupt, advice: str) -> None:
+    def __init__(self, run: Run, interrupt: Interrupt, advice: str | None) -> None:
         self.run, self.interrupt, self.advice = run, interrupt, advice
+        self.stop = run.ranks.vote()
         self.learner = run.learner
         self.steps_key, self.data_key = self.learner.key.split(2)
 
@@ -119,10 +128,11 @@ class _Loop:
                 run.stopped = cancel.reason
             with suppress(CancelFit):
                 run.emit(Event.FIT_END)
+            run.ranks.end()
         except BaseException as error:
             self.failed(error)
             raise
-        if run.stopped == INTERRUPTED:
+        if run.stopped == INTERRUPTED and self.advice is not None and run.ranks.first:
             advice = self.advice.format(left=run.goal - run.completed)
             text = (
                 f"interrupted {run.where()}. The learner that is returned stands there: go on with {advice}"
@@ -170,7 +180,7 @@ class _Loop:
 
     def steps(self, phase: Phase, seeds: Seeds, batches: Iterator[Any]) -> None:
         run = self.run
-        training, keyed = isinstance(phase, TrainingPhase), self.learner.keyed
+        training, keyed = isinstance(phase, TrainingPhase), run.keyed
         number = run.batch_number
         run.randomness = partial(self.again, seeds)
         while True:
@@ -214,14 +224,14 @@ class _Loop:
         return batches
 
     def stop_if_asked(self) -> None:
-        if self.interrupt.asked:
+        if self.stop.put(self.interrupt.asked):
             raise CancelFit(INTERRUPTED)
 
     @contextmanager
     def again(self, seeds: Seeds) -> Iterator[None]:
         """The draws of the step that has just ended."""
         number = self.run.batch_number - 1
-        with kept(), seeded(seeds.key.fold_in(number)) if self.learner.keyed else _NOTHING:
+        with kept(), seeded(seeds.key.fold_in(number)) if self.run.keyed else _NOTHING:
             seeds.step(number)
             yield
 

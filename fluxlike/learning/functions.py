@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.learning.precision import chosen, scaled_train
+from fluxlike.learning.ranks import whole
 from fluxlike.transforms.jit.function import jit
 
 __all__ = ["functions", "is_finite"]
@@ -64,4 +65,4 @@ def _evaluate(step: Any) -> Callable[..., Any]:
 
 def is_finite(loss: Any) -> bool:
     """Whether a loss is finite, as far as that costs no wait for another device."""
-    return (isinstance(loss, Tensor) and not loss.is_cpu) or math.isfinite(loss)
+    return (isinstance(loss, Tensor) and not loss.is_cpu) or math.isfinite(whole(loss))

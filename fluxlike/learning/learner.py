@@ -52,7 +52,8 @@ class Learner:
         progress: whether the default ones show progress, on standard error. (default: True)
         phases: what an epoch consists of. (default: training, and validation where there is data for it)
         key: what draws are a function of, as in ``gradient(..., key=key)``. (default: torch's random
-            operations, seeded at each step from a key that is drawn from torch's generator now)
+            operations, seeded at each step from a key that is drawn from torch's generator now; over a mesh,
+            that key itself, of the first rank)
         jit: whether to compile the step. (default: False)
         state: a state of the optimiser to go on with. (default: a new one)
         precision: ``"bf16"`` or ``"fp16"`` to compute losses under torch's autocast, float16 with a scale of

@@ -15,6 +15,7 @@ from fluxlike.learning.learner import Learner
 from fluxlike.learning.order import names
 from fluxlike.learning.precision import all_finite
 from fluxlike.learning.randomness import random_states
+from fluxlike.learning.ranks import Ranks, whole_numbers
 from fluxlike.learning.view import View
 from fluxlike.optimisers.averages import averaged
 from fluxlike.trees import algebra
@@ -48,10 +49,17 @@ class Run:
         waited: seconds that this phase has waited for its data.
         randomness: a function that gives a context, at ``step_end``, of the same draws as the step.
         error: at ``exception``, what was raised.
+        keyed: whether steps draw from a key in scope, and not from torch's generators, which would draw the
+            same for the rows of every rank.
+        ranks: the `Ranks` that fit together; ``ranks.first`` is whether this is the first of them.
     """
 
-    def __init__(self, learner: Learner, goal: int, *, donate: bool, resumes: bool) -> None:
+    def __init__(
+        self, learner: Learner, goal: int, *, donate: bool, resumes: bool, ranks: Ranks | None = None
+    ) -> None:
         self.learner, self.goal, self.resumes = learner, goal, resumes
+        self.ranks = Ranks(None) if ranks is None else ranks
+        self.keyed = learner.keyed or self.ranks.over_mesh
         own = (learner.model, learner.state)
         self._model, self._state = own if donate else algebra.clone(own)
         self.step, self.completed = learner.step, learner.epoch
@@ -78,7 +86,9 @@ class Run:
         order = learner._shared.get("order", {})
         self._handlers: dict[Event, list[tuple[Callable[[Any], None], View]]] = {
             event: [
-                (getattr(learner.callbacks[i], event.value), self._views[i]) for i in order.get(event, ())
+                (getattr(learner.callbacks[i], event.value), self._views[i])
+                for i in order.get(event, ())
+                if self.ranks.first or not learner.callbacks[i].of_first_rank
             ]
             for event in Event
         }
@@ -188,6 +198,7 @@ class Run:
         else:
             given = self._model, self._state, self.batch, self.loss_scale
             self._model, self._state, self.out, self.loss_scale = self._train(*given)
+        self.out = whole_numbers(self.out)
 
     def evaluate(self) -> None:
         """Take the learner's step of validation on the batch, of the averaged model if it says so."""
@@ -197,13 +208,13 @@ class Run:
             if known is None or known[0] is not model or known[1] is not state:
                 known = self._averaged = model, state, averaged(state, model)
             model = known[2]
-        self.out = self._evaluate(model, state, self.batch)
+        self.out = whole_numbers(self._evaluate(model, state, self.batch))
 
     def _gradients(self) -> tuple[Any, Any]:
         """The step's gradients, telling the callbacks between forward and backward."""
 
         def before_backward(out: Mapping[str, Any]) -> None:
-            self.out = fmap(torch.Tensor.detach, dict(out))
+            self.out = whole_numbers(fmap(torch.Tensor.detach, dict(out)))
             self.emit(Event.BACKWARD_BEGIN)
 
         heard = before_backward if self._handlers[Event.BACKWARD_BEGIN] else None

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
+from fluxlike.optimisers.on_ranks import on_ranks
 from fluxlike.optimisers.rule import BatchRule, LeafError, form_of, hyperparameters_of, replaced, rules_in
+from fluxlike.placement.mesh import used
 from fluxlike.trees.structure import flatten
 
 __all__ = [
@@ -105,8 +107,12 @@ def _minus(x: Tensor, step: Tensor, consumed: list[Tensor] | None) -> Tensor:
 def _apart(x: Tensor, state: Any) -> Any:
     """A state that shares no memory with a parameter, which is about to be written over."""
     leaves, treedef = flatten(state)
-    memory = x.untyped_storage().data_ptr()
-    shares = [isinstance(t, Tensor) and t.untyped_storage().data_ptr() == memory for t in leaves]
+    known = used.mesh()
+
+    def memory(t: Tensor) -> int:
+        return (t if known is None else known.local(t)).untyped_storage().data_ptr()
+
+    shares = [isinstance(t, Tensor) and memory(t) == memory(x) for t in leaves]
     if not any(shares):
         return state
     return treedef.unflatten([t.clone() if s else t for t, s in zip(leaves, shares, strict=True)])
@@ -141,6 +147,9 @@ def perform(rule: Any, batch: Batch) -> Moved:
     """
     if batch.scheduled is not None and hyperparameters_of(rule) & batch.scheduled[0].keys():
         return _scheduled(rule, batch)
+    moved = on_ranks(rule, batch, perform)
+    if moved is not None:
+        return moved
     cls: type = type(rule)
     form = form_of(cls)
     if form in ("perform", "formula"):

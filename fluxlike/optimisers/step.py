@@ -22,6 +22,7 @@ from fluxlike.optimisers.rule import (
 from fluxlike.optimisers.slots import Aligned, Slot
 from fluxlike.optimisers.state import ParamState, computed, is_param_state
 from fluxlike.optimisers.wrappers import OptimiserChain
+from fluxlike.placement.mesh import used
 from fluxlike.transforms.donation import require_donatable
 from fluxlike.trees.structure import flatten
 from fluxlike.trees.values import is_lent, value_of
@@ -90,6 +91,8 @@ class Step:
     def _memory(self) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
         """The tensors that a donated step may write over, and those that must stay, with their places."""
         place = self.aligned.place
+        known = used.mesh()
+        local = (lambda x: x) if known is None else known.local
         donated, others = [], []
         moving: set[int] = set()  # what is written over
         ids = {id(slot.param) for slot in self.moving}
@@ -97,17 +100,17 @@ class Step:
             path = place(slot.first)
             if value_of(slot.param) is slot.param and not is_lent(slot.param):
                 moving.add(id(slot.param))
-                donated.append((f"{path} of the model", slot.param))
+                donated.append((f"{path} of the model", local(slot.param)))
             # Numbers are never written over, so counters may be shared.
-            donated += [(f"the state of {path}", t) for t in _tensors(slot.state) if t.ndim]
+            donated += [(f"the state of {path}", local(t)) for t in _tensors(slot.state) if t.ndim]
         for i, (x, g) in enumerate(zip(self.aligned.leaves, self.aligned.grads, strict=True)):
             if isinstance(x, Tensor) and id(x) not in moving and x.layout is torch.strided:
-                others.append((f"{place(i)} of the model", x))
+                others.append((f"{place(i)} of the model", local(x)))
             if isinstance(g, Tensor) and g.layout is torch.strided:
-                others.append((f"{place(i)} of the gradients", g))
+                others.append((f"{place(i)} of the gradients", local(g)))
             entry = self.aligned.entries[i]
             if is_param_state(entry) and id(x) not in ids:
-                others += [(f"the state of {place(i)}", t) for t in _tensors(entry.state)]
+                others += [(f"the state of {place(i)}", local(t)) for t in _tensors(entry.state)]
         return donated, others
 
     def _apply(self) -> None:
@@ -194,7 +197,7 @@ class Step:
             x = torch.view_as_complex(x)
         if self.consumed is None:
             return x.to(slot.param.dtype)
-        if x.data_ptr() != slot.param.data_ptr() or x.dtype != slot.param.dtype:
+        if not _same_memory(x, slot.param) or x.dtype != slot.param.dtype:
             new = slot.param.detach().copy_(x)
         elif slot.param.is_complex():
             new = slot.param.detach()  # not the view of a view that it was computed through
@@ -243,6 +246,13 @@ class Step:
         )
         if lane is not None:
             lane.keep(moving[0].entry)
+
+
+def _same_memory(x: Tensor, y: Tensor) -> bool:
+    known = used.mesh()
+    if known is not None and known.over(x):
+        x, y = known.local(x), known.local(y)
+    return x.data_ptr() == y.data_ptr()
 
 
 def _own_hyperparameters(rule: Any) -> Iterator[tuple[str, Any]]:

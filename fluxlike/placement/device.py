@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fluxlike.placement.mesh import used
 from fluxlike.scope.assigned import Assigned, derive
 from fluxlike.trees.fmap import fmap_with_path
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.values import value_of
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from fluxlike.placement.mesh.plans import Plan
+
 __all__ = ["cpu", "get_device", "gpu", "to_device"]
 
 
-def to_device(tree: Any, device: torch.device | str | int, /) -> Any:
-    """A tree with all its tensors on a device.
+def to_device(tree: Any, device: torch.device | str | int | DeviceMesh, plan: Plan | None = None, /) -> Any:
+    """A tree with all its tensors on a device, or over a mesh of devices.
 
     Args:
         tree: any tree: a model, a state of an optimiser, a batch.
-        device: where to; ``torch.device``, ``"cuda:1"`` or a number.
+        device: where to; ``torch.device``, ``"cuda:1"`` or a number; or a ``DeviceMesh``, over which
+            every rank that takes part has to call this with the same tree.
+        plan: how parameters are laid out over a mesh, from `fluxlike.distributed`: ``replicate()``,
+            ``shard()``, ``by_path(…)``. Buffers are whole on each rank. (default: ``replicate()``)
 
     Returns:
         A tree of the same structure and ties; tensors that are there already are kept. Copies from
-        pinned memory don't block.
+        pinned memory don't block. From a mesh to a device, tensors are gathered, whole and plain.
 
     Raises:
-        ValueError: a tensor is on the meta device, which has no data to move.
+        ValueError: a tensor is on the meta device, which has no data to move; or a plan that does not fit.
+        TypeError: a plan for one device.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -37,7 +47,16 @@ def to_device(tree: Any, device: torch.device | str | int, /) -> Any:
         >>> fl.to_device({"w": torch.ones(1)}, "meta")["w"].device
         device(type='meta')
     """
+    if not isinstance(device, (torch.device, str, int)):
+        from fluxlike.placement.mesh.place import onto_mesh  # torch.distributed takes a while to import
+
+        return onto_mesh(tree, device, plan)
+    if plan is not None:
+        raise TypeError(
+            f"to_device(tree, {device!r}, plan): a plan is for a mesh; write fl.distributed.mesh()"
+        )
     target = torch.device(device)
+    mesh = used.mesh()
 
     def move(path: str, x: Any) -> Any:
         if isinstance(x, Assigned):
@@ -49,6 +68,8 @@ def to_device(tree: Any, device: torch.device | str | int, /) -> Any:
                 f"{path or 'the tensor'} is on the meta device, which holds no data to move to {target}; "
                 "fill the model first: load(path, like=model)"
             )
+        if mesh is not None:
+            x = mesh.whole(x)
         pinned = target.type == "cuda" and x.device.type == "cpu" and x.is_pinned()
         value = value_of(x)
         new = value.to(target, non_blocking=pinned)

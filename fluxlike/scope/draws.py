@@ -18,6 +18,7 @@ from fluxlike.scope.philox import Word
 
 __all__ = [
     "BITS",
+    "PARTS",
     "bernoulli",
     "dropout",
     "integers",
@@ -33,6 +34,11 @@ Kind = Callable[[Tensor], Tensor]
 
 #: The dtypes of uniforms and normals, and how many bits each has for a uniform below 1.
 BITS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
+
+#: What knows of tensors of which this process holds a part. From a tensor: the part, the place of its first
+#: element among all, and how a result for the part stands for the whole; None for a tensor held whole, or of
+#: which the part is not one stretch of elements.
+PARTS: list[Callable[[Tensor], tuple[Tensor, int, Callable[[Tensor], Tensor]] | None]] = []
 
 
 def uniform(
@@ -100,8 +106,7 @@ def _threshold(p: float) -> int:
 def dropout(data: Tensor, number: Word, x: Tensor, p: float) -> Tensor:
     """`x` with entries zeroed with probability p, and the others scaled by 1/(1-p)."""
     threshold = _threshold(p)
-    kept = _draw(data, number, x.shape, lambda words: words >= threshold, 4, x.device)
-    return x * kept * scale(p)
+    return x * _draw_as(data, number, x, lambda words: words >= threshold, 4) * scale(p)
 
 
 def scale(p: float) -> float:
@@ -128,17 +133,35 @@ def permutation(data: Tensor, number: Word, n: int, device: torch.device | None 
 
 
 def _draw(
-    data: Tensor, number: Word, shape: Sequence[int], kind: Kind, lanes: int, device: torch.device | None
+    data: Tensor,
+    number: Word,
+    shape: Sequence[int],
+    kind: Kind,
+    lanes: int,
+    device: torch.device | None,
+    start: int = 0,
 ) -> Tensor:
-    """A tensor of draws of a kind that makes `lanes` of a block."""
+    """A tensor of draws of a kind that makes `lanes` of a block, from the element `start` on."""
     count = math.prod(shape)
-    needed = -(-count // lanes)
-    index = torch.arange(needed, device=torch.get_default_device() if device is None else device)
+    first, before = divmod(start, lanes)
+    last = first - (-(before + count) // lanes)
+    device = torch.get_default_device() if device is None else device
+    index = torch.arange(first, last, device=device)
     if read(data) is None:
         drawn = kind(blocks(data, number, index))
     else:  # only the results go through memory
         drawn = in_pieces(lambda piece: kind(blocks(data, number, piece)), index)
     flat = drawn.flatten()
-    if count != needed * lanes:
-        flat = flat[:count].clone()  # of no more memory than it shows
+    if flat.shape[0] != count:
+        flat = flat[before : before + count].clone()  # of no more memory than it shows
     return flat.reshape(tuple(shape))
+
+
+def _draw_as(data: Tensor, number: Word, x: Tensor, kind: Kind, lanes: int) -> Tensor:
+    """A draw for each element of a tensor, of which this process may hold a part."""
+    for part_of in PARTS:
+        found = part_of(x)
+        if found is not None:
+            part, start, as_whole = found
+            return as_whole(_draw(data, number, part.shape, kind, lanes, part.device, start))
+    return _draw(data, number, x.shape, kind, lanes, x.device)

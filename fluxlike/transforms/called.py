@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fluxlike.placement.mesh import used
 from fluxlike.scope import assigned, mode
 from fluxlike.transforms.argument import Argument, argument_numbers
-from fluxlike.transforms.motors import Closer, Motor
+from fluxlike.transforms.motors import Closer, Motor, enclosed
 from fluxlike.trees.places import Where
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters
 from fluxlike.trees.values import stands_for_float
 
 __all__ = ["Called"]
+
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class Called:
@@ -59,6 +62,11 @@ class Called:
         self.numbers, self.single = ((0,), True) if simple else argument_numbers(argnums, len(args))
         if wrt is not None and not self.single:
             raise ValueError(f"wrt= chooses places of one argument, but argnums={argnums!r} names several")
+        known = used.mesh()
+        if known is not None:
+            known.require_one_mesh(
+                [args[n] for n in self.numbers], [x for n, x in enumerate(args) if n not in self.numbers]
+            )
         self._f, self._wrt = f, wrt
         self._args = list(args)
         self._floats = [n for n in self.numbers if isinstance(args[n], float)]
@@ -126,17 +134,23 @@ class Called:
         """
         token = assigned.enter(self._frame)
         try:
-            if torch.is_grad_enabled() or not record:
-                value = self._f(*self._args)
-            else:
-                with torch.enable_grad():
+            with self._gathering():
+                if torch.is_grad_enabled() or not record:
                     value = self._f(*self._args)
+                else:
+                    with torch.enable_grad():
+                        value = self._f(*self._args)
         except RuntimeError as error:
             self._explain_write(error)
             raise
         finally:
             assigned.leave(token)
         return value
+
+    def _gathering(self) -> contextlib.AbstractContextManager[None]:
+        """What gathers parameters over a mesh for this call, where nothing encloses it."""
+        known = used.mesh()
+        return _NOTHING if known is None or enclosed(1) else known.gathering(self.handles)
 
     def run_in_train_mode(self) -> Any:
         """`run`, in train mode where a differentiated argument holds a functor."""

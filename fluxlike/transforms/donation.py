@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from fluxlike.placement.mesh import used
+from fluxlike.placement.mesh.used import DONATED
+
 __all__ = ["Donated", "consume", "require_donatable", "span"]
 
 
@@ -17,17 +20,18 @@ class Donated(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        raise RuntimeError(
-            "this tensor was donated to fluxlike.update(..., donate=True), or to a function made by "
-            "fluxlike.jit(..., donate=...), which wrote the next one over its memory; use what was returned, "
-            "or keep a copy before: best = fluxlike.tree.clone(model)"
-        )
+        raise RuntimeError(DONATED)
 
 
 def consume(tensors: Iterable[Tensor]) -> None:
     """Turn tensors whose memory was given away into ones that can't be used."""
+    known = used.mesh()
     device, empty = None, torch.empty(0, dtype=torch.bool)
     for x in tensors:
+        if known is not None and known.over(x):
+            part = known.local(x)
+            known.consumed(x)
+            x = part
         if type(x) is Donated:
             continue
         if x.device != device:

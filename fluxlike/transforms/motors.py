@@ -17,19 +17,20 @@ from torch import Tensor
 
 from fluxlike._private import autograd, functorch
 from fluxlike._private.tracing import tracing
+from fluxlike.placement.mesh import used
 from fluxlike.trees.values import inside_transform
 
 __all__ = [
     "Afterwards", "Closer", "Motor", "at_depth", "derived_again", "differentiated", "enclosed", "one_deeper",
-    "open_motor",
+    "open_motor", "Outermost",
 ]  # fmt: skip
 
 _depth: ContextVar[int] = ContextVar("fluxlike_gradient_depth", default=0)
 
 
-def enclosed() -> bool:
-    """Whether a gradient of fluxlike or a transform of functorch surrounds this call."""
-    return _depth.get() > 0 or functorch.active()
+def enclosed(depth: int = 0) -> bool:
+    """Whether more gradients of fluxlike than `depth`, or a transform of functorch, surround this call."""
+    return _depth.get() > depth or functorch.active()
 
 
 inside_transform.append(enclosed)
@@ -92,6 +93,18 @@ class Motor(Closer, Protocol):
         """The gradient of the loss for each handle, None for one that it does not reach."""
 
 
+def _placed(grads: Sequence[Tensor | None], handles: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Gradients of parameters over a mesh, placed as these are."""
+    known = used.mesh()
+    return grads if known is None else known.placed_as(grads, handles)
+
+
+def _settled(x: Tensor) -> Tensor:
+    """A result that is the same number on every rank."""
+    known = used.mesh()
+    return x if known is None else known.settled(x)
+
+
 class Outermost:
     """torch's autograd directly, on detached leaves; results carry no graph."""
 
@@ -109,10 +122,10 @@ class Outermost:
         return x.detach() if x.requires_grad else x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        return autograd.grad(loss, handles)
+        return _placed(autograd.grad(loss, handles), handles)
 
     def close(self, x: Tensor, /) -> Tensor:
-        return x.detach() if x.requires_grad else x
+        return _settled(x.detach() if x.requires_grad else x)
 
 
 class Nested:
@@ -138,7 +151,8 @@ class Nested:
         return x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        return autograd.grad(loss, handles, retain_graph=True, create_graph=self._differentiable)
+        grads = autograd.grad(loss, handles, retain_graph=True, create_graph=self._differentiable)
+        return _placed(grads, handles)
 
     def close(self, x: Tensor, /) -> Tensor:
         return x if self._differentiable else x.detach()
@@ -168,7 +182,7 @@ class FunctorchLevel:
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
         keep = self._differentiable
-        return autograd.grad(loss, handles, retain_graph=keep, create_graph=keep)
+        return _placed(autograd.grad(loss, handles, retain_graph=keep, create_graph=keep), handles)
 
     def close(self, x: Tensor, /) -> Tensor:
         return functorch.unwrap(x, self._level)

@@ -15,6 +15,8 @@ from training_runs import configuration, draw_shapes, iris
 import fluxlike as fl
 from fluxlike.command.main import main
 from fluxlike.command.model_file import read_model
+from fluxlike.learning.events import Event
+from fluxlike.learning.run import Run
 
 ROOT = Path(fl.__file__).parents[1]
 
@@ -92,6 +94,31 @@ def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(tmp_path):
     assert code == 0, err
     assert f"going on from step {step}, after" in out
     assert "80 epochs" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("phase", ["training", "validation"])
+@pytest.mark.parametrize("event", [Event.STEP_BEGIN, Event.STEP_END, Event.EPOCH_END])
+def test_a_run_is_unfinished_wherever_in_an_epoch_ctrl_c_is_pressed(
+    tmp_path, monkeypatch, capsys, event, phase
+):
+    path, folder = iris(tmp_path, epochs=4), tmp_path / "run"
+    emit = Run.emit
+
+    def pressed_after(self, now):
+        emit(self, now)  # every callback has been asked
+        if now is event and self.phase == phase and self.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "emit", pressed_after)
+        assert main(["train", path]) == 130
+    assert not (folder / "model.safetensors").exists()
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "interrupted" in line] == told[-1:]
+    assert "the same command goes on from there" in told[-1]
+    assert main(["train", path]) == 0
+    assert main(["train", iris(tmp_path, output="whole", epochs=4)]) == 0
+    assert_same_run(folder, tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -14,7 +14,10 @@ import fluxlike as fl
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^(?:<!-- needs: ([^\n]*) -->\n)?```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-ROOMS = ("tree", "losses", "init", "random", "schedules", "data", "callbacks", "metrics", "logs")
+ROOMS = (
+    "tree", "losses", "init", "random", "schedules", "data", "callbacks", "metrics", "logs", "models",
+    "distributed",
+)  # fmt: skip
 MODULES = {name: getattr(fl, name) for name in ROOMS}
 PUBLIC = sorted(
     [name for name in fl.__all__ if name not in MODULES]
@@ -28,8 +31,10 @@ PUBLIC = sorted(
 # What is shown with what it belongs to.
 WITHOUT_EXAMPLE = (
     "Assigned", "CallbackError", "CancelEpoch", "LayerError", "ParamState", "Rule", "callbacks.NonFiniteLoss",
-    "logs.Log", "metrics.Meter", "schedules.Schedule",
+    "logs.Log", "metrics.Meter", "schedules.Schedule", "models.Candidates", "models.Detections",
+    "models.Encoded", "models.LanguageModel", "models.Origin", "distributed.Estimate", "distributed.Traffic",
 )  # fmt: skip
+CONFIGURATION = re.compile(r"models\.\w+Config")  # shown with their networks
 
 
 def lookup(name):
@@ -44,6 +49,7 @@ def is_ours(name):
     return getattr(lookup(name), "__module__", "").startswith("fluxlike")
 
 
+COMPILED = ("inference.md", "int8.md", "jit.md")  # of which most of the time is the compiler's
 WITH_CODE = [d for d in DOCUMENTS if BLOCK.search(d.read_text())]
 
 
@@ -56,7 +62,12 @@ def is_missing(package):
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's exporter to ONNX
 @pytest.mark.filterwarnings("ignore::Warning:lightning")  # advice about workers and logs
-@pytest.mark.parametrize("document", WITH_CODE, ids=[d.name for d in WITH_CODE])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")  # when torchao is imported
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(d, id=d.name, marks=pytest.mark.slow if d.name in COMPILED else ()) for d in WITH_CODE],
+)
 def test_the_code_blocks_of_a_document_run_from_top_to_bottom(document):
     torch.manual_seed(0)
     namespace = {"__name__": "document"}
@@ -99,7 +110,7 @@ def test_a_public_name_is_in_the_reference(name):
 def test_a_public_name_has_a_docstring_with_an_example(name):
     doc = inspect.getdoc(lookup(name)) or ""
     assert doc
-    assert ">>>" in doc or name in WITHOUT_EXAMPLE
+    assert ">>>" in doc or name in WITHOUT_EXAMPLE or CONFIGURATION.fullmatch(name)
 
 
 @pytest.mark.parametrize("name", [n for n in PUBLIC if inspect.isfunction(lookup(n)) and is_ours(n)])

@@ -11,6 +11,7 @@ import pytest
 from torchvision_here import torchvision
 
 ROOT = Path(__file__).parents[2]
+QUICK = ("digits", "vision_transformer", "surgery", "maml", "population", "xnor", "checkpointing")
 OPTIONS = {name: lambda folder: ["--out", str(folder)] for name in ("digits", "population")}
 
 #: A script that runs another one after torchvision has been made to load beside a CPU build of torch.
@@ -36,13 +37,9 @@ def run(folder: Path, *command: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["digits", "vision_transformer", "surgery", "maml", "population", "xnor", "checkpointing"]
-)
+@pytest.mark.parametrize("name", QUICK)
 def test_an_example_runs_quickly_to_its_end(name: str, tmp_path: Path):
     script = ROOT / "examples" / f"{name}.py"
-    if not script.exists():
-        pytest.skip(f"there is no {script.name}")
     pytest.importorskip("sklearn", reason="the examples read scikit-learn's digits")
     run(tmp_path, str(script), "--quick", *OPTIONS.get(name, lambda _: [])(tmp_path))
 

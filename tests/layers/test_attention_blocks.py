@@ -160,6 +160,39 @@ def test_dropout_is_a_function_of_the_key_and_stops_in_test_mode(traced: None):
     exact(block(x), fl.testmode(block)(x))
 
 
+@pytest.mark.parametrize("make", [fl.TransformerBlock, fl.TransformerDecoderBlock])
+def test_the_activations_between_may_be_dropped_at_a_rate_of_their_own(make: Any):
+    others = (randn(2, 2, 8),) if make is fl.TransformerDecoderBlock else ()
+    x = randn(2, 3, 8)
+
+    def trained(**rates: float) -> Tensor:
+        torch.manual_seed(1)
+        block = fl.f64(make(8, 2, **rates))
+        with fl.mode("train"), fl.seeded(fl.Key(0)):
+            return block(x, *others)
+
+    exact(trained(hidden_dropout=0.0), trained())
+    exact(trained(dropout=0.3, hidden_dropout=0.3), trained(dropout=0.3))
+    assert not torch.allclose(trained(dropout=0.3, hidden_dropout=0.0), trained(dropout=0.3))
+    assert not torch.allclose(trained(hidden_dropout=0.3), trained())
+    block = fl.f64(make(8, 2, hidden_dropout=0.3))
+    with fl.mode("train"):
+        exact(fl.testmode(block)(x, *others), fl.testmode(block)(x, *others))
+    assert "hidden_dropout=0.3" in repr(block)
+    assert "hidden_dropout" not in repr(make(8, 2, dropout=0.3))
+    with pytest.raises(ValueError, match=r"hidden_dropout=2"):
+        make(8, 2, hidden_dropout=2)
+
+
+def test_without_hidden_dropout_the_activations_are_whole():
+    block = fl.TransformerBlock(8, 2, dropout=0.5, hidden_dropout=0.0)
+    seen = []
+    block = fl.at(block, lambda b: b.linear2).set(lambda h: seen.append(h) or h[..., :8])
+    with fl.mode("train"):
+        block(torch.randn(2, 3, 8))
+    assert (seen[0] != 0).all()
+
+
 def test_without_dropout_nothing_is_drawn():
     block, x = fl.TransformerBlock(8, 2), torch.randn(2, 3, 8)
     state = torch.get_rng_state()

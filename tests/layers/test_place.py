@@ -84,3 +84,14 @@ def test_a_layer_that_is_made_in_the_call_is_named_from_where_it_is_known():
     with pytest.raises(fl.LayerError) as caught:
         fl.Chain(Copying(BAD))(X)
     assert caught.value.path == ".layers[0].layers[1]"
+
+
+def test_a_layer_that_fails_while_a_model_is_made_says_so_and_nothing_of_the_models_children():
+    @fl.functor(children=("a", "b"))
+    class Model:
+        def __init__(self):
+            self.a = fl.Chain(fl.Dense(2, 3))
+            self.b = self.a(torch.ones(1, 5))
+
+    with pytest.raises(fl.LayerError, match=r"\(1, 5\)"):
+        Model()

@@ -21,8 +21,9 @@ from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from fluxlike._private.compiler.freezing import freeze, freezing
 from fluxlike._private.compiler.functional import functional
-from fluxlike._private.compiler.memory import origins
+from fluxlike._private.compiler.memory import keeps_strides, origins
 from fluxlike._private.compiler.operators import settle
 from fluxlike._private.compiler.passes import choose_kernels
 from fluxlike._private.compiler.trace import Recorded
@@ -42,21 +43,25 @@ _caching: Any = torch.compiler.config
 _said = False
 
 
-def build(recorded: Recorded, targets: dict[int, int]) -> Run:
+def build(recorded: Recorded, targets: dict[int, int], *, frozen: bool = False) -> Run:
     """Something to call with a list of inputs, which it may empty, that returns the results.
 
     Args:
         recorded: the graph.
         targets: from the number of a result to that of the input whose memory it is written over; such a
             result comes back as None.
+        frozen: whether the captured tensors become constants, and are no inputs. (default: False)
     """
     if not _results(recorded.module):
         return lambda inputs: ()
     module, compiles = functional(recorded), _can_compile()
     _allow_loops(recorded, module)
-    _write_over(module, targets, always=compiles)
+    if not (frozen and compiles):
+        _write_over(module, targets, always=compiles)
+    captured = recorded.captured if frozen else []
     if not compiles:
-        return lambda inputs: module(*inputs)
+        constants = [x.detach().clone() for x in captured]
+        return lambda inputs: module(*inputs, *constants)
     with (
         tracing(TracingContext(recorded.mode)),
         V.set_fake_mode(recorded.mode),
@@ -67,8 +72,15 @@ def build(recorded: Recorded, targets: dict[int, int]) -> Run:
     ):
         warnings.simplefilter("ignore")  # parts of the compiler warn of each other
         _recursive_joint_graph_passes(module)
-        choose_kernels(module)
-        compiled: Any = compile_fx_inner(module, recorded.inputs)
+        if not frozen:
+            choose_kernels(module)
+            compiled: Any = compile_fx_inner(module, recorded.inputs)
+            return compiled
+        inputs = recorded.inputs[: len(recorded.inputs) - len(captured)]
+        with freezing(recorded.mode):
+            freeze(module, inputs, captured, recorded.mode, strict=keeps_strides(recorded.module))
+            _write_over(module, targets, always=True)  # what is folded would fold its results too
+            compiled = compile_fx_inner(module, inputs, is_inference=True, layout_opt=True)
     return compiled
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -70,12 +71,13 @@ _results: WeakKeyDictionary[GraphLowering, list[Any]] = WeakKeyDictionary()  # t
 
 @register_lowering(settle, type_promotion_kind=None)
 def _lower_settle(x: ir.TensorBox) -> ir.TensorBox:
-    inside: Any = x.data
+    inside: Any = getattr(x, "data", None)
     while isinstance(inside, ir.BaseView):
         inside = inside.data
         inside = inside.data if isinstance(inside, ir.TensorBox) else inside
     given = _results.setdefault(V.graph, [])
-    if isinstance(inside.data, ir.InputBuffer) or any(inside is other for other in given):
+    lies = getattr(inside, "data", None)  # None for a number in the code
+    if isinstance(lies, (ir.InputBuffer, NoneType)) or any(inside is other for other in given):
         x = clone(x)
         x.realize()
         inside = x.data

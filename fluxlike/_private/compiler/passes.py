@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,16 +12,18 @@ from torch.fx import GraphModule, Node
 
 from fluxlike._private.compiler.operators import matmul, realize
 
-__all__ = ["choose_kernels"]
+__all__ = ["choose_kernels", "constant_node", "pack_matrices"]
 
-aten = torch.ops.aten
+aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
+
+_PRODUCTS = (aten.mm.default, aten.addmm.default)
 
 
 def choose_kernels(module: GraphModule) -> None:
     """Rewrite parts of a graph that Inductor would run slowly on a CPU."""
     for node in list(module.graph.nodes):
         if node.op == "call_function":
-            if node.target in (aten.mm.default, aten.addmm.default):
+            if node.target in _PRODUCTS:
                 _choose_matmul(module, node)
             elif _feeds_loops(node):
                 _keep(module, node)
@@ -53,23 +56,64 @@ def _keep(module: GraphModule, node: Node) -> None:
 
 def _choose_matmul(module: GraphModule, node: Node) -> None:
     """oneDNN's product of matrices where the BLAS leaves half of the processor unused."""
-    if node.kwargs or not _blas_is_slow():
+    found = _slow_product(node)
+    if found is None:
         return
+    with module.graph.inserting_before(node):
+        product = module.graph.call_function(matmul, found)
+    _put(module, product, node)
+
+
+def pack_matrices(module: GraphModule) -> None:
+    """The same product for matrices that are constants of a graph, in the order in which its kernel reads."""
+    for node in list(module.graph.nodes):
+        found = _slow_product(node) if node.target in _PRODUCTS else None
+        if found is None or found[1].op != "get_attr":
+            continue
+        a, b, bias = found
+        rows = node.meta["val"].shape[0]
+        name = f"_packed_{b.target}_for_{rows}"
+        if not hasattr(module, name):  # once for a tied one
+            weight = getattr(module, str(b.target)).T.contiguous()
+            module.register_buffer(name, mkldnn._reorder_linear_weight(weight, rows))
+        packed = constant_node(module, name)
+        with module.graph.inserting_before(node):
+            options: tuple[Any, ...] = (a, packed, bias, "none", [], "")
+            product = module.graph.call_function(mkldnn._linear_pointwise.default, options)
+        _put(module, product, node)
+    module.recompile()
+
+
+def constant_node(module: GraphModule, name: str) -> Node:
+    """The one node of a constant, at the beginning of a graph."""
+    found = [n for n in module.graph.find_nodes(op="get_attr") if n.target == name]
+    if found:
+        return found[0]
+    with module.graph.inserting_before(next(iter(module.graph.nodes))):
+        return module.graph.get_attr(name)
+
+
+def _put(module: GraphModule, new: Node, old: Node) -> None:
+    new.meta = dict(old.meta)
+    old.replace_all_uses_with(new)
+    module.graph.erase_node(old)
+
+
+def _slow_product(node: Node) -> tuple[Node, Node, Node | None] | None:
+    """The factors, and what is added, of a product that the BLAS would compute slowly."""
+    if node.kwargs or not _blas_is_slow():
+        return None
     bias, a, b = (None, *node.args) if node.target is aten.mm.default else node.args
     x, y = _value(a), _value(b)
     if x is None or y is None or x.dtype != torch.float32 or x.device.type != "cpu":
-        return
+        return None
     shift = _value(bias)
     if bias is not None and (shift is None or shift.ndim != 1 or shift.shape[0] != y.shape[1]):
-        return
+        return None
     sizes = (*x.shape, y.shape[1])
     if not all(isinstance(n, int) and n >= 16 for n in sizes) or sizes[0] * sizes[1] * sizes[2] < 2e6:
-        return  # the call of a kernel costs more than it saves
-    with module.graph.inserting_before(node):
-        product = module.graph.call_function(matmul, (a, b, bias))
-    product.meta = dict(node.meta)
-    node.replace_all_uses_with(product)
-    module.graph.erase_node(node)
+        return None  # the call of a kernel costs more than it saves
+    return a, b, bias  # type: ignore[return-value]
 
 
 @cache

@@ -15,11 +15,13 @@ from fluxlike.layers.attention.multihead import MultiHeadAttention
 from fluxlike.layers.attention.positions import RotaryEmbedding
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation, Dense, Init
-from fluxlike.layers.dropout import Dropout, DropPath
+from fluxlike.layers.dropout import Dropout, DropPath, require_probability
+from fluxlike.layers.dropout import dropout as drop
 from fluxlike.layers.errors import require_features
 from fluxlike.layers.layernorm import LayerNorm
 from fluxlike.layers.printing import activation_text
 from fluxlike.layers.steps import within
+from fluxlike.scope.mode import training
 from fluxlike.trees.functor import functor
 
 __all__ = ["TransformerBlock", "TransformerDecoderBlock"]
@@ -44,6 +46,8 @@ class TransformerBlock:
         activation: any callable, between the two layers. (default: gelu)
         dropout: the probability for the attention's weights, for the activations between the two layers and
             for the output of either branch. (default: 0)
+        hidden_dropout: that for the activations between the two layers, where it is another: GPT-2 and BERT
+            have 0. (default: None, as `dropout`)
         drop_path: the probability with which an example goes around a branch. (default: 0)
         norm: makes a norm from the number of features. (default: LayerNorm)
         prenorm: whether branches begin with their norm. (default: True)
@@ -61,6 +65,7 @@ class TransformerBlock:
         norm2: the norm of the network.
         dropout: a Dropout, left out where its p is 0.
         drop_path: a DropPath, left out where its p is 0.
+        hidden_dropout: the probability for the activations, None for that of `dropout`.
         prenorm: whether branches begin with their norm.
         causal: whether a token attends no later ones.
 
@@ -103,6 +108,7 @@ class TransformerBlock:
         activation: Activation = gelu,
         *,
         dropout: float = 0.0,
+        hidden_dropout: float | None = None,
         drop_path: float = 0.0,
         norm: Norm = LayerNorm,
         prenorm: bool = True,
@@ -113,6 +119,8 @@ class TransformerBlock:
         init: Init = glorot_uniform,
     ) -> None:
         hidden = 4 * dim if hidden is None else hidden
+        if hidden_dropout is not None:
+            require_probability(type(self).__name__, "hidden_dropout", hidden_dropout)
         self.self_attn = MultiHeadAttention(
             dim, num_heads, num_kv_heads=num_kv_heads, bias=bias, dropout=dropout, rotary=rotary, init=init
         )
@@ -120,7 +128,7 @@ class TransformerBlock:
         self.linear2 = Dense(hidden, dim, bias=bias, init=init)
         self.norm1, self.norm2 = norm(dim), norm(dim)
         self.dropout, self.drop_path = Dropout(dropout), DropPath(drop_path)
-        self.prenorm, self.causal = prenorm, causal
+        self.hidden_dropout, self.prenorm, self.causal = hidden_dropout, prenorm, causal
 
     @overload
     def __call__(
@@ -179,7 +187,12 @@ class TransformerBlock:
         return self._after("norm1", x, y), cache
 
     def _network(self, x: Tensor) -> Tensor:
-        return within(".linear2", self.linear2, self._drop(within(".linear1", self.linear1, x)))
+        x, p = within(".linear1", self.linear1, x), self.hidden_dropout
+        if p is None:
+            x = self._drop(x)
+        elif p and training(self):
+            x = drop(x, p)
+        return within(".linear2", self.linear2, x)
 
     def _before(self, norm: str, x: Tensor) -> Tensor:
         """What goes into a branch."""
@@ -204,6 +217,7 @@ class TransformerBlock:
             + (activation_text(linear.activation) if own else "")
             + ("" if self.prenorm else ", prenorm=False")
             + ("" if self.causal == self._causal else f", causal={self.causal}")
+            + ("" if self.hidden_dropout is None else f", hidden_dropout={self.hidden_dropout}")
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fluxlike.learning.callback import EVERYTHING, Callback
 from fluxlike.learning.checkpoints.store import Store
+from fluxlike.learning.checkpoints.together import gathered, on_first, over_mesh
 from fluxlike.learning.checkpoints.writer import AsyncWriter
 from fluxlike.learning.events import LearningError
 from fluxlike.learning.packing import packed
@@ -22,6 +23,10 @@ class Checkpointer(Callback):
     ``fit(learner, epochs, resume=True)`` goes on from the newest to the same bits as a run that was never
     ended. A checkpoint is one file, which appears by one rename once all of it is on the disk, so a run may
     be killed at any instant. It is written in the background, from a copy in main memory.
+
+    Of a model over a mesh the first rank writes, from its main memory, in which model and state are gathered
+    tensor by tensor; every rank reads the folder when the run is resumed. The run may go on with another
+    number of ranks, with another plan, or on one device.
 
     Args:
         folder: where to; one run at a time writes there.
@@ -67,16 +72,10 @@ class Checkpointer(Callback):
         return Store(self.folder, self.keep, by=self.by, mode=self.mode)
 
     def fit_begin(self, run: Any) -> None:
-        store = self.store().open()
-        newest = store.newest()
-        if newest is not None and newest.step > run.step:
-            store.close()
-            raise LearningError(
-                f"{store.folder} has a checkpoint of step {newest.step}, and the learner is at step "
-                f"{run.step}: go on from "
-                "it by fit(learner, epochs, resume=True), or give this run a folder of its own"
-            )
-        run.live["store"], run.live["saved"] = store, None
+        store = self.store()
+        over = over_mesh(run.as_learner().model)
+        on_first(over, lambda: self._open(store, run.step))
+        run.live["store"], run.live["saved"], run.live["over"] = store, None, over
         run.live["writer"] = AsyncWriter(store) if self.background else None
 
     def step_end(self, run: Any) -> None:
@@ -95,16 +94,27 @@ class Checkpointer(Callback):
     def fit_end(self, run: Any) -> None:
         if run.live["saved"] != run.place:
             self._save(run)
-        self.exception(run)
+        on_first(run.live["over"], lambda: self.exception(run))
 
     def exception(self, run: Any) -> None:
         open_ = run.live.pop("writer", None) or run.live.get("store")
         if open_ is not None:
             open_.close()
 
+    def _open(self, store: Store, step: int) -> None:
+        newest = store.open().newest()
+        if newest is not None and newest.step > step:
+            store.close()
+            raise LearningError(
+                f"{store.folder} has a checkpoint of step {newest.step}, and the learner is at step {step}: "
+                "go on from it by fit(learner, epochs, resume=True), or give this run a folder of its own"
+            )
+
     def _save(self, run: Any, metrics: Any = None) -> None:
         tree, plain = packed(run.as_learner())
         scores = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
-        writer = run.live["writer"] or run.live["store"]
-        writer.save(run.step, tree, plain, scores)
+        writer, over = run.live["writer"] or run.live["store"], run.live["over"]
+        if over:
+            tree = gathered(tree)
+        on_first(over, lambda: writer.save(run.step, tree, plain, scores))
         run.live["saved"] = run.place

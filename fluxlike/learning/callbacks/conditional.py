@@ -25,7 +25,7 @@ class _Around(Callback):
     def __post_init__(self) -> None:
         if not isinstance(self.callback, Callback):
             raise TypeError(f"{type(self).__name__.strip('_')} is around a callback, found {self.callback!r}")
-        for declared in ("reads", "writes", "after", "before"):
+        for declared in ("reads", "writes", "after", "before", "of_first_rank"):
             object.__setattr__(self, declared, getattr(self.callback, declared))
 
     @property
@@ -101,7 +101,7 @@ def throttle(
         every: call it at every so many of these events, of each phase; the count is saved, so a resumed run
             goes on with it.
         seconds: instead, call it after at least so many seconds, from the first event of a fit on and from
-            call to call.
+            call to call; on the ranks of a mesh at the same event, one or two after the first clock says so.
 
     Returns:
         A callback with the name and the declarations of the one given; it remembers ``"inside"``, what that
@@ -159,7 +159,7 @@ class _Throttle(_Around):
             if "inside" not in run.memory:  # of the callback alone, in the fits before this one
                 run.memory = {"inside": run.memory, "count": {}}
             run.live["view"] = View(run, self.callback, self.name, run.memory["inside"])
-            run.live["last"] = monotonic()
+            run.live["last"], run.live["vote"], run.live["answered"] = monotonic(), run.ranks.vote(), 0
         return run.live["view"]
 
     def _called(self, event: str, handler: Callable[[Any], None], run: Any) -> None:
@@ -173,8 +173,11 @@ class _Throttle(_Around):
             count[run.phase] = (count.get(run.phase, 0) + 1) % self.every
             return count[run.phase] == 0
         assert self.seconds is not None
-        now = monotonic()
-        due = now - run.live["last"] >= self.seconds
+        live, now = run.live, monotonic()
+        due = now - live["last"] >= self.seconds
+        if not self.of_first_rank:  # the clocks of the ranks differ, and what is called may need all ranks
+            due = live["vote"].put(due) and not live["answered"]
+            live["answered"] = live["vote"].delay if due else max(live["answered"] - 1, 0)
         if due:
-            run.live["last"] = now
+            live["last"] = now
         return due

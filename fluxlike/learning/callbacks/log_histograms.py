@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fluxlike.learning.callbacks.logging import Logging, checked_every
 from fluxlike.learning.logs.protocol import Log
+from fluxlike.learning.ranks import whole
 from fluxlike.trees.places import Where
 from fluxlike.trees.trainables import partition, trainables
 
@@ -55,11 +56,11 @@ class LogHistograms(Logging):
 
     def step_end(self, run: Any) -> None:
         if self.every and run.phase == "training" and run.step % self.every == 0:
-            _write(self.logs, "parameters", _chosen(run.model, self.where), run.step)
+            _write(run, self.logs, "parameters", _chosen(run.model, self.where), run.step)
 
     def epoch_end(self, run: Any) -> None:
         if not self.every and run.phase == run.learner.phases[-1].name:
-            _write(self.logs, "parameters", _chosen(run.model, self.where), run.step)
+            _write(run, self.logs, "parameters", _chosen(run.model, self.where), run.step)
 
 
 class LogGradients(Logging):
@@ -100,7 +101,7 @@ class LogGradients(Logging):
     def backward_end(self, run: Any) -> None:
         step = run.step + 1  # that has this gradient
         if step % self.every == 0:
-            _write(self.logs, "gradients", _chosen(run.grads, self.where), step)
+            _write(run, self.logs, "gradients", _chosen(run.grads, self.where), step)
 
 
 def _chosen(tree: Any, where: Places) -> Iterator[tuple[str, Tensor]]:
@@ -108,12 +109,14 @@ def _chosen(tree: Any, where: Places) -> Iterator[tuple[str, Tensor]]:
     yield from trainables(tree if where is None else partition(tree, where)[0], paths=True)
 
 
-def _write(logs: tuple[Log, ...], what: str, found: Iterator[tuple[str, Tensor]], step: int) -> None:
+def _write(
+    run: Any, logs: tuple[Log, ...], what: str, found: Iterator[tuple[str, Tensor]], step: int
+) -> None:
     for path, tensor in found:
         if not tensor.numel():
             continue
-        name = f"{what}/{path.removeprefix('.') or 'value'}"
-        for log in logs:
+        name, tensor = f"{what}/{path.removeprefix('.') or 'value'}", whole(tensor)
+        for log in logs if run.ranks.first else ():
             if tensor.is_complex():
                 log.histogram(f"{name}/absolute", tensor.detach().abs(), step)
             else:

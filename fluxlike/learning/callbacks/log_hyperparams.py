@@ -54,6 +54,7 @@ class LogHyperParams(Logging):
 
     kinds = ("hyperparameters",)
     reads = ("model", "state")
+    of_first_rank = True
 
     def __init__(self, *logs: Log, **more: Plain) -> None:
         super().__init__(*logs)

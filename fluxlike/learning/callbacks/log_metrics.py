@@ -49,6 +49,7 @@ class LogMetrics(Logging):
 
     kinds = ("scalars",)
     reads = ("out", "metrics")
+    of_first_rank = True
 
     def __init__(self, *logs: Log, every: int = 10) -> None:
         super().__init__(*logs)

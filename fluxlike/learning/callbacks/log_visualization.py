@@ -12,6 +12,7 @@ from fluxlike.learning.callback import DECLARED
 from fluxlike.learning.callbacks.logging import Logging, checked_every
 from fluxlike.learning.logs.protocol import Log
 from fluxlike.learning.randomness import kept
+from fluxlike.learning.ranks import whole
 
 __all__ = ["LogVisualization"]
 
@@ -82,13 +83,14 @@ class LogVisualization(Logging):
             named = {f"{self.called}/{name}": picture for name, picture in made.items()}
         else:
             named = {self.called: made}
+        named = {name: whole(picture) for name, picture in named.items()}
         for name, picture in named.items():
             if not isinstance(picture, Tensor) and not hasattr(picture, "savefig"):
                 raise TypeError(
                     f"the function {self.called!r} gave {_article(picture)}; return a figure of matplotlib, "
                     "a tensor, or a dict of these by name"
                 )
-            for log in self.logs:
+            for log in self.logs if run.ranks.first else ():
                 write = log.image if isinstance(picture, Tensor) else log.figure
                 write(name, picture, run.step)
 

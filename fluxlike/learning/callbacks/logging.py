@@ -16,7 +16,7 @@ class Logging(Callback):
 
     A learner that goes on takes back what the log has from after its step, so that nothing is there twice.
     What was written is in the hands of the system before a checkpoint is saved, and the logs are closed as
-    the fit ends.
+    the fit ends. Of the ranks of a mesh the first alone writes.
 
     Args:
         logs: the logs.
@@ -40,18 +40,18 @@ class Logging(Callback):
         return f"{self.name}({', '.join(type(log).__name__ for log in self.logs)})"
 
     def fit_begin(self, run: Any) -> None:
-        if run.step or run.resumes:
+        if run.ranks.first and (run.step or run.resumes):
             for log in self.logs:
                 log.rewind(run.step)
 
     def fit_end(self, run: Any) -> None:
-        for log in self.logs:
+        for log in self.logs if run.ranks.first else ():
             log.close()
 
     exception = fit_end
 
     def save(self, run: Any, /) -> Mapping[str, Any]:
-        for log in self.logs:
+        for log in self.logs if run.ranks.first else ():
             log.flush()
         memory: Mapping[str, Any] = run.memory
         return memory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fluxlike.learning.callback import Callback
@@ -10,8 +10,10 @@ from fluxlike.learning.events import LearningError
 from fluxlike.learning.metrics.collect import RESERVED, as_metrics, computed
 from fluxlike.learning.metrics.host import Scalar, host_numbers, is_scalar
 from fluxlike.learning.metrics.mean import Mean
+from fluxlike.learning.metrics.protocol import Meter
+from fluxlike.learning.ranks import whole
 
-__all__ = ["Metrics", "numbers_of"]
+__all__ = ["Metrics", "numbers_of", "update"]
 
 _OUTPUTS = ("outputs", "targets")
 
@@ -21,7 +23,9 @@ class Metrics(Callback):
 
     Nothing is copied from the device until the epoch ends; but a metric of torchmetrics that checks what it
     gets waits for the device at every step, unless it is made with ``validate_args=False``. Besides the loss,
-    every other number that a step of your own gives has its mean over samples in the history.
+    every other number that a step of your own gives has its mean over samples in the history. On the ranks of
+    a mesh, functions get outputs and targets over the mesh, and metrics of torchmetrics all of them on each
+    rank.
 
     Args:
         metrics: metrics of torchmetrics, functions of outputs and targets that give the mean over a batch,
@@ -85,9 +89,7 @@ class Metrics(Callback):
                 means[name] = mean = Mean()
                 mean.update(value, n)
         if live["meters"]:
-            outputs, targets = self._pair(out)
-            for meter in live["meters"]:
-                meter.update(outputs, targets, n)
+            update(live["meters"], *self._pair(out), n)
 
     def epoch_end(self, run: Any) -> None:
         means = {name: mean.compute() for name, mean in run.live["means"].items()}
@@ -123,6 +125,17 @@ class Metrics(Callback):
             raise _taken(name, "that column of the history")
         if any(metric.name == name for metric in self.metrics):
             raise _taken(name, f"the metric {name!r}")
+
+
+def update(meters: Iterable[Meter], outputs: Any, targets: Any, n: int, /) -> None:
+    """Let meters take in a batch: the whole of it on each rank, where it is over a mesh."""
+    gathered: Any = None
+    for meter in meters:
+        if getattr(meter, "over_mesh", False):
+            meter.update(outputs, targets, n)
+        else:
+            gathered = whole((outputs, targets)) if gathered is None else gathered
+            meter.update(gathered[0], gathered[1], n)
 
 
 def numbers_of(out: Mapping[str, Any], /) -> Iterator[tuple[str, Scalar]]:

@@ -38,6 +38,7 @@ class MetricsPrinter(Callback):
     """
 
     reads = ("history",)
+    of_first_rank = True
 
     def fit_begin(self, run: Any) -> None:
         if run.resumes and run.step:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fluxlike.learning.callback import Callback
 from fluxlike.learning.events import LearningError
+from fluxlike.learning.ranks import whole
 from fluxlike.learning.step import FunctionStep
 from fluxlike.scope.mode import mode
 from fluxlike.transforms.activations import activations
@@ -86,10 +87,10 @@ class _Whole:
 
 def first_nonfinite(step: Any, model: Any, batch: Any, /) -> str:
     """Where a loss that is not finite began: batch, parameters, or the first layer, in words."""
-    found = find_nonfinite(batch)
+    found = find_nonfinite(whole(batch))
     if found:
         return f"the batch holds NaN or Inf at {_some(found)}; look at the data"
-    found = find_nonfinite(model)
+    found = find_nonfinite(whole(model))
     if found:
         return (
             f"NaN or Inf has got into the model at {_some(found)}, in a step before; take a lower learning "
@@ -100,7 +101,7 @@ def first_nonfinite(step: Any, model: Any, batch: Any, /) -> str:
         return "a step that is one function does not let its layers be looked at"
     try:
         with torch.no_grad(), mode("train"):
-            outputs = activations(_Whole(step, model), batch)
+            outputs = whole(activations(_Whole(step, model), batch))
     except Exception as error:
         return f"the layers could not be looked at ({type(error).__name__}: {error})"
     paths = [path for path, output in outputs.items() if find_nonfinite(output)]

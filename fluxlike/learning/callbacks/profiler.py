@@ -77,7 +77,8 @@ class Profiler(Callback):
 
     def fit_end(self, run: Any) -> None:
         _stop(run)
-        print(_table(run.memory), file=sys.stderr)
+        if run.ranks.first:
+            print(_table(run.memory), file=sys.stderr)
 
 
 def time_report(learner: Any, /) -> str:

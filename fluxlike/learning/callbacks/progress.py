@@ -48,6 +48,7 @@ class ProgressPrinter(Callback):
 
     every: float = 60.0
     reads = ("out",)
+    of_first_rank = True
 
     def __post_init__(self) -> None:
         if not self.every >= 0:

@@ -49,7 +49,7 @@ class Recorder(Callback):
         run.record(row)
 
     def epoch_end(self, run: Any) -> None:
-        seconds = perf_counter() - run.live["begun"]
+        seconds = run.ranks.firsts(perf_counter() - run.live["begun"])
         row = {"epoch": run.epoch, "phase": run.phase, **run.metrics}
         if run.phase == "training" and len(run.history.steps):
             last = run.history.steps[-1]

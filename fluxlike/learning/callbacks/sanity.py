@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fluxlike.learning.callback import Callback, innermost
-from fluxlike.learning.callbacks.metrics import Metrics
+from fluxlike.learning.callbacks.metrics import Metrics, update
 from fluxlike.learning.callbacks.nonfinite import first_nonfinite
 from fluxlike.learning.phase import Phase, TrainingPhase, ValidationPhase
 from fluxlike.learning.randomness import kept
+from fluxlike.learning.ranks import mesh_of
 from fluxlike.learning.step import SupervisedStep, pair
 from fluxlike.placement.device import get_device, to_device
 from fluxlike.scope.mode import mode
@@ -96,6 +97,8 @@ def _ahead(run: Any, name: str) -> Any:
 
 def _beside(model: Any, batch: Any) -> Any:
     """A batch on the model's device, to which a callback may move the batches of the run."""
+    if mesh_of(batch) is not None:
+        return batch
     devices = {x.device for x in flatten(model)[0] if isinstance(x, Tensor)}
     return to_device(batch, devices.pop()) if len(devices) == 1 else batch
 
@@ -120,7 +123,7 @@ def _try(run: Any, phase: Phase, batch: Any) -> None:
 
 def _draws(run: Any) -> AbstractContextManager[Any]:
     """A scope of draws that takes none from the run's; the global generators are put back around it."""
-    return seeded(run.learner.key) if run.learner.keyed else nullcontext()
+    return seeded(run.learner.key) if run.keyed else nullcontext()
 
 
 def _step(step: Any, run: Any, training: bool, batch: Any) -> Mapping[str, Any]:
@@ -207,7 +210,7 @@ def _check_metrics(run: Any, name: str, out: Mapping[str, Any]) -> None:
                 )
             try:
                 meter = metric.init()
-                meter.update(out["outputs"], out["targets"], run.samples)
+                update([meter], out["outputs"], out["targets"], run.samples)
                 meter.compute()
             except Exception as error:
                 raise ValueError(

@@ -26,6 +26,7 @@ class ToDevice(Callback):
 
     Raises:
         RuntimeError: there is no such device.
+        TypeError: a mesh.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -42,6 +43,11 @@ class ToDevice(Callback):
     before = (Callback,)
 
     def __post_init__(self) -> None:
+        if hasattr(self.device, "mesh_dim_names"):
+            raise TypeError(
+                "ToDevice moves to one device, found a mesh; write Learner(fluxlike.to_device(model, mesh, "
+                "plan), fluxlike.DataLoader(…, device=mesh), …)"
+            )
         torch.device(self.device)
 
     def fit_begin(self, run: Any) -> None:

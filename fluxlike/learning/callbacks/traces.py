@@ -47,6 +47,7 @@ class Traces(Callback):
 
     folder: str | os.PathLike[str]
     steps: tuple[int, int] = (10, 15)
+    of_first_rank = True
 
     def __post_init__(self) -> None:
         start, stop = self.steps

@@ -16,6 +16,7 @@ from fluxlike.files.verify import verify
 from fluxlike.learning.checkpoints.entry import read_about, written_about
 from fluxlike.learning.checkpoints.memory_order import in_order, order_of
 from fluxlike.learning.checkpoints.packing import pack
+from fluxlike.learning.checkpoints.together import over_mesh
 from fluxlike.learning.checkpoints.unpacking import unpack
 from fluxlike.trees.structure import flatten, structure_of
 
@@ -74,6 +75,8 @@ def _strides(tree: Any) -> dict[str, list[int]]:
 
 
 def _in_orders(tree: Any, strides: Mapping[str, list[int]]) -> Any:
+    if over_mesh(tree):  # laid out as the tree that was to be filled
+        return tree
     leaves, treedef = flatten(tree)
     placed: dict[int, Tensor] = {}  # once, so that ties stay ties
     for i, (path, x) in enumerate(zip(structure_of(treedef).paths, leaves, strict=True)):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fluxlike.learning.ranks import mesh_of, whole
 from fluxlike.placement.device import get_device, to_device
 from fluxlike.scope.mode import mode
 from fluxlike.trees.fmap import fleaves
@@ -78,13 +79,22 @@ def predicted(model: Any, batch: Any, probabilities: Probabilities, place: str, 
     """What a model says of one batch; `place` is what to call it in messages."""
     _require_model(model)
     x, y = _pair(batch, place)
-    if any(isinstance(leaf, Tensor) for leaf in fleaves(model)):
+    mesh = mesh_of(model)
+    if mesh is not None:
+        x, y = _over(mesh, (x, y))
+    elif any(isinstance(leaf, Tensor) for leaf in fleaves(model)):
         x, y = to_device((x, y), get_device(model))
     with torch.no_grad(), mode("test"):
-        outputs = model(x)
+        x, y, outputs = whole((x, y, model(x)))
         shares = probabilities(outputs)
     _require_probabilities(shares, place)
     return Predicted(x, y, outputs, shares, _classes(y, shares, place))
+
+
+def _over(mesh: Any, batch: Any) -> Any:
+    from fluxlike.placement.mesh.place import shard_batch  # torch.distributed takes a while to import
+
+    return shard_batch(batch, mesh)
 
 
 def _require_model(model: Any) -> None:

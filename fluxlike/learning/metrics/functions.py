@@ -10,6 +10,7 @@ import torch
 
 from fluxlike.learning.metrics.host import Scalar, is_scalar
 from fluxlike.learning.metrics.mean import Mean
+from fluxlike.learning.ranks import whole
 
 __all__ = ["FunctionMetric"]
 
@@ -48,12 +49,14 @@ class FunctionMetric:
 
 
 class _FunctionMeter:
+    over_mesh = True
+
     def __init__(self, function: Callable[[Any, Any], Any], name: str, mean: Mean) -> None:
         self._function, self._name, self._mean = function, name, mean
 
     def update(self, outputs: Any, targets: Any, n: int, /) -> None:
         with torch.no_grad():
-            value = self._function(outputs, targets)
+            value = whole(self._function(outputs, targets))
         if not is_scalar(value):
             raise TypeError(_no_scalar(self._name, value))
         self._mean.update(value, n)

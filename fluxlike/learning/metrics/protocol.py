@@ -11,7 +11,11 @@ __all__ = ["Meter", "Metric"]
 
 
 class Meter(Protocol):
-    """A metric over the batches of one epoch."""
+    """A metric over the batches of one epoch.
+
+    On the ranks of a mesh each has its own, of the whole outputs and targets. Where these are large, a meter
+    with an attribute ``over_mesh = True`` gets them as they are, over the mesh, and gives plain results.
+    """
 
     def update(self, outputs: Any, targets: Any, n: int, /) -> None:
         """Take in one batch of `n` samples."""

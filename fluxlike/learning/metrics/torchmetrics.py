@@ -37,7 +37,8 @@ def is_torchmetric(value: Any, /) -> bool:
 class TorchMetric:
     """A metric or a collection of torchmetrics, updated with the outputs and targets of every batch.
 
-    It works on copies, on the device of the outputs; the object handed in is not changed. A metric of one
+    It works on copies, on the device of the outputs; the object handed in is not changed. The copies of
+    several ranks don't talk to each other: over a mesh each gets all outputs and targets. A metric of one
     number is a column with its name. Of a vector or tuple every entry is one, ``name_0``, ``name_1`` and so
     on, of a matrix ``name_0_1``. The entries of a collection or a dict go by their own names, after ``name_``
     if a name is given.
@@ -50,6 +51,8 @@ class TorchMetric:
     def __init__(self, metric: nn.Module, name: str | None = None) -> None:
         fresh: Any = copy.deepcopy(metric)
         fresh.reset()
+        for _, part in _parts(fresh):
+            vars(part).update(sync_on_compute=False, _to_sync=False)
         self._metric = fresh
         self._named = name is not None
         self.name = type(metric).__name__ if name is None else name

@@ -14,6 +14,7 @@ from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, decayed, smaller
 from fluxlike.optimisers.rule import Hyper, counter, is_rule, number, positive, whole, within
 from fluxlike.optimisers.rules.adam import AdamW
+from fluxlike.placement.mesh import used
 from fluxlike.trees.functor import functor
 
 __all__ = ["Adafactor", "Muon"]
@@ -209,6 +210,9 @@ class Muon(Formula):
 
     def _orthogonal(self, x: Tensor) -> Tensor:
         """A matrix with singular values near 1 and the singular vectors of x."""
+        known = used.mesh()
+        if known is not None and known.over(x):  # parts that are summed in another order round otherwise
+            return known.divided(self._orthogonal(known.whole(x)), x)
         a, b, c = self.ns_coefficients
         y = x.to(torch.bfloat16)
         tall = x.shape[0] > x.shape[1]

@@ -15,6 +15,7 @@ from fluxlike._private import functorch, tracing
 from fluxlike.scope import assigned, mode, seeded
 from fluxlike.transforms.jit.arguments import Arguments
 from fluxlike.transforms.jit.call import Signature, pins
+from fluxlike.transforms.jit.over_mesh import OfParts, Places, joined, parted
 from fluxlike.transforms.jit.record import record
 from fluxlike.transforms.jit.retraced import Retraced
 from fluxlike.transforms.jit.trace import Taken, Trace
@@ -22,7 +23,7 @@ from fluxlike.transforms.motors import enclosed
 from fluxlike.trees.structure import flatten
 from fluxlike.trees.values import is_lent
 
-__all__ = ["CacheInfo", "Jitted", "Lowered", "jit"]
+__all__ = ["CacheInfo", "Jitted", "Lowered", "jit", "surrounded"]
 
 Names = int | str | Sequence[int | str]
 
@@ -137,26 +138,46 @@ def jit(
 
 
 class Jitted:
-    """A function that `jit` compiles, once for each kind of call."""
+    """A function that `jit` compiles, once for each kind of call.
 
-    def __init__(self, f: Callable[..., Any], *, donate: Names, static: Names, dynamic: bool) -> None:
+    Args:
+        f: as in `jit`.
+        donate: as in `jit`. (default: none)
+        static: as in `jit`. (default: none)
+        dynamic: as in `jit`. (default: False)
+        frozen: whether tensors that `f` closes over are constants: what follows from them alone is computed
+            once, and what is written to them later is not seen. (default: False)
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        *,
+        donate: Names = (),
+        static: Names = (),
+        dynamic: bool = False,
+        frozen: bool = False,
+    ) -> None:
         functools.update_wrapper(self, f, updated=())
-        self._f, self._dynamic = f, dynamic
+        self._f, self._dynamic, self._frozen = f, dynamic, frozen
         self._arguments = Arguments(f, donate=donate, static=static)
         self._calls = 0
         # Behind a function: what a trace keeps is no part of a model that the compiled function stands in.
-        traces = _Traces(repr(self))
+        traces = _Traces(f"inference({f.__qualname__})", "") if frozen else _Traces(repr(self))
         self._get_traces = lambda: traces
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._calls += 1
-        if _surrounded():
+        if surrounded():
             return self._f(*args, **kwargs)
         tree, static = self._arguments.split(args, kwargs)
         leaves, treedef = flatten(tree)
         if self._arguments.donates and any(isinstance(x, Tensor) and is_lent(x) for x in leaves):
             leaves = _owned(leaves, self._arguments.donated(tree, args, kwargs))
         settings = (*_settings(), pins(leaves, treedef), *static)
+        over = parted(leaves)
+        if over is not None:
+            return self._over_mesh(leaves, treedef, settings, over, args, kwargs)
         found = self._get_traces().find(leaves, treedef, settings)
         if found is None and not _differentiated(leaves):
             donated = self._arguments.donated(tree, args, kwargs)
@@ -165,6 +186,31 @@ class Jitted:
             return self._f(*args, **kwargs)
         trace, taken = found
         return trace(leaves, taken)
+
+    def _over_mesh(
+        self,
+        leaves: Sequence[Any],
+        treedef: Any,
+        settings: tuple[Any, ...],
+        over: tuple[list[Any], Places],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A call with tensors over a mesh: the graph is of the parts that this rank holds."""
+        parts, places = over
+        settings = (*settings, places)
+        found = self._get_traces().find(parts, treedef, settings)
+        if found is None and not _differentiated(leaves):
+            tree, static = self._arguments.split(args, kwargs)
+            donated = self._arguments.donated(tree, args, kwargs)
+            call = OfParts(self._arguments.call(static), places)
+            found = self._traced(parts, treedef, settings, call, donated)
+        if found is None or found[0].differentiated:
+            return self._f(*args, **kwargs)
+        trace, taken = found
+        assert isinstance(trace.call, OfParts)
+        result, treedef = flatten(trace(parts, taken))
+        return treedef.unflatten(joined(result, trace.call.results, leaves))
 
     def _traced(
         self,
@@ -180,7 +226,7 @@ class Jitted:
             found = traces.find(leaves, treedef, settings)  # another thread may have made one
             if found is None:
                 signature = self._signature(leaves, treedef)
-                traces.add(Trace(call, signature, leaves, settings, donated))
+                traces.add(Trace(call, signature, leaves, settings, donated, frozen=self._frozen))
                 found = traces.find(leaves, treedef, settings)
         assert found is not None
         return found
@@ -240,14 +286,15 @@ class _Traces:
 
     Args:
         name: what the function is called in warnings.
+        dynamic: as in Retraced.
 
     Attributes:
         all: the traces, the newest first.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *dynamic: str) -> None:
         self.all: tuple[Trace, ...] = ()
-        self._retraced = Retraced(name)
+        self._retraced = Retraced(name, *dynamic)
 
     def find(
         self, leaves: Sequence[Any], treedef: Any, settings: tuple[Any, ...]
@@ -269,7 +316,7 @@ class _Traces:
         self._retraced.note(before, trace)
 
 
-def _surrounded() -> bool:
+def surrounded() -> bool:
     """Whether something around the call has to see the source run: a transform, or what watches it."""
     return (
         enclosed()

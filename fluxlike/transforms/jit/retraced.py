@@ -21,10 +21,13 @@ class Retraced:
 
     Args:
         name: what the function is called in the warning.
+        dynamic: how to have sizes that change, if there is a way.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, dynamic: str = "write jit(…, dynamic=True) for sizes that change, or "
+    ) -> None:
+        self._name, self._dynamic = name, dynamic
         self._counts: Counter[str] = Counter()
 
     def note(self, earlier: Sequence[Any], trace: Any) -> None:
@@ -32,7 +35,7 @@ class Retraced:
         last = next((t for t in earlier if t.signature.treedef == trace.signature.treedef), None)
         if last is None:
             return
-        for path, before, now, hint in _differences(last, trace):
+        for path, before, now, hint in _differences(last, trace, self._dynamic):
             self._counts[path] += 1
             if self._counts[path] == _MANY - 1:
                 warnings.warn(
@@ -42,22 +45,22 @@ class Retraced:
                 )
 
 
-def _differences(a: Any, b: Any) -> Iterator[tuple[str, str, str, str]]:
+def _differences(a: Any, b: Any, dynamic: str) -> Iterator[tuple[str, str, str, str]]:
     """What differs between two traces of one structure: a path, what was and is there, what to do."""
     before, now = a.signature.described, b.signature.described
     for place, path in enumerate(a.signature.paths):
         x, y = before[place], now[place]
         if x != y:
-            yield f"the argument {path}", x, y, _hint(b.signature, place)
+            yield f"the argument {path}", x, y, _hint(b.signature, place, dynamic)
     for s, t in zip(a.settings, b.settings, strict=False):
         if isinstance(s, Static) and isinstance(t, Static) and s != t:
             hint = "leave it out of static=, or hold it as a tensor"
             yield f"the static argument {s.name!r}", repr(s.value), repr(t.value), hint
 
 
-def _hint(signature: Any, place: int) -> str:
+def _hint(signature: Any, place: int, dynamic: str) -> str:
     if place in signature.input_at:
-        return "write jit(…, dynamic=True) for sizes that change, or pad to one size"
+        return f"{dynamic}pad to one size"
     kind = signature.kind(place)
     if kind is float:
         return "declare it by functor(scalars=…), or hold it as a 0-d tensor"

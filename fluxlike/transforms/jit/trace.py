@@ -33,8 +33,10 @@ class Trace:
         leaves: those of the call.
         settings: what else the trace depends on.
         donated: for each argument leaf, whether its memory is given away.
+        frozen: whether the tensors that the function closes over become constants.
 
     Attributes:
+        call: as given.
         signature: as given.
         settings: as given.
         differentiated: whether the function closes over a tensor that autograd records, so that it has to
@@ -48,17 +50,19 @@ class Trace:
         leaves: Sequence[Any],
         settings: tuple[Any, ...],
         donated: Sequence[bool] | None,
+        *,
+        frozen: bool = False,
     ) -> None:
         from fluxlike._private.compiler.build import build
 
         teach_inductor()
-        self.signature, self.settings = signature, settings
+        self.call, self.signature, self.settings = call, signature, settings
         taken = signature.inputs(leaves)
         assert taken is not None
         # The last scalars, as numbers and as tensors.
         self._numbers = [(v, number(v)) for v in taken[1]]
         noted = record(call, signature, signature.stand_ins(leaves), seeded.active())
-        self._captured = noted.graph.captured
+        self._captured = [] if frozen else noted.graph.captured
         self._guard = guard(self._captured)
         self.differentiated = torch.is_grad_enabled() and any(x.grad_fn is not None for x in self._captured)
         self._donation = Donation(signature, noted, donated) if donated is not None else None
@@ -66,7 +70,7 @@ class Trace:
             self._donation.require(taken[0], self._captured)
         targets = self._donation.targets if self._donation is not None else {}
         if not self.differentiated:
-            self._run = build(noted.graph, targets)
+            self._run = build(noted.graph, targets, frozen=frozen)
         self._holds = noted.recorder.guard() if signature.dynamic else None
         self._plan(noted)
 

@@ -1,0 +1,81 @@
+"""Many processes: meshes, how trees lie over them, and how a program runs on several ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fluxlike.lazily import lazily
+
+if TYPE_CHECKING:
+    from fluxlike.distributed.checkpoints import consolidate, load, save
+    from fluxlike.distributed.launch import init, mesh, rank, world_size
+    from fluxlike.distributed.planner import Estimate, estimate
+    from fluxlike.distributed.planner_traffic import Traffic, communication
+    from fluxlike.distributed.transformer_plan import separate_projections, tensor_parallel
+    from fluxlike.distributed.watch import abort
+    from fluxlike.placement.mesh.place import shard_batch
+    from fluxlike.placement.mesh.plans import Plan, by_path, combined, replicate, shard, split
+
+__all__ = [
+    "Estimate",
+    "Plan",
+    "Traffic",
+    "abort",
+    "by_path",
+    "combined",
+    "communication",
+    "consolidate",
+    "estimate",
+    "init",
+    "load",
+    "mesh",
+    "rank",
+    "replicate",
+    "save",
+    "separate_projections",
+    "shard",
+    "shard_batch",
+    "split",
+    "tensor_parallel",
+    "world_size",
+]
+
+#: Where each of these is: torch.distributed takes a while to import.
+WHEN_USED = {
+    "Estimate": "distributed.planner",
+    "Traffic": "distributed.planner_traffic",
+    "Plan": "placement.mesh.plans",
+    "abort": "distributed.watch",
+    "by_path": "placement.mesh.plans",
+    "combined": "placement.mesh.plans",
+    "communication": "distributed.planner_traffic",
+    "consolidate": "distributed.checkpoints",
+    "estimate": "distributed.planner",
+    "init": "distributed.launch",
+    "load": "distributed.checkpoints",
+    "mesh": "distributed.launch",
+    "rank": "distributed.launch",
+    "replicate": "placement.mesh.plans",
+    "save": "distributed.checkpoints",
+    "separate_projections": "distributed.transformer_plan",
+    "shard": "placement.mesh.plans",
+    "shard_batch": "placement.mesh.place",
+    "split": "placement.mesh.plans",
+    "tensor_parallel": "distributed.transformer_plan",
+    "world_size": "distributed.launch",
+}
+
+imported = lazily("fluxlike", WHEN_USED)
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """What is imported when it is used first."""
+        if name not in WHEN_USED:
+            raise AttributeError(f"module 'fluxlike.distributed' has no attribute {name!r}")
+        globals()[name] = found = imported(name)
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

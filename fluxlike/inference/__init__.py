@@ -1,0 +1,1 @@
+"""Inference: folding of BatchNorm, and models compiled with their weights as constants."""

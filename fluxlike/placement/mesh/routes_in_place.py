@@ -1,0 +1,76 @@
+"""Functions that write into a tensor: computed beside it, then copied, which autograd follows over a mesh."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from fluxlike.placement.mesh.rowwise import Rowwise, Whole, tensors_over
+
+__all__ = ["ROUTES", "Beside"]
+
+
+class Beside:
+    """A route of a function that may be told to write into its first argument.
+
+    Args:
+        route: of the same function, which writes nowhere.
+    """
+
+    def __init__(self, route: Callable[..., Any]) -> None:
+        self._route = route
+
+    def __call__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bound = _signature(func).bind(*args, **kwargs)
+        if not bound.arguments.get("inplace"):
+            return self._route(func, args, kwargs)
+        bound.arguments["inplace"] = False
+        name, x = next(iter(bound.arguments.items()))
+        bound.arguments[name] = x.clone()  # what autograd keeps of it must not be written over
+        return _written(x, self._route(func, bound.args, bound.kwargs))
+
+
+def _written(x: Any, y: Any) -> Any:
+    return y if y is NotImplemented else x.copy_(y)
+
+
+@cache
+def _signature(func: Any) -> inspect.Signature:
+    return inspect.signature(func)
+
+
+def _set_item(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
+    """``x[index] = value``: by rows where it says the same of all rows, else on all of them."""
+    x, index, value = args
+    traced = torch.is_grad_enabled() and isinstance(value, Tensor) and value.requires_grad
+    if type(x) is DTensor and traced:  # a plain tensor, of which this is only another view
+        raise TypeError(
+            f"x[…] = value: the value is over a mesh, and autograd can't follow it into x, a plain tensor of "
+            f"shape {tuple(x.shape)}; make x from data over the mesh, such as data.new_zeros(…)"
+        )
+
+    def changed(x: Tensor, index: Any, value: Any) -> Tensor:
+        y = x.clone()
+        y[index] = value
+        return y
+
+    _written(x, _by_rows(x, index, value)(changed, args, {}))
+
+
+def _by_rows(x: DTensor, index: Any, value: Any) -> Callable[..., Any]:
+    """How to compute what an assignment gives."""
+    number = not isinstance(value, Tensor) or value.ndim == 0
+    if isinstance(index, Tensor):
+        return Rowwise(0, 1) if number and index.shape == x.shape else Whole()
+    first = index[0] if isinstance(index, tuple) and index else index
+    everywhere = isinstance(first, slice) and first == slice(None)
+    return Rowwise(0) if everywhere and number and not list(tensors_over([index])) else Whole()
+
+
+ROUTES: dict[Any, Any] = {Tensor.__setitem__: _set_item}

@@ -1,0 +1,82 @@
+"""Routes of functions of rows whose arguments say which axes those are, or that keep statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from fluxlike._private import collectives
+from fluxlike._private.dtensors import local_of
+from fluxlike.placement.mesh.rowwise import Rowwise, Whole
+from fluxlike.placement.mesh.tensors import Stored, gathered, settled
+
+__all__ = ["ROUTES"]
+
+
+def _pad(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
+    """Padding, which leaves the leading axes alone."""
+
+    def leading(input: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> int:
+        return input.ndim - len(pad) // 2
+
+    free = leading(*args, **kwargs)
+    return (Rowwise(0, "input", axes=free) if free > 0 else Whole())(func, args, kwargs)
+
+
+def _embedding_bag(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
+    """Bags in rows are apart; those in one long row are not, nor are gradients scaled by how often."""
+
+    def apart(
+        input: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None,
+        norm_type: float = 2, scale_grad_by_freq: bool = False, *_: Any, **__: Any,
+    ) -> bool:  # fmt: skip
+        return input.ndim == 2 and max_norm is None and not scale_grad_by_freq
+
+    by_rows = Rowwise(0, 8, "input", "per_sample_weights")
+    return (by_rows if apart(*args, **kwargs) else Whole())(func, args, kwargs)
+
+
+def _embedding(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
+    """Rows of a table, gathered along the axes of the data; where it is split, the sum of its parts."""
+
+    def settle(input: Tensor, weight: Tensor, *others: Any, **named: Any) -> Any:
+        table = gathered(weight) if isinstance(weight, Stored) else weight
+        y = func(input, table, *others, **named)
+        return settled(y) if isinstance(y, DTensor) else y
+
+    return settle(*args, **kwargs)
+
+
+def _instance_norm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
+    """Each example by its own moments; running statistics move by the mean over the examples of all ranks."""
+    y = Rowwise(0, "input")(func, args, kwargs)
+    mean, var, used = _of_instances(*args, **kwargs)
+    if used and isinstance(y, DTensor):
+        mesh = y.device_mesh
+        dims = [i for i, p in enumerate(y.placements) if isinstance(p, Shard)]
+        for running in (mean, var):
+            if isinstance(running, DTensor) and dims:
+                total = local_of(running)
+                for i in dims:
+                    total = collectives.all_reduce(total, mesh, i) / mesh.size(i)
+                local_of(running).copy_(total)
+    return y
+
+
+def _of_instances(
+    input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, *_: Any, **__: Any,
+) -> tuple[Any, Any, bool]:  # fmt: skip
+    return running_mean, running_var, use_input_stats
+
+
+ROUTES: dict[Any, Any] = {
+    F.pad: _pad,
+    F.embedding: _embedding,
+    F.embedding_bag: _embedding_bag,
+    F.instance_norm: _instance_norm,
+}

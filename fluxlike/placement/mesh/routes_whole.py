@@ -1,0 +1,41 @@
+"""Routes of what looks at all rows at once, such as results whose size depends on values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.tensor import Shard
+
+from fluxlike.placement.mesh.rowwise import Whole, tensors_over
+
+__all__ = ["ROUTES"]
+
+_NAMES = """
+    bincount block_diag cartesian_prod combinations corrcoef histc masked_scatter masked_select nanquantile
+    nonzero quantile scatter_reduce take unique unique_consecutive trace vander
+"""
+_ROOMS: tuple[Any, ...] = (torch, Tensor)
+_MIXED = [getattr(room, name) for name in _NAMES.split() for room in _ROOMS if hasattr(room, name)]
+
+
+def _item(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
+    """Rows by a mask: as many as it says, which every rank has to know."""
+    masks = [x for x in tensors_over([args[1]]) if x.dtype in (torch.bool, torch.uint8)]
+    return Whole()(func, args, kwargs) if masks else NotImplemented
+
+
+def _unbind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
+    """The parts along an axis, of which each rank has all unless it is that of the rows."""
+    x, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    apart = [p for p in x.placements if isinstance(p, Shard) and p.dim == dim % x.ndim]
+    return Whole()(func, args, kwargs) if apart else NotImplemented
+
+
+ROUTES: dict[Any, Any] = {
+    **dict.fromkeys((*_MIXED, F.pdist, torch.linalg.lstsq, Tensor.__format__), Whole()),
+    **dict.fromkeys((Tensor.unbind, torch.unbind, Tensor.__iter__), _unbind),
+    Tensor.__getitem__: _item,
+}

@@ -1,0 +1,145 @@
+"""Batch normalisation by the statistics of the rows of all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from fluxlike._private import collectives
+from fluxlike._private.dtensors import local_of
+from fluxlike.placement.mesh.rowwise import Rowwise, common, enter, leave, whole
+
+__all__ = ["batch_norm"]
+
+
+def batch_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
+    """``torch.nn.functional.batch_norm`` over a mesh; running statistics move as on one device."""
+    call = _Call(*args, **kwargs)
+    if not isinstance(call.x, DTensor):
+        return NotImplemented
+    mesh, placements = call.x.device_mesh, common([call.x], 1)
+    dims = [i for i, p in enumerate(placements) if isinstance(p, Shard)]
+    if not dims or not call.training:
+        return Rowwise(0, "input")(func, args, kwargs)
+    none = whole(placements)
+    weight, bias = (None if t is None else enter(t, none, placements) for t in (call.weight, call.bias))
+    x = enter(call.x, placements)
+    y, mean, var = _Normalise.apply(x, weight, bias, call.eps, mesh, dims)
+    if call.mean is not None and call.var is not None:
+        count = _count(x, mesh, dims)
+        with torch.no_grad():
+            local_of(call.mean).lerp_(mean, call.momentum)
+            local_of(call.var).lerp_(var * (count / (count - 1)), call.momentum)
+    return leave(y, mesh, placements)
+
+
+class _Call:
+    """The arguments by their names."""
+
+    def __init__(
+        self,
+        input: Any,
+        running_mean: Any,
+        running_var: Any,
+        weight: Any = None,
+        bias: Any = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> None:
+        self.x, self.mean, self.var, self.weight, self.bias = input, running_mean, running_var, weight, bias
+        self.training, self.momentum, self.eps = training, momentum, eps
+
+
+def _count(x: Tensor, mesh: DeviceMesh, dims: list[int]) -> int:
+    """How many numbers of all ranks make one mean."""
+    count = x.numel() // x.shape[1]
+    for i in dims:
+        count *= mesh.size(i)
+    return count
+
+
+def _summed(x: Tensor, mesh: DeviceMesh, dims: list[int]) -> Tensor:
+    for i in dims:
+        x = collectives.all_reduce(x, mesh, i)
+    return x
+
+
+def _moments(x: Tensor, mesh: DeviceMesh, dims: list[int]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over all ranks (Chan et al. 1979), by one collective an axis of the mesh."""
+    axes = [i for i in range(x.ndim) if i != 1]
+    var, mean = torch.var_mean(x, axes, correction=0)
+    for i in dims:
+        means, variances = collectives.all_gather(torch.stack((mean, var))[None], mesh, i).unbind(1)
+        between, mean = torch.var_mean(means, 0, correction=0)
+        var = variances.mean(0) + between
+    return mean, var
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks, differentiable to any order: its transpose is itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mesh: DeviceMesh, dims: list[int]) -> Tensor:
+        ctx.mesh, ctx.dims = mesh, dims
+        return _summed(x, mesh, dims)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _Sum.apply(grads[0], ctx.mesh, ctx.dims), None, None
+
+
+def _by_operations(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mesh: DeviceMesh, dims: list[int]
+) -> Tensor:
+    """The same as a graph of operations."""
+    axes = [i for i in range(x.ndim) if i != 1]
+    count = _count(x, mesh, dims)
+    x = x - _Sum.apply(x.sum(axes, keepdim=True), mesh, dims) / count
+    var = _Sum.apply(x.square().sum(axes, keepdim=True), mesh, dims) / count
+    y = x * torch.rsqrt(var + eps)
+    shape = [-1 if i == 1 else 1 for i in range(x.ndim)]
+    if weight is not None:
+        y = y * weight.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalise rows by the moments of all ranks' rows; gives them too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mesh: Any, dims: Any
+    ) -> Any:
+        mean, var = _moments(x, mesh, dims)
+        ctx.save_for_backward(x, weight, bias, mean, var)
+        ctx.rest = eps, mesh, dims
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, bias, mean, var = ctx.saved_tensors
+        g, (eps, mesh, dims) = grads[0], ctx.rest
+        if torch.is_grad_enabled():  # the backward pass is differentiated in turn
+            wanted = [t for t, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if need]
+            y = _by_operations(x, weight, bias, eps, mesh, dims)
+            found = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
+            return *(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None, None
+        axes = [i for i in range(x.ndim) if i != 1]
+        shape = [-1 if i == 1 else 1 for i in range(x.ndim)]
+        scale = torch.rsqrt(var + eps)
+        normal = (x - mean.reshape(shape)) * scale.reshape(shape)
+        sums = torch.stack((g.sum(axes), (g * normal).sum(axes)))
+        if ctx.needs_input_grad[0]:
+            a, b = _summed(sums, mesh, dims) / _count(x, mesh, dims)
+            scale = scale if weight is None else scale * weight
+            gx = (g - a.reshape(shape) - normal * b.reshape(shape)) * scale.reshape(shape)
+        else:
+            gx = None
+        return gx, None if weight is None else sums[1], None if bias is None else sums[0], None, None, None
