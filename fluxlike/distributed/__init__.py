@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fluxlike.distributed.planner_traffic import Traffic, communication
     from fluxlike.distributed.transformer_plan import separate_projections, tensor_parallel
     from fluxlike.distributed.watch import abort
+    from fluxlike.placement.mesh.calls import on_all_rows, on_rows
     from fluxlike.placement.mesh.place import shard_batch
     from fluxlike.placement.mesh.plans import Plan, by_path, combined, replicate, shard, split
 
@@ -29,6 +30,8 @@ __all__ = [
     "init",
     "load",
     "mesh",
+    "on_all_rows",
+    "on_rows",
     "rank",
     "replicate",
     "save",
@@ -54,6 +57,8 @@ WHEN_USED = {
     "init": "distributed.launch",
     "load": "distributed.checkpoints",
     "mesh": "distributed.launch",
+    "on_all_rows": "placement.mesh.calls",
+    "on_rows": "placement.mesh.calls",
     "rank": "distributed.launch",
     "replicate": "placement.mesh.plans",
     "save": "distributed.checkpoints",

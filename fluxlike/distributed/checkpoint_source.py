@@ -62,16 +62,16 @@ class Folder:
         """The file of a rank.
 
         Raises:
-            FileNotFoundError: it is not there.
-            ValueError: it is damaged.
+            ValueError: it is not there, or damaged.
         """
         path = self._folder / file_name(self._token, number)
         try:
             return TensorFile(path)
         except FileNotFoundError:
-            raise FileNotFoundError(
-                f"there is no file {path}, which {self._folder / INDEX} names: copy the whole folder, and "
-                "let no other job save into it meanwhile"
+            # no FileNotFoundError, by which a program knows that it has to begin anew
+            raise ValueError(
+                f"{self.title} is damaged: there is no file {path.name}, which its {INDEX} names; copy the "
+                "whole folder, and let no other job save into it meanwhile"
             ) from None
 
     def verify(self, rank: int, ranks: int, /) -> None:

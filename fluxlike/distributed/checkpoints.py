@@ -98,10 +98,12 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
         A tree of the structure and ties of `like`, in memory of its own.
 
     Raises:
-        FileNotFoundError: there is no checkpoint, or one of its files is missing.
-        ValueError: it is truncated or damaged; or a leaf is missing, is not in `like`, or has another shape,
-            dtype, type, name or setting. The first ten are named. What one rank raises, all ranks raise.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is truncated or damaged, or one of its files is missing; or a leaf is missing, is not
+            in `like`, or has another shape, dtype, type, name or setting. The first ten are named.
         TypeError: `like` is a class, or a module of torch.
+
+    What one rank raises, all ranks raise.
 
     Example:
         >>> import tempfile, torch, fluxlike as fl
@@ -140,8 +142,8 @@ def consolidate(folder: str | os.PathLike[str], file: str | os.PathLike[str], /)
         file: the file. One that is there is replaced, when the new one is on the disk.
 
     Raises:
-        FileNotFoundError: there is no checkpoint, or one of its files is missing.
-        ValueError: it is truncated or damaged.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is truncated or damaged, or one of its files is missing.
         OSError: the file can't be written; of a full disk, it says how much was needed and is free.
 
     Example:

@@ -12,10 +12,12 @@ from torch import Tensor
 from fluxlike.optimisers.batch import Batch, Moved, perform
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, where
+from fluxlike.optimisers.on_ranks import divided_as, require_together
 from fluxlike.optimisers.rule import Hyper, counter, hook, positive, whole, within
 from fluxlike.optimisers.slots import matched
 from fluxlike.optimisers.state import ParamState, computed
 from fluxlike.optimisers.wrappers import Wrapper, wrapped
+from fluxlike.placement.mesh import used
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import structure_of
 from fluxlike.trees.values import value_of
@@ -236,6 +238,9 @@ def averaged(state: Any, model: Any, /) -> Any:
                     f"the average of {path} is of shape {tuple(average.shape)}, the parameter of "
                     f"{tuple(wide.shape)}; after surgery, call setup(rule, model, carry=state)"
                 )
+            if used.mesh() is not None:
+                require_together("average", average, structure_of(treedef).paths[i], wide)
+                average = divided_as(wide, average)
             if x.is_complex():
                 average = torch.view_as_complex(average)
             made[id(x)] = average.to(x.dtype, copy=True)  # its own memory: the state may be donated

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fluxlike.optimisers.on_ranks import require_together
 from fluxlike.optimisers.rule import is_rule
 from fluxlike.optimisers.state import ParamState, is_param_state
+from fluxlike.placement.mesh import used
 from fluxlike.transforms.updates import put_assigned
 from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.show import value_text
@@ -100,6 +102,8 @@ class Aligned:
             and g.dtype == x.dtype
             and g.device == x.device
         ):
+            if used.mesh() is not None:
+                require_together("gradient", g, self.place(i), x)
             return
         path = self.place(i)
         if not isinstance(x, Tensor):

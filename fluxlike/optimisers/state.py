@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from fluxlike.layers.auto import require_sized
+from fluxlike.optimisers.on_ranks import require_together
 from fluxlike.optimisers.rule import Rule, as_functor, hook, is_rule, rules_in, shared_counters
 from fluxlike.placement.dtype import stays_float32
+from fluxlike.placement.mesh.entries import belongs_to_parameter
+from fluxlike.trees.fmap import fleaves
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters
@@ -41,6 +44,7 @@ class ParamState:
 
 
 stays_float32(ParamState)
+belongs_to_parameter(ParamState)
 
 
 def is_param_state(x: object, /) -> bool:
@@ -74,7 +78,8 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
     Raises:
         TypeError: `rule` is no rule, or a class instead of an object, or the two are swapped, or
             `carry` is no state; or a rule for real matrices meets a complex parameter.
-        ValueError: the function gives different rules to places that are tied.
+        ValueError: the function gives different rules to places that are tied; or what is carried over is
+            not over the mesh of its parameter.
         RuntimeError: a layer made with `auto` has no sizes yet.
 
     Warns:
@@ -160,6 +165,8 @@ def _first_entry(rule: Any, x: Tensor, path: str, earlier: ParamState | None) ->
         or not _belongs(rule, earlier.state, x, wide)
     ):
         return ParamState(rule, state), False
+    for t in fleaves(earlier.state):
+        require_together("state", t, path, wide)
     return ParamState(rule, earlier.state, earlier.frozen), True
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fluxlike.optimisers.batch import Batch, perform
 from fluxlike.optimisers.lane import Lane
+from fluxlike.optimisers.on_ranks import divided_as, require_together
 from fluxlike.optimisers.rule import (
     BatchRule,
     LeafError,
@@ -65,11 +66,13 @@ class Step:
             if slot.grad.layout is not torch.strided:
                 slot.grad = slot.grad.to_dense()
             slot.flow = computed(slot.grad)
+            slot.param = self._value(slot.param)
+            slot.before = computed(slot.param)
+            if used.mesh() is not None:
+                self._bring_together(slot)
             cls: type = type(slot.entry.rule)
             if form_of(cls) != "formula":  # which looks itself
                 self._check_state_device(slot)
-            slot.param = self._value(slot.param)
-            slot.before = computed(slot.param)
 
     def _check_rules(self) -> None:
         for slot in {id(s.entry.rule): s for s in self.moving}.values():
@@ -175,6 +178,12 @@ class Step:
                     f"the state of {self.aligned.place(slot.first)} is on {t.device}, the parameter "
                     f"on {device}; write state = fluxlike.to_device(state, {str(device)!r})"
                 )
+
+    def _bring_together(self, slot: Slot) -> None:
+        """Over a mesh, a state divided as its parameter is."""
+        for t in _tensors(slot.state):
+            require_together("state", t, self.aligned.place(slot.first), slot.before)
+        slot.state = divided_as(slot.before, slot.state)
 
     def moved_model(self) -> Any:
         moved = {i for slot in self.moving for i in slot.places}

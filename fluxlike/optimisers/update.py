@@ -41,8 +41,9 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
 
     Raises:
         ValueError: the trees differ in structure; or a gradient differs from its parameter in
-            shape, dtype or device; or the state is on another device; or a donated tensor shares
-            memory with another, is expanded or may be read-only. It names the place.
+            shape, dtype or device; or the state is on another device; or of model, state and gradients some
+            are over a mesh and others are not, or over another one; or a donated tensor shares memory with
+            another, is expanded or may be read-only. It names the place.
         TypeError: model and state are swapped.
         RuntimeError: an argument holds a tensor that was donated before.
 

@@ -15,6 +15,7 @@ from fluxlike.optimisers.batch import Batch, Moved, Performing, perform
 from fluxlike.optimisers.counters import advanced, both, by_counter
 from fluxlike.optimisers.leaves import norms
 from fluxlike.optimisers.rule import counter, fields_of, hook, is_rule, replaced, rules_in
+from fluxlike.placement.mesh import used
 from fluxlike.trees.functor import functor
 
 __all__ = ["ApplyIfFinite", "MixedPrecision", "OptimiserChain", "Scheduled", "Wrapper", "wrapped"]
@@ -334,6 +335,9 @@ class ApplyIfFinite(Wrapper):
         device = batch.grads[0].device
         sizes = [n.detach().to(device) for n in norms(batch.grads, float("inf"))]
         finite = torch.stack([torch.isfinite(n) for n in sizes]).all()
+        mesh = used.mesh()
+        if mesh is not None:
+            finite = mesh.whole(finite)
         there = {g.device: finite.to(g.device) for g in batch.grads}
         passing = both(batch.passing, [there[g.device] for g in batch.grads])
         moved = perform(self.rule, batch.with_(states=[s.inner for s in batch.states], passing=passing))

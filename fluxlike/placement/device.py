@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,15 +31,18 @@ def to_device(tree: Any, device: torch.device | str | int | DeviceMesh, plan: Pl
         device: where to; ``torch.device``, ``"cuda:1"`` or a number; or a ``DeviceMesh``, over which
             every rank that takes part has to call this with the same tree.
         plan: how parameters are laid out over a mesh, from `fluxlike.distributed`: ``replicate()``,
-            ``shard()``, ``by_path(…)``. Buffers are whole on each rank. (default: ``replicate()``)
+            ``shard()``, ``by_path(…)``. In the state of an optimiser, moments are laid out as their
+            parameter, by its path, and counters stay plain numbers. Buffers are whole on each rank.
+            (default: ``replicate()``, and what is over the mesh already is kept)
 
     Returns:
         A tree of the same structure and ties; tensors that are there already are kept. Copies from
         pinned memory don't block. From a mesh to a device, tensors are gathered, whole and plain.
 
     Raises:
-        ValueError: a tensor is on the meta device, which has no data to move; or a plan that does not fit.
-        TypeError: a plan for one device.
+        ValueError: a tensor is on the meta device, which has no data to move; or a plan that does not fit;
+            or the ranks of a mesh hold different trees.
+        TypeError: a plan for one device, or something that is no plan.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -53,7 +57,8 @@ def to_device(tree: Any, device: torch.device | str | int | DeviceMesh, plan: Pl
         return onto_mesh(tree, device, plan)
     if plan is not None:
         raise TypeError(
-            f"to_device(tree, {device!r}, plan): a plan is for a mesh; write fl.distributed.mesh()"
+            f"to_device(tree, {device!r}, plan): a plan says how to divide a tree over many devices; write "
+            f"to_device(tree, fluxlike.distributed.mesh(), plan), or to_device(tree, {device!r})"
         )
     target = torch.device(device)
     mesh = used.mesh()
@@ -143,10 +148,11 @@ def get_device(tree: Any, /) -> torch.device:
         tree: any tree.
 
     Returns:
-        The device.
+        The device; of a tree over a mesh, that on which this rank holds its part.
 
     Raises:
-        ValueError: the tensors are on different devices (it names two paths), or there are none.
+        ValueError: the tensors are on different devices, or some are over a mesh and others are not (it
+            names two paths), or there are none.
 
     Example:
         >>> import fluxlike as fl
@@ -155,11 +161,16 @@ def get_device(tree: Any, /) -> torch.device:
     """
     leaves, treedef = flatten(tree)
     where = structure_of(treedef).paths
+    known = used.mesh()
     found: dict[torch.device, str] = {}
+    tensors: list[tuple[str, Tensor]] = []
     for path, x in zip(where, leaves, strict=True):
         tensor = x.value if isinstance(x, Assigned) else x
         if isinstance(tensor, Tensor):
             found.setdefault(tensor.device, path)
+            tensors.append((path, tensor))
+    if known is not None:
+        _require_one_mesh(known, tensors)
     if not found:
         raise ValueError("get_device: the tree holds no tensor, so it is on no device")
     if len(found) > 1:
@@ -169,3 +180,15 @@ def get_device(tree: Any, /) -> torch.device:
             f"to_device(tree, {str(a)!r})"
         )
     return next(iter(found))
+
+
+def _require_one_mesh(known: used.Mesh, tensors: Sequence[tuple[str, Tensor]]) -> None:
+    """Refuse tensors of which some are over a mesh; plain numbers, such as counters, may be beside them."""
+    over = [(path, x) for path, x in tensors if x.ndim or known.over(x)]
+    for path, x in over[1:]:
+        first, other = over[0]
+        if not known.together(x, other):
+            raise ValueError(
+                f"the tree is at several places: {first} is {known.where(other)}, {path} {known.where(x)}; "
+                "write to_device(tree, mesh, plan), or cpu(tree)"
+            )

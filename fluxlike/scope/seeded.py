@@ -11,12 +11,21 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch
+from fluxlike._private.autograd import backward_pass
 from fluxlike.scope import torch_random
 from fluxlike.scope.blocks import Domain
 from fluxlike.scope.key import Key, key_of, say
 from fluxlike.scope.philox import WORD, Word
 
 __all__ = ["Draws", "active", "enter", "leave", "seeded"]
+
+
+_DRAWN_BACKWARD = (
+    "a random draw during the backward pass, from a key that was put in scope before it. Where "
+    "torch.utils.checkpoint runs a layer of fluxlike again, it would draw other numbers than the first time: "
+    "write fluxlike.checkpoint(f)(x), which draws the same. In a backward pass of your own, put a key in "
+    "scope there: with fluxlike.seeded(key)"
+)
 
 
 class Draws:
@@ -34,12 +43,13 @@ class Draws:
         key: the key.
     """
 
-    __slots__ = ("_base", "_counter", "_level", "_reason", "_unseen", "key")
+    __slots__ = ("_backward", "_base", "_counter", "_level", "_reason", "_unseen", "key")
 
     def __init__(self, key: Key, base: Tensor | None = None) -> None:
         self.key, self._base = key, base
         self._counter, self._reason, self._unseen = _Counter(), "", True
         self._level = functorch.level()
+        self._backward = backward_pass()
 
     @classmethod
     def of(cls, key: Any, by: str, /) -> Draws:
@@ -81,12 +91,16 @@ class Draws:
             _require_members_alike(self._level)
         count = self._counter.value
         self._counter.value = count + step
+        running = backward_pass()
+        if running is not None and running != self._backward:
+            raise RuntimeError(_DRAWN_BACKWARD)
         return count if self._base is None else self._base + count
 
     def folded(self, i: int | Tensor, /) -> Draws:
         """The draws of member i: by a key of its own, counted on together with these."""
         draws = Draws(self.key.fold_in(i), self._base)
         draws._counter, draws._reason = self._counter, self._reason
+        draws._backward = self._backward
         return draws
 
     def blocked(self, reason: str, /) -> Draws:
@@ -102,6 +116,7 @@ class Draws:
     def rewind(self, mark: int, /) -> None:
         """Go back, or forth, to where `mark` was called: a recomputation draws the same again."""
         self._counter.value = mark
+        self._backward = backward_pass()
 
     def advance(self, drawn: int, /) -> None:
         """Count what a trace has drawn: the `mark` of the draws made by `from_inputs`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -54,6 +54,14 @@ class Inputs:
                     self._said.append(self._say(n, i))
                 self._slots[n][i] = known[id(x), axis]
         self.size = self._common_size()
+
+    def put_shared(self, stand_in: Callable[[Tensor], Tensor]) -> None:
+        """Put others in the place of the tensors that are not mapped."""
+        for (leaves, _), slots in zip(self._flat, self._slots, strict=True):
+            for i, leaf in enumerate(leaves):
+                x = None if i in slots else tensor_in(leaf)
+                if x is not None:
+                    leaves[i] = Assigned(stand_in(x)) if isinstance(leaf, Assigned) else stand_in(x)
 
     def with_(self, tensors: Sequence[Tensor]) -> Iterator[Any]:
         """The arguments with other tensors in the place of those that are mapped."""

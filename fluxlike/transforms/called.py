@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from fluxlike.placement.mesh import used
 from fluxlike.scope import assigned, mode
+from fluxlike.transforms import over_mesh
 from fluxlike.transforms.argument import Argument, argument_numbers
 from fluxlike.transforms.motors import Closer, Motor, enclosed
 from fluxlike.trees.places import Where
@@ -62,6 +63,7 @@ class Called:
         self.numbers, self.single = ((0,), True) if simple else argument_numbers(argnums, len(args))
         if wrt is not None and not self.single:
             raise ValueError(f"wrt= chooses places of one argument, but argnums={argnums!r} names several")
+        args = over_mesh.plain(tuple(args))
         known = used.mesh()
         if known is not None:
             known.require_one_mesh(

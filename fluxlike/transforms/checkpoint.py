@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
 from fluxlike._private import autograd, functorch
+from fluxlike.placement.mesh import used
 from fluxlike.transforms.captured import Finding, Replacing
 from fluxlike.transforms.custom import keep_nothing
 from fluxlike.transforms.link import link
@@ -159,7 +161,9 @@ class _Dropped:
 
         def run() -> None:
             *args, kwargs = self._template.fill(inputs)
-            with torch.enable_grad(), saved_tensors_hooks(keep, give):
+            known = used.mesh()
+            together = nullcontext() if known is None else known.gathering(inputs)
+            with together, torch.enable_grad(), saved_tensors_hooks(keep, give):
                 self._f(*args, **kwargs)
 
         with functorch.outside():

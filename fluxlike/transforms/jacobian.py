@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fluxlike.transforms.called import Called
 from fluxlike.transforms.motors import Afterwards
+from fluxlike.transforms.over_mesh import Region, of_entries
 from fluxlike.transforms.pullback import Pulled
 from fluxlike.transforms.pushforward import Directions, push
 from fluxlike.transforms.rerun import Rerun
@@ -33,7 +34,8 @@ def jacobian(
 
     All rows come from one forward pass and a ``vmap`` of its backward pass; where the output is far larger
     than the argument, all columns come from a ``vmap`` of forward mode instead, with the same numbers. The
-    mode, train or test, is that of the scope around the call.
+    mode, train or test, is that of the scope around the call. Over a mesh, each rank runs `f` whole, and
+    computes the rows of its part of the first axis of the output.
 
     Args:
         f: returns any tree that holds floating tensors.
@@ -63,20 +65,39 @@ def jacobian(
         (torch.Size([2, 2, 3]), torch.Size([2, 2]))
     """
     check_chunk_size(chunk_size)
+    with of_entries(args, argnums) as (region, local):
+        return _jacobian(f, local, argnums, chunk_size, region)
+
+
+def _jacobian(
+    f: Callable[..., Any],
+    args: Sequence[Any],
+    argnums: int | Sequence[int],
+    chunk_size: int | None,
+    region: Region,
+) -> Any:
+    """The part that this rank computes, as the whole."""
     rerun = Rerun()
     pulled = Pulled("jacobian", f, args, argnums, mapped=True)
     check_real("jacobian", pulled)
     outputs, handles, closer = pulled.output.tensors, pulled.call.handles, Afterwards()
     blocks: Blocks | None = None
-    if sum(y.numel() for y in outputs) > _WIDE * sum(x.numel() for x in handles):
+    entries = [region.entries(y) for y in outputs]
+    if sum(map(len, entries)) > _WIDE * sum(x.numel() for x in handles):
         # Reverse mode can do what forward mode and vmap can't: a branch on a value for one.
         with contextlib.suppress(RuntimeError):
-            blocks = rerun.again(lambda: _columns(f, args, argnums, chunk_size))
+            columns = rerun.again(lambda: _columns(f, args, argnums, chunk_size))
+            blocks = [
+                [x if x is None else x.reshape(y.numel(), x.shape[-1])[some.start : some.stop] for x in row]
+                for y, some, row in zip(outputs, entries, columns, strict=True)
+            ]
     if blocks is None:
         create = closer.differentiable
         numbers = range(len(outputs))
-        blocks = [rows(pulled, k, differentiable=create, chunk_size=chunk_size) for k in numbers]
-    return tree_of_trees(pulled, blocks, closer)
+        blocks = [
+            rows(pulled, k, differentiable=create, region=region, chunk_size=chunk_size) for k in numbers
+        ]
+    return tree_of_trees(pulled, blocks, closer, region)
 
 
 def _columns(

@@ -93,10 +93,13 @@ class Motor(Closer, Protocol):
         """The gradient of the loss for each handle, None for one that it does not reach."""
 
 
-def _placed(grads: Sequence[Tensor | None], handles: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Gradients of parameters over a mesh, placed as these are."""
+def _gradients(loss: Tensor, handles: Sequence[Tensor], **options: bool) -> Sequence[Tensor | None]:
+    """What autograd finds; gradients of parameters over a mesh are placed as these are."""
     known = used.mesh()
-    return grads if known is None else known.placed_as(grads, handles)
+    if known is None:
+        return autograd.grad(loss, handles, **options)
+    with known.explaining():
+        return known.placed_as(autograd.grad(loss, handles, **options), handles)
 
 
 def _settled(x: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ class Outermost:
         return x.detach() if x.requires_grad else x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        return _placed(autograd.grad(loss, handles), handles)
+        return _gradients(loss, handles)
 
     def close(self, x: Tensor, /) -> Tensor:
         return _settled(x.detach() if x.requires_grad else x)
@@ -151,8 +154,7 @@ class Nested:
         return x
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
-        grads = autograd.grad(loss, handles, retain_graph=True, create_graph=self._differentiable)
-        return _placed(grads, handles)
+        return _gradients(loss, handles, retain_graph=True, create_graph=self._differentiable)
 
     def close(self, x: Tensor, /) -> Tensor:
         return x if self._differentiable else x.detach()
@@ -182,7 +184,7 @@ class FunctorchLevel:
 
     def gradients(self, loss: Tensor, handles: Sequence[Tensor], /) -> Sequence[Tensor | None]:
         keep = self._differentiable
-        return _placed(autograd.grad(loss, handles, retain_graph=keep, create_graph=keep), handles)
+        return _gradients(loss, handles, retain_graph=keep, create_graph=keep)
 
     def close(self, x: Tensor, /) -> Tensor:
         return functorch.unwrap(x, self._level)

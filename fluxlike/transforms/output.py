@@ -9,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fluxlike.transforms import over_mesh
 from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.leaves import can_train
 from fluxlike.trees.structure import flatten, leaves_like, structure_of
@@ -70,7 +71,7 @@ class Output:
             return None
         where = f"the cotangent{structure_of(self._treedef).paths[i]}"
         if isinstance(c, (int, float)) and y.ndim == 0:
-            return torch.full((), c, dtype=y.dtype, device=y.device)
+            return over_mesh.laid_out_like(torch.full((), c, dtype=y.dtype, device=y.device), y)
         if isinstance(c, Tensor) and stands_for_float(c):
             c = c.to(y)
         if not isinstance(c, Tensor):
@@ -87,7 +88,7 @@ class Output:
             raise ValueError(
                 f"{where} is of {c.dtype} on {c.device}, the output of {y.dtype} on {y.device}; write c.to(y)"
             )
-        return c
+        return over_mesh.laid_out_like(c, y)
 
 
 def leaves_or_none(treedef: optree.PyTreeSpec, tree: Any, /, *, name: str, like: str) -> list[Any]:

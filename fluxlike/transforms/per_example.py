@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fluxlike._private import functorch
+from fluxlike.placement.mesh import used
 from fluxlike.scope import example
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import seeded
@@ -36,7 +37,8 @@ def per_example_gradient(
 
     `f` gets the model and a batch of one, so the loss of a training step will do. Clipping each
     example's gradient, or its norm, is what differential privacy and gradient-noise scales need. Modes are
-    those of `gradient`; a dropout draws for each example.
+    those of `gradient`; a dropout draws for each example. Over a mesh, each rank has the gradients of its own
+    examples.
 
     Args:
         f: as in `gradient`.
@@ -73,18 +75,24 @@ def per_example_gradient(
         )
     differentiated = set(argument_numbers(argnums, len(args))[0])
     _check_batches(args, differentiated)
-    statistics = _Statistics()
+    known = used.mesh()
+    if known is not None:
+        known.require_one_mesh(
+            [args[n] for n in sorted(differentiated)],
+            [x for n, x in enumerate(args) if n not in differentiated],
+        )
+    level = functorch.level()
 
     def one(*members: Any) -> Any:
         batch = [x if n in differentiated else fmap(_batch_of_one, x) for n, x in enumerate(members)]
         with example.on_its_own():
             grads = gradient(f, *batch, argnums=argnums, wrt=wrt)
-        return statistics.taken_out(grads)
+        return _taken_out(grads, level)
 
     in_dims = tuple(None if n in differentiated else 0 for n in range(len(args)))
     with contextlib.nullcontext() if key is None else seeded(key):
-        grads = vmap(one, in_dims, randomness="different", chunk_size=chunk_size)(*args)
-    return statistics.put_back(grads)
+        each = vmap(one, in_dims, (0, None), randomness="different", chunk_size=chunk_size)
+        return _put_back(*each(*args))
 
 
 def _batch_of_one(x: Any) -> Any:
@@ -121,35 +129,30 @@ def _check_batches(args: tuple[Any, ...], differentiated: set[int]) -> None:
         )
 
 
-class _Statistics:
-    """The buffers that layers assigned: those of the weights, once; those of an example are refused."""
+def _taken_out(grads: Any, level: int) -> tuple[Any, dict[int, Assigned]]:
+    """The gradients of one example, and apart from them, by their places, the buffers that layers assigned.
 
-    def __init__(self) -> None:
-        self._level = functorch.level()
-        self._found: dict[int, Assigned] = {}
+    Raises:
+        ValueError: one depends on the example.
+    """
+    leaves, treedef = flatten(grads)
+    found: dict[int, Assigned] = {}
+    for i, x in enumerate(leaves):
+        if isinstance(x, Assigned):
+            value = functorch.at_level(x.value, level)
+            if value is None:
+                path = structure_of(treedef).paths[i]
+                raise ValueError(
+                    f"the buffer {path} was assigned a value of each example, by a layer in train mode; "
+                    f"{example.NO_BATCH}"
+                )
+            found[i], leaves[i] = Assigned(value), None
+    return treedef.unflatten(leaves), found
 
-    def taken_out(self, grads: Any) -> Any:
-        """The gradients of one example, without them.
 
-        Raises:
-            ValueError: one depends on the example.
-        """
-        leaves, treedef = flatten(grads)
-        for i, x in enumerate(leaves):
-            if isinstance(x, Assigned):
-                value = functorch.at_level(x.value, self._level)
-                if value is None:
-                    path = structure_of(treedef).paths[i]
-                    raise ValueError(
-                        f"the buffer {path} was assigned a value of each example, by a layer in train mode; "
-                        f"{example.NO_BATCH}"
-                    )
-                self._found[i], leaves[i] = Assigned(value), None
-        return treedef.unflatten(leaves)
-
-    def put_back(self, grads: Any) -> Any:
-        """The gradients of all examples, with them."""
-        if not self._found:
-            return grads
-        leaves, treedef = flatten(grads)
-        return treedef.unflatten([self._found.get(i, x) for i, x in enumerate(leaves)])
+def _put_back(grads: Any, found: dict[int, Assigned]) -> Any:
+    """The gradients of all examples, with the buffers."""
+    if not found:
+        return grads
+    leaves, treedef = flatten(grads)
+    return treedef.unflatten([found.get(i, x) for i, x in enumerate(leaves)])

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxlike._private import functorch
+from fluxlike.placement.mesh import used
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import Draws, enter, leave
 from fluxlike.transforms.called import Called
@@ -46,7 +48,7 @@ def pullback(
             place; from `back`, a cotangent of another structure, shape, dtype or device.
         TypeError: as `gradient`; from `back`, a cotangent that is no tensor.
         RuntimeError: called under ``torch.inference_mode``; or `back` was called after the end of the
-            transform that surrounds `pullback`.
+            transform that surrounds `pullback`, or mapped by `vmap` although the arguments are over a mesh.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -65,6 +67,12 @@ def pullback(
             leave(token)
 
     def back(cotangent: Any, /) -> Any:
+        known = used.mesh()
+        if known is not None and functorch.active() and any(map(known.over, pulled.call.handles)):
+            raise RuntimeError(
+                "pullback: back of tensors over a mesh can't be mapped by vmap; call back once for each "
+                "cotangent, or write jacobian for all of them"
+            )
         closer = Afterwards()
         grads = pulled.pull(pulled.output.cotangents(cotangent), create_graph=closer.differentiable)
         return pulled.call.trees(grads, closer)
@@ -125,12 +133,12 @@ class Pulled:
         """
         handles = self.call.handles if handles is None else handles
         pairs = zip(self.output.tensors, cotangents, strict=True)
-        used = [(y, c) for y, c in pairs if c is not None and y.requires_grad]
-        if not used:
+        wanted = [(y, c) for y, c in pairs if c is not None and y.requires_grad]
+        if not wanted:
             return [None] * len(handles)
-        outputs, given = zip(*used, strict=True)
+        outputs, given = zip(*wanted, strict=True)
         try:
-            return torch.autograd.grad(
+            grads = torch.autograd.grad(
                 outputs, handles, given, retain_graph=True, create_graph=create_graph, allow_unused=True
             )
         except RuntimeError as error:
@@ -140,3 +148,5 @@ class Pulled:
                 "back was called after the transform that surrounded pullback had come to its end, and its "
                 "graph is gone; call back inside, or take pullback outside too"
             ) from error
+        known = used.mesh()
+        return grads if known is None else known.placed_as(grads, handles)

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fluxlike._private import functorch
+from fluxlike.placement.mesh import used
+from fluxlike.transforms import over_mesh
 from fluxlike.transforms.called import Called
-from fluxlike.transforms.motors import Afterwards
+from fluxlike.transforms.motors import Afterwards, differentiated, one_deeper, open_motor
 from fluxlike.transforms.output import Output, leaves_or_none
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters
@@ -29,7 +31,8 @@ def pushforward(
 
     Forward mode computes the derivative along with the value, in one run of `f` and without keeping
     anything, so it takes the direction right away, where `pullback` returns a function; ``vmap`` over `v`
-    pushes several directions at once. The mode, train or test, is that of the scope around the call.
+    pushes several directions at once. The mode, train or test, is that of the scope around the call. Where
+    the argument is over a mesh, two passes of reverse mode compute the same.
 
     Args:
         f: returns any tree that holds floating or complex tensors.
@@ -127,11 +130,14 @@ def _tangent(where: str, x: Tensor, t: Any) -> Tensor:
         raise ValueError(
             f"{where} is of {t.dtype} on {t.device}, the argument of {x.dtype} on {x.device}; write t.to(x)"
         )
-    return t
+    return over_mesh.laid_out_like(t, x)
 
 
 def push(name: str, call: Called, along: Directions) -> tuple[Output, list[Tensor | None]]:
     """What the function returns, and the tangent of each of its tensors, None where there is none."""
+    known = used.mesh()
+    if known is not None and any(known.over(x) for x, _ in call.parameters):
+        return _by_two_reverse_passes(name, call, along)
     moved = [pair for one in along for pair in one.values()]
     result: list[tuple[Output, list[Tensor | None]]] = []
 
@@ -153,12 +159,49 @@ def push(name: str, call: Called, along: Directions) -> tuple[Output, list[Tenso
         return output.tensors
 
     try:
-        with _alone():
+        with _alone(), over_mesh.of_closures():
             functorch.jvp(run, tuple(x for x, _ in moved), tuple(t for _, t in moved))
     except NotImplementedError as error:
         _explain(name, error)
         raise
     return result[0]
+
+
+def _by_two_reverse_passes(name: str, call: Called, along: Directions) -> tuple[Output, list[Tensor | None]]:
+    """The same for tensors over a mesh, which have no forward mode.
+
+    A pullback is linear in the cotangent, and its own pullback is the derivative.
+    """
+    tangents = [along[number].get(id(x), (x, None))[1] for x, number in call.parameters]
+    differentiable = differentiated() and torch.is_grad_enabled()
+    with open_motor() as motor, one_deeper():
+        call.open(motor)
+        value = call.run()
+        call.check()
+        output = Output(name, value)
+        outputs = {k: y for k, y in enumerate(output.tensors) if y.requires_grad}
+        moving = [(x, t) for x, t in zip(call.handles, tangents, strict=True) if t is not None]
+        cotangents = [over_mesh.zeros_like(y).requires_grad_() for y in outputs.values()]
+        grads = _derived(list(outputs.values()), [x for x, _ in moving], cotangents, create_graph=True)
+        pairs = [(g, t) for g, (_, t) in zip(grads, moving, strict=True) if g is not None and g.requires_grad]
+        found = _derived(
+            [g for g, _ in pairs], cotangents, [t for _, t in pairs], create_graph=differentiable
+        )
+        result: list[Tensor | None] = [None] * len(output.tensors)
+        for (k, y), t in zip(outputs.items(), found, strict=True):
+            result[k] = None if t is None else over_mesh.placed_like(t, y)
+        return Output(name, output.closed(motor.close)), result
+
+
+def _derived(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], given: Sequence[Tensor], *, create_graph: bool
+) -> Sequence[Tensor | None]:
+    """`torch.autograd.grad`, which is asked nothing where there is nothing."""
+    if not outputs or not inputs:
+        return [None] * len(inputs)
+    return torch.autograd.grad(
+        outputs, inputs, given, retain_graph=True, create_graph=create_graph, allow_unused=True
+    )
 
 
 class _Forward:

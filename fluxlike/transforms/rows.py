@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fluxlike.transforms.motors import Afterwards
+from fluxlike.transforms.over_mesh import Region
 from fluxlike.transforms.pullback import Pulled
 
-__all__ = ["Blocks", "check_chunk_size", "check_real", "mapped", "rows", "tree_of_trees"]
+__all__ = ["Blocks", "OverMesh", "check_chunk_size", "check_real", "mapped", "rows", "tree_of_trees"]
 
 #: For each tensor of an output, for each parameter: a tensor of shape output.shape + parameter.shape.
 Blocks = Sequence[Sequence[Tensor | None]]
@@ -22,6 +23,7 @@ def rows(
     k: int,
     *,
     differentiable: bool,
+    region: Region,
     chunk_size: int | None = None,
     wanted: Sequence[Tensor] | None = None,
     take: Callable[[int, Tensor], Tensor] | None = None,
@@ -32,13 +34,14 @@ def rows(
         pulled: the forward pass.
         k: which tensor of its output.
         differentiable: whether the result is to be differentiated.
+        region: says which of the rows this rank computes.
         chunk_size: how many rows are pulled back at once. (default: all)
         wanted: the handles to differentiate by. (default: all)
         take: what to keep of some rows, given the number of the first. (default: all of them)
 
     Returns:
-        For each handle wanted a tensor of shape (tensor.numel(), *handle.shape), or what was taken of it;
-        None where it is not reached.
+        For each handle wanted a tensor of shape (rows, *handle.shape), or what was taken of it; None where it
+        is not reached. On one device there are tensor.numel() rows.
     """
     wanted = pulled.call.handles if wanted is None else wanted
 
@@ -47,7 +50,8 @@ def rows(
         cotangents[k] = cotangent
         return pulled.pull(cotangents, create_graph=differentiable, handles=wanted)
 
-    return mapped(pull, pulled.output.tensors[k], chunk_size, take)
+    y = pulled.output.tensors[k]
+    return mapped(pull, y, chunk_size, take, region.entries(y))
 
 
 def mapped(
@@ -55,6 +59,7 @@ def mapped(
     like: Tensor,
     chunk_size: int | None,
     take: Callable[[int, Tensor], Tensor] | None = None,
+    entries: range | None = None,
 ) -> list[Tensor | None]:
     """What `f` gives for each unit vector in the shape of a tensor, stacked; None where it gives None.
 
@@ -63,6 +68,7 @@ def mapped(
         like: the tensor.
         chunk_size: how many vectors there are at once. (default: all)
         take: what to keep of some results, given the number of the first. (default: all of them)
+        entries: for which entries of the tensor. (default: all)
     """
     reached: list[bool] = []
 
@@ -71,10 +77,11 @@ def mapped(
         reached[:] = [x is not None for x in found]
         return [unit.new_zeros(()), *[x for x in found if x is not None]]  # vmap asks for at least one
 
-    count, start = like.numel(), 0
+    entries = range(like.numel()) if entries is None else entries
+    count, start = len(entries), entries.start
     parts: list[list[Tensor]] = []
-    entry = torch.arange(count, device=like.device)
-    for some in entry.split(chunk_size or count) if count else ():
+    entry = torch.arange(like.numel(), device=like.device)
+    for some in entry[start : entries.stop].split(chunk_size or count) if count else ():
         units = (some[:, None] == entry).to(like.dtype).reshape(-1, *like.shape)
         found = torch.func.vmap(present, randomness="same")(units)[1:]
         parts.append([x if take is None else take(start, x) for x in found])
@@ -85,14 +92,33 @@ def mapped(
     return [next(stacked) if one else None for one in reached]
 
 
-def tree_of_trees(pulled: Pulled, blocks: Blocks, closer: Afterwards) -> Any:
+def tree_of_trees(pulled: Pulled, blocks: Blocks, closer: Afterwards, region: Region) -> Any:
     """The tree of an output, with a tree of an argument in the place of each tensor."""
     trees = []
     for y, row in zip(pulled.output.tensors, blocks, strict=True):
         pairs = zip(pulled.call.handles, row, strict=True)
-        shaped = [None if block is None else block.reshape(y.shape + x.shape) for x, block in pairs]
-        trees.append(pulled.call.trees(shaped, closer, assigned_too=False))
+        shape = region.shape_of_part(y)
+        shaped = [None if block is None else block.reshape(shape + x.shape) for x, block in pairs]
+        trees.append(pulled.call.trees(shaped, OverMesh(closer, region, y), assigned_too=False))
     return pulled.output.tree(trees)
+
+
+class OverMesh:
+    """Closes what a rank has computed of some entries, which are those of all ranks then.
+
+    Args:
+        closer: what closes it here.
+        region: where it was computed.
+        y: the tensor with all these entries.
+    """
+
+    def __init__(self, closer: Afterwards, region: Region, y: Tensor) -> None:
+        self._closer, self._region = closer, region
+        self._axis = 0 if region.shape_of_part(y) != y.shape else None
+        self.concrete = closer.concrete
+
+    def close(self, x: Tensor, /) -> Tensor:
+        return self._region.joined(self._closer.close(x), self._axis)
 
 
 def check_real(name: str, pulled: Pulled) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 from fluxlike.transforms.called import Called
 from fluxlike.transforms.loss import scalar_loss
 from fluxlike.transforms.motors import Afterwards, open_motor
+from fluxlike.transforms.over_mesh import Region, of_entries, placed_as
 from fluxlike.transforms.pullback import Pulled
 from fluxlike.transforms.pushforward import directions
-from fluxlike.transforms.rows import Blocks, check_chunk_size, check_real, rows, tree_of_trees
+from fluxlike.transforms.rows import Blocks, OverMesh, check_chunk_size, check_real, rows, tree_of_trees
 
 __all__ = ["diaghessian", "hessian", "hvp"]
 
@@ -54,13 +55,14 @@ def hessian(
         {'a': {'a': tensor(6.), 'b': tensor(4.)}, 'b': {'a': tensor(4.), 'b': None}}
     """
     check_chunk_size(chunk_size)
-    pulled = _pulled_gradient("hessian", f, args, argnums)
-    closer = Afterwards()
-    blocks: Blocks = [
-        rows(pulled, k, differentiable=closer.differentiable, chunk_size=chunk_size)
-        for k in range(len(pulled.output.tensors))
-    ]
-    return tree_of_trees(pulled, blocks, closer)
+    with of_entries(args, argnums) as (region, local):
+        pulled = _pulled_gradient("hessian", f, local, argnums)
+        closer = Afterwards()
+        blocks: Blocks = [
+            rows(pulled, k, differentiable=closer.differentiable, region=region, chunk_size=chunk_size)
+            for k in range(len(pulled.output.tensors))
+        ]
+        return tree_of_trees(pulled, blocks, closer, region)
 
 
 def diaghessian(
@@ -97,6 +99,19 @@ def diaghessian(
                 [18., 24.]])
     """
     check_chunk_size(chunk_size)
+    with of_entries(args, argnums) as (region, local):
+        found = _diagonal(f, local, argnums, chunk_size, region)
+    return placed_as(found, args, argnums)
+
+
+def _diagonal(
+    f: Callable[..., Any],
+    args: Sequence[Any],
+    argnums: int | Sequence[int],
+    chunk_size: int | None,
+    region: Region,
+) -> Any:
+    """The part that this rank computes, as the whole."""
     pulled = _pulled_gradient("diaghessian", f, args, argnums)
     handles, closer = pulled.call.handles, Afterwards()
     found: list[Tensor | None] = [None] * len(handles)
@@ -105,11 +120,13 @@ def diaghessian(
             pulled,
             k,
             differentiable=closer.differentiable,
+            region=region,
             chunk_size=chunk_size or _ROWS,
             wanted=[handles[n]],
             take=lambda start, block: block.reshape(len(block), -1).diagonal(start),
         )
-        found[n] = None if diagonal is None else diagonal.reshape(y.shape)
+        if diagonal is not None:
+            found[n] = OverMesh(closer, region, y).close(diagonal.reshape(region.shape_of_part(y)))
     return pulled.call.trees(found, closer, assigned_too=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NoReturn
 
 import optree
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch
+from fluxlike._private.tracing import tracing
 from fluxlike.scope import seeded
+from fluxlike.scope.key import Key
+from fluxlike.transforms import over_mesh
 from fluxlike.transforms.axes import Inputs, spread, tensor_in
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import Structure, flatten, structure_of
@@ -36,6 +39,10 @@ def vmap(
     for all members, and go through unchanged. Ties stay ties; a layer's `assign` gives every member
     its own buffers. It goes on in the mode of the scope around it. It composes with `gradient` and with
     itself, either way round.
+
+    Over a mesh, the ranks share the members as they share any tensor that is mapped: `f` runs on plain
+    tensors, of this rank's members and of the whole of what members share, and the results are divided by
+    their members.
 
     Args:
         f: a function of trees.
@@ -78,8 +85,19 @@ def vmap(
         raise ValueError(f"chunk_size={chunk_size!r}: write a whole number of at least 1, or None")
 
     def mapped(*args: Any, **kwargs: Any) -> Any:
-        inputs, outputs = Inputs(args, in_dims), _Outputs(out_dims)
-        keyed = _Keyed(randomness, inputs.size)
+        args, kwargs = over_mesh.plain((args, kwargs))
+        inputs = Inputs(args, in_dims)
+        region = over_mesh.of_members((args, kwargs), inputs.tensors, inputs.axes)
+        if region is None:
+            return run(inputs, kwargs, over_mesh.Region(None))
+        kwargs = region.plain(kwargs)
+        with region:
+            return run(inputs, kwargs, region)
+
+    def run(inputs: Inputs, kwargs: dict[str, Any], region: over_mesh.Region) -> Any:
+        tensors = [region.part(x, axis) for x, axis in zip(inputs.tensors, inputs.axes, strict=True)]
+        inputs.put_shared(region.whole)
+        outputs, keyed = _Outputs(out_dims, region), _Keyed(randomness, region, inputs.size)
 
         def member(number: Tensor, *tensors: Tensor) -> list[Tensor]:
             with keyed.member(number):
@@ -87,13 +105,15 @@ def vmap(
 
         # Of no members, no chunk can be made.
         chunk = chunk_size if inputs.size else None
-        run = torch.func.vmap(member, (0, *inputs.axes), randomness=randomness, chunk_size=chunk)
+        at_once = torch.func.vmap(member, (0, *inputs.axes), randomness=randomness, chunk_size=chunk)
         try:
-            return outputs.result(run(keyed.numbers, *inputs.tensors))
+            with keyed.unkeyed():
+                found = at_once(keyed.numbers, *tensors)
         except RuntimeError as error:
             if "random operation while in randomness error mode" not in str(error):
                 raise
             raise RuntimeError(_UNSAID) from error
+        return outputs.result(found)
 
     return mapped
 
@@ -105,11 +125,20 @@ class _Keyed:
         numbers: that of each member.
     """
 
-    def __init__(self, randomness: Randomness, size: int) -> None:
-        self._draws, self._randomness = seeded.active(), randomness
+    def __init__(self, randomness: Randomness, region: over_mesh.Region, size: int) -> None:
+        self._draws, self._randomness, self._region = seeded.active(), randomness, region
+        if self._draws is None and randomness == "different" and region.divides and tracing():
+            self._draws = seeded.Draws(Key(0)).blocked(_TRACED)
         self._mark = 0 if self._draws is None else self._draws.mark()
         device = None if self._draws is None else self._draws.key.data.device
-        self.numbers = torch.arange(size, device=device)
+        numbers = region.numbers(size)
+        self.numbers = torch.arange(numbers.start, numbers.stop, device=device)
+
+    def unkeyed(self) -> AbstractContextManager[None]:
+        """What the members run in, for draws from torch's generators."""
+        if self._draws is None and self._randomness == "different":
+            return self._region.drawing()
+        return nullcontext()
 
     @contextmanager
     def member(self, number: Tensor) -> Iterator[None]:
@@ -141,11 +170,17 @@ _BLOCKED = (
 )
 
 
+_TRACED = (
+    "a compiled vmap over a mesh draws from a key, since torch's own draws would be the same for the members "
+    "of every rank: put one in scope, with seeded(key), or give each member its key, as an argument"
+)
+
+
 class _Outputs:
     """What the function returned: constants as they are, and the place of every tensor."""
 
-    def __init__(self, out_dims: Any) -> None:
-        self._out_dims = out_dims
+    def __init__(self, out_dims: Any, region: over_mesh.Region) -> None:
+        self._out_dims, self._region = out_dims, region
         self._treedef: optree.PyTreeSpec | None = None
 
     def take(self, value: Any) -> list[Tensor]:
@@ -156,16 +191,19 @@ class _Outputs:
         mapped: list[Tensor] = []
         known: dict[tuple[int, int], int] = {}
         slots: dict[int, tuple[int, int]] = {}
+        shares: list[int] = []  # the places of tensors without the axis
         outer = functorch.level() - 1
         for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)):
             x = tensor_in(leaf)
             if x is None:
                 continue
+            x = self._region.whole(x)
             if axis is None:
                 shared = functorch.at_level(x, outer)
                 if shared is None:
                     self._report_batched(structure, i)
                 leaves[i] = Assigned(shared) if isinstance(leaf, Assigned) else shared
+                shares.append(i)
                 continue
             if not -x.ndim - 1 <= axis <= x.ndim:
                 self._report_axis(structure, i, x, axis)
@@ -175,19 +213,28 @@ class _Outputs:
                 mapped.append(x)
             slots[i] = known[id(x), axis], axis
         if self._treedef is None:  # of several chunks the first
-            self._leaves, self._treedef, self._slots = leaves, treedef, slots
+            self._leaves, self._treedef, self._slots, self._shares = leaves, treedef, slots, shares
         return mapped
 
     def result(self, tensors: Sequence[Tensor]) -> Any:
         """What `vmap` returns, of the tensors with the axis in front."""
         assert self._treedef is not None
-        moved: dict[tuple[int, int], Tensor] = {}
+        made: dict[Any, Tensor] = {}  # each tensor once, so that ties stay ties
         for i, (k, axis) in self._slots.items():
-            if (k, axis) not in moved:
-                moved[k, axis] = tensors[k].movedim(0, axis) if axis else tensors[k]
-            x = moved[k, axis]
-            self._leaves[i] = Assigned(x) if isinstance(self._leaves[i], Assigned) else x
+            if (k, axis) not in made:
+                x = tensors[k].movedim(0, axis) if axis else tensors[k]
+                made[k, axis] = self._region.joined(x, axis)
+            self._put(i, made[k, axis])
+        for i in self._shares:
+            x = self._leaves[i]
+            x = x.value if isinstance(x, Assigned) else x
+            if id(x) not in made:
+                made[id(x)] = self._region.joined(x, None)
+            self._put(i, made[id(x)])
         return self._treedef.unflatten(self._leaves)
+
+    def _put(self, i: int, x: Tensor) -> None:
+        self._leaves[i] = Assigned(x) if isinstance(self._leaves[i], Assigned) else x
 
     def _report_batched(self, structure: Structure, i: int) -> NoReturn:
         raise ValueError(

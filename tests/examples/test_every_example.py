@@ -14,6 +14,7 @@ EXAMPLES = {name for name, code in SCRIPTS.items() if "__main__" in code}
 RUN = [
     *QUICK,
     "finetune",
+    "many_devices",
     *test_generative_examples.SAID,
     *test_science_examples.PACKAGES,
     *test_text_examples.SAID,

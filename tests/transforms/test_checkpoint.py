@@ -546,3 +546,35 @@ def test_a_compiled_step_saves_the_memory_too() -> None:
     whole, light = fl.Chain(*parts), fl.Chain(*map(fl.checkpoint, parts))
     same(fl.Chain(*[p.f for p in step(light).layers]), step(whole), lambda a, b: assert_close(a, b))
     assert peak(lambda: step(light)) < 0.4 * peak(lambda: step(whole))
+
+
+# Draws in the backward pass
+
+
+def test_torchs_checkpoint_of_a_layer_that_draws_from_a_key_is_refused():
+    model, x = fl.Chain(fl.Dense(3, 4), fl.Dropout(0.5)), torch.randn(2, 3)
+
+    def loss(model, x):
+        return torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False).sum()
+
+    refused = pytest.raises(RuntimeError, match=r"write fluxlike\.checkpoint")
+    with fl.seeded(fl.Key(0)), fl.mode("train"), refused:
+        fl.gradient(loss, model, x)
+
+
+class Noisy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        with fl.seeded(fl.Key(1)):
+            return g + fl.random.normal(g.shape)
+
+
+def test_a_backward_pass_may_draw_from_a_key_that_is_put_in_scope_there():
+    with fl.seeded(fl.Key(0)):
+        grad = fl.gradient(lambda x: Noisy.apply(x).sum(), torch.ones(3))
+    with fl.seeded(fl.Key(1)):
+        assert torch.equal(grad, 1 + fl.random.normal((3,)))

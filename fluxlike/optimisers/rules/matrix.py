@@ -84,8 +84,8 @@ class Adafactor(Formula):
     def init(self, param: Tensor, /) -> AdafactorState:
         if param.ndim < 2:
             return AdafactorState(None, None, torch.zeros_like(param), counter(param))
-        row = param.new_zeros((*param.shape[:-1], 1))
-        col = param.new_zeros((*param.shape[:-2], 1, param.shape[-1]))
+        nothing = torch.zeros_like(param)  # so that over a mesh the sums lie as those of gradients will
+        row, col = (_settled(_mean_square(nothing, dim)) for dim in (-1, -2))
         return AdafactorState(row, col, None, counter(param, kind="matrix"))
 
     def formula(self, s: AdafactorState, x: Leaves, g: Leaves, /) -> tuple[AdafactorState, Leaves]:
@@ -94,8 +94,8 @@ class Adafactor(Formula):
         if eps1 is None:
             eps1 = torch.finfo(x.tensors[0].dtype).eps
         if s.variance is None:
-            row = s.row_var.lerp(g.each(lambda t: _mean_square(t, -1)), weight)
-            col = s.col_var.lerp(g.each(lambda t: _mean_square(t, -2)), weight)
+            row = s.row_var.lerp(g.each(lambda t: _settled(_mean_square(t, -1))), weight)
+            col = s.col_var.lerp(g.each(lambda t: _settled(_mean_square(t, -2))), weight)
             scale = row.each(lambda r: r.mean(-2, keepdim=True)).maximum(eps1)
             new = AdafactorState(row, col, None, t)
             v = row.each(torch.mul, col) / scale
@@ -110,6 +110,12 @@ class Adafactor(Formula):
 
 def _mean_square(x: Tensor, dim: int) -> Tensor:
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True).square() / max(1, x.shape[dim])
+
+
+def _settled(x: Tensor) -> Tensor:
+    """A sum over an axis that the ranks divide, brought to all of them."""
+    known = used.mesh()
+    return x if known is None else known.settled(x)
 
 
 def _rms(x: Tensor) -> Tensor:

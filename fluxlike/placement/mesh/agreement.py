@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fluxlike._private import collectives
+from fluxlike.placement.mesh.ranks import number
 
-__all__ = ["Vote", "gathered_numbers", "is_first", "ranks_of"]
+__all__ = ["Vote", "first_difference", "gathered_numbers", "is_first", "ranks_of"]
 
 
 def gathered_numbers(numbers: Sequence[int], mesh: DeviceMesh, /) -> list[list[int]]:
@@ -33,7 +35,31 @@ def ranks_of(mesh: DeviceMesh, /) -> list[int]:
 
 def is_first(mesh: DeviceMesh, /) -> bool:
     """Whether this is the first rank of a mesh, which writes what is written once."""
-    return not any(mesh.get_coordinate() or ())
+    return number() == ranks_of(mesh)[0]
+
+
+def first_difference(
+    texts: Sequence[str], mesh: DeviceMesh, /
+) -> tuple[tuple[int, str], tuple[int, str]] | None:
+    """Where the texts of a rank first differ from those of the first one; None where all are alike.
+
+    One gathering of a number, and of the texts only where they differ.
+
+    Returns:
+        Two ranks by their numbers in the whole job, each with its text there, "" where it has no more.
+    """
+    joined = "\0".join(texts).encode()
+    digest = int.from_bytes(blake2b(joined, digest_size=8).digest(), signed=True)
+    first, *others = gathered_numbers([digest], mesh)
+    differing = next((k for k, other in enumerate(others, 1) if other != first), None)
+    if differing is None:
+        return None
+    longest = max(n for (n,) in gathered_numbers([len(joined)], mesh))
+    sent = gathered_numbers([*joined, *[0] * (longest - len(joined))], mesh)
+    a, b = (bytes(sent[k]).decode().split("\0") for k in (0, differing))
+    k = next(k for k in range(len(a) + 1) if a[k : k + 1] != b[k : k + 1])
+    numbers = ranks_of(mesh)
+    return (numbers[0], "".join(a[k : k + 1])), (numbers[differing], "".join(b[k : k + 1]))
 
 
 class Vote:

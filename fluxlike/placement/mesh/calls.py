@@ -35,9 +35,8 @@ def on_rows(f: Callable[..., Any], /, *args: Any) -> Any:
 
     Example:
         >>> import torch, fluxlike as fl
-        >>> from fluxlike.placement.mesh.calls import on_rows
         >>> x = fl.distributed.shard_batch(torch.ones(4, 3), fl.distributed.mesh())
-        >>> on_rows(torch.vmap(torch.trace), x[:, :, None] * x[:, None]).shape
+        >>> fl.distributed.on_rows(torch.vmap(torch.trace), x[:, :, None] * x[:, None]).shape
         torch.Size([4])
     """
     found = _over(f, args)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
-from fluxlike._private import collectives
+from fluxlike._private import collectives, functorch
 from fluxlike._private.dtensors import Spec, beneath, local_of, of_local, spec_of, spec_over, storage_of
 from fluxlike.placement.mesh.tensors import GATHER, Stored, data_dims
 
@@ -220,6 +220,12 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled() and any(g is not None and g.requires_grad for g in grads):
+            raise RuntimeError(
+                "a gradient of parameters divided over a mesh is differentiated, and its forward pass was "
+                "not, as in gradient(lambda c: norm(back(c)), c) with the back of a pullback taken outside; "
+                "take the pullback inside the function that is differentiated"
+            )
         return None, None, None, *ctx.group.scattered(ctx.numbers, grads)
 
 
@@ -280,6 +286,8 @@ class _Gathering:
 
     def pack(self, x: Tensor) -> Any:
         """What autograd keeps of a tensor."""
+        if functorch.level_of(x):  # of a gradient inside, on plain tensors
+            return x
         over = isinstance(x, DTensor)
         local = local_of(x) if isinstance(x, DTensor) else x
         found = self._registry.find(local)

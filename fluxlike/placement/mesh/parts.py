@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
 
 from fluxlike._private.dtensors import local_of, of_local, spec_over
 
-__all__ = ["empty_as", "laid_out_as"]
+__all__ = ["empty_as", "laid_out_as", "part_of"]
+
+
+def part_of(x: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], /) -> Tensor:
+    """What this rank holds of a plain tensor that is laid out so: a view, or the tensor itself.
+
+    Pieces are of equal size, as DTensor has it, the last ones smaller or empty.
+    """
+    for i, p in enumerate(placements):
+        if isinstance(p, Shard):
+            n = x.shape[p.dim]
+            size = -(-n // mesh.size(i))
+            start = min(mesh.get_local_rank(i) * size, n)
+            x = x.narrow(p.dim, start, min(size, n - start))
+    return x
 
 
 def empty_as(old: DTensor, /) -> DTensor:
@@ -28,11 +46,5 @@ def laid_out_as(x: Tensor, old: Tensor, /) -> DTensor:
     """The values of a plain tensor, which every rank has alike, laid out as one over a mesh."""
     assert isinstance(old, DTensor)
     new = empty_as(old)
-    part = x
-    for i, placement in enumerate(new.placements):
-        if isinstance(placement, Shard):
-            size = -(-part.shape[placement.dim] // old.device_mesh.size(i))
-            start = min(old.device_mesh.get_local_rank(i) * size, part.shape[placement.dim])
-            part = part.narrow(placement.dim, start, min(size, part.shape[placement.dim] - start))
-    local_of(new).copy_(part)
+    local_of(new).copy_(part_of(x, old.device_mesh, new.placements))
     return new

@@ -16,14 +16,16 @@ from torch.distributed.tensor.placement_types import Placement
 from fluxlike._private.dtensors import local_of, of_local, spec_of, spec_over
 from fluxlike.placement.mesh import routes, used
 from fluxlike.placement.mesh.gathering import gathering
-from fluxlike.placement.mesh.plans import Plan, replicate
+from fluxlike.placement.mesh.layouts import Layout, agreed_layouts
+from fluxlike.placement.mesh.parts import part_of
+from fluxlike.placement.mesh.plans import Plan
 from fluxlike.placement.mesh.reduce import placed_as, reduce_early
 from fluxlike.placement.mesh.tensors import Batched, GivenAway, MeshTensor, Stored, data_dims, settled
+from fluxlike.placement.mesh.unknown import explaining
 from fluxlike.scope.assigned import Assigned
 from fluxlike.scope.key import Key
-from fluxlike.trees.fmap import fmap_with_path
+from fluxlike.trees.fmap import fmap, fmap_with_path
 from fluxlike.trees.structure import flatten, structure_of
-from fluxlike.trees.trainables import parameters
 
 __all__ = ["batch_of_rows", "off_mesh", "onto_mesh", "over", "shard_batch"]
 
@@ -36,62 +38,34 @@ def over(x: Any, /) -> bool:
 def onto_mesh(tree: Any, mesh: DeviceMesh, plan: Plan | None = None, /) -> Any:
     """A tree with all its tensors over a mesh: the parameters by a plan, all else whole on each rank.
 
-    Every rank must hold the same tree.
+    Without a plan, what is over the mesh already stays as it lies there. Every rank must hold the same tree.
     """
     if not isinstance(mesh, DeviceMesh):
+        if plan is None and callable(mesh):
+            raise TypeError(
+                "to_device got a plan where the mesh stands: write to_device(tree, "
+                "fluxlike.distributed.mesh(), plan)"
+            )
         raise TypeError(
             f"to_device(tree, {mesh!r}): write a device, such as 'cuda', or a mesh, such as "
             "fluxlike.distributed.mesh()"
         )
-    plan = replicate() if plan is None else plan
-    _require_plan(tree, plan)
-    leaves, treedef = flatten(tree)
-    structure = structure_of(treedef)
-    trained = parameters(leaves, structure.trainable).number
-    new: dict[int, Any] = {}
-    result = list(leaves)
-    for i, x in enumerate(leaves):
+    new = {id(x.tensor): _laid(x, mesh) for x in agreed_layouts(tree, mesh, plan)}
+
+    def place(x: Any) -> Any:
         if isinstance(x, Assigned):
-            result[i] = Assigned(_put(x.value, mesh, [Replicate()] * mesh.ndim))
-        if not isinstance(x, Tensor):
-            continue
-        if id(x) not in new:
-            path = structure.paths[i]
-            divided = plan(path, x, mesh) if id(x) in trained and x.ndim else {}
-            new[id(x)] = _put(x, mesh, _placements(path, x, mesh, divided))
-        result[i] = new[id(x)]
+            return Assigned(place(x.value))
+        return new.get(id(x), x)
+
     used.offer(_Known())
-    return treedef.unflatten(result)
+    return fmap(place, tree, leaves="all")
 
 
-def _require_plan(tree: Any, plan: Any) -> None:
-    if not callable(plan):
-        raise TypeError(
-            f"to_device(tree, mesh, {plan!r}): write a plan, such as fluxlike.distributed.shard(), or a "
-            "function of path, tensor and mesh"
-        )
-    patterns = getattr(plan, "patterns", ())
-    if patterns:
-        leaves, treedef = flatten(tree)
-        paths = [p for p, x in zip(structure_of(treedef).paths, leaves, strict=True) if isinstance(x, Tensor)]
-        for pattern in patterns:
-            if not any(pattern.search(path) for path in paths):
-                raise ValueError(
-                    f"by_path: {pattern.pattern!r} is found in no path of the tree; its paths are "
-                    f"{', '.join(paths[:6])}{', …' if len(paths) > 6 else ''}"
-                )
-
-
-def _placements(path: str, x: Tensor, mesh: DeviceMesh, divided: Any) -> list[Placement]:
-    placements: list[Placement] = [Replicate()] * mesh.ndim
-    for i, dim in dict(divided).items():
-        if not 0 <= i < mesh.ndim or not 0 <= dim < x.ndim:
-            raise ValueError(
-                f"{path}: the plan divides axis {dim} of a tensor of shape {tuple(x.shape)} over axis {i} of "
-                f"a mesh of shape {tuple(mesh.shape)}"
-            )
-        placements[i] = Shard(dim)
-    return placements
+def _laid(x: Layout, mesh: DeviceMesh) -> Tensor:
+    if x.placements is not None:
+        return _put(x.tensor, mesh, x.placements)
+    value = off_mesh(x.tensor)
+    return value.to(mesh.device_type) if value.device.type != mesh.device_type else value
 
 
 def _put(x: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> Tensor:
@@ -102,10 +76,7 @@ def _put(x: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> Tensor
             return new if isinstance(new, Stored) else of_local(local_of(new), spec_of(new), Stored)
         x = x.full_tensor()
     value = x.detach() if x.requires_grad else x  # where it is whole, the tensor itself, as on one device
-    part = value
-    for i, p in enumerate(placements):
-        if isinstance(p, Shard):
-            part = _part(part, p.dim, mesh.size(i), mesh.get_local_rank(i))
+    part = part_of(value, mesh, placements)
     moves = value.device.type != mesh.device_type and not value.is_meta
     if part.shape == value.shape:
         part = value.to(mesh.device_type) if moves else value
@@ -114,13 +85,6 @@ def _put(x: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> Tensor
     else:
         part = part.clone(memory_format=torch.contiguous_format)
     return of_local(part, spec_over(mesh, placements, value.shape, value), Stored)
-
-
-def _part(x: Tensor, dim: int, n: int, rank: int) -> Tensor:
-    """What DTensor has a rank hold: pieces of equal size, the last ones smaller or empty."""
-    size = -(-x.shape[dim] // n)
-    start = min(rank * size, x.shape[dim])
-    return x.narrow(dim, start, min(size, x.shape[dim] - start))
 
 
 def off_mesh(x: Tensor, /) -> Tensor:
@@ -229,6 +193,12 @@ class _Known:
     def alike(self, x: Any, y: Any, /) -> bool:
         return getattr(x, "placements", None) == getattr(y, "placements", None)
 
+    def together(self, x: Any, y: Any, /) -> bool:
+        return bool(getattr(x, "device_mesh", None) == getattr(y, "device_mesh", None))
+
+    def where(self, x: Any, /) -> str:
+        return f"over {_told(x.device_mesh)}" if isinstance(x, DTensor) else f"on {x.device}"
+
     def divided(self, x: Tensor, like: Tensor, /) -> Tensor:
         assert isinstance(like, DTensor)
         new = _put(x, like.device_mesh, like.placements)
@@ -242,19 +212,28 @@ class _Known:
         return off_mesh(x)
 
     def require_one_mesh(self, differentiated: Sequence[Any], others: Sequence[Any], /) -> None:
-        if not any(isinstance(x, MeshTensor) for tree in differentiated for x in flatten(tree)[0]):
+        found = [(path, x) for tree in differentiated for path, x in _tensors(tree)]
+        over = [(path, x) for path, x in found if isinstance(x, MeshTensor)]
+        if not over:
             return
-        for number, tree in enumerate(others):
-            if isinstance(tree, Key):
-                continue
-            leaves, treedef = flatten(tree)
-            for path, x in zip(structure_of(treedef).paths, leaves, strict=True):
-                if isinstance(x, Tensor) and x.ndim and not isinstance(x, DTensor):
-                    raise ValueError(
-                        f"the model is over a mesh, and {path or 'a tensor'} of data argument {number} is on "
-                        f"{x.device}; write x, y = fluxlike.distributed.shard_batch((x, y), mesh), or "
-                        "to_device(tree, mesh) for what is whole on each rank"
-                    )
+        first, mesh = over[0][0] or "the model", over[0][1].device_mesh
+        given = [(number, path, x) for number, tree in enumerate(others) for path, x in _tensors(tree)]
+        arguments: list[tuple[str, Tensor]] = [(path or "the model", x) for path, x in over]
+        arguments += [(f"{path or 'a tensor'} of data argument {number}", x) for number, path, x in given]
+        for what, x in arguments:
+            if isinstance(x, DTensor) and x.device_mesh != mesh:
+                raise ValueError(
+                    f"{first} is over {_told(mesh)}, and {what} over {_told(x.device_mesh)}; a computation "
+                    "is over one mesh: bring all to it, to_device(tree, mesh, plan) and shard_batch(batch, "
+                    "mesh)"
+                )
+        for number, path, x in given:
+            if x.ndim and not isinstance(x, DTensor):
+                raise ValueError(
+                    f"the model is over a mesh, and {path or 'a tensor'} of data argument {number} is on "
+                    f"{x.device}; write x, y = fluxlike.distributed.shard_batch((x, y), mesh), or "
+                    "to_device(tree, mesh) for what is whole on each rank"
+                )
 
     def placed_as(self, grads: Sequence[Tensor | None], params: Sequence[Tensor], /) -> list[Tensor | None]:
         return placed_as(grads, params)
@@ -263,8 +242,25 @@ class _Known:
         reduce_early(handles)
         return gathering(handles)
 
+    def explaining(self) -> AbstractContextManager[None]:
+        return explaining()
+
     def settled(self, x: Tensor, /) -> Tensor:
         return settled(x) if isinstance(x, DTensor) else x
+
+
+def _told(mesh: DeviceMesh) -> str:
+    names = mesh.mesh_dim_names or [f"axis {i}" for i in range(mesh.ndim)]
+    return f"the mesh ({', '.join(f'{name}={n}' for name, n in zip(names, mesh.shape, strict=True))})"
+
+
+def _tensors(tree: Any) -> list[tuple[str, Tensor]]:
+    """The tensors of a tree, with their paths."""
+    if isinstance(tree, Key):
+        return []
+    leaves, treedef = flatten(tree)
+    paths = structure_of(treedef).paths
+    return [(path, x) for path, x in zip(paths, leaves, strict=True) if isinstance(x, Tensor)]
 
 
 assert routes is not None  # imported for what it registers

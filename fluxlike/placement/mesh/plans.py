@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from fluxlike.placement.mesh.tensors import data_dims
 
-__all__ = ["Plan", "by_path", "combined", "replicate", "shard", "split"]
+__all__ = ["Plan", "by_path", "combined", "replicate", "require_plan", "shard", "split"]
 
 Plan: TypeAlias = Callable[[str, Tensor, DeviceMesh], Mapping[int, int]]
 """From a parameter's path, the parameter and the mesh to ``{axis of the mesh: axis of the tensor}``.
@@ -103,10 +104,14 @@ def split(dim: int, axis: str = "model") -> Plan:
             known = ", ".join(map(repr, names)) or "no names"
             raise ValueError(
                 f"{path}: split({dim}, {axis!r}) divides over the axis {axis!r} of a mesh that has {known}; "
-                f"write mesh({axis}=…)"
+                f"write fluxlike.distributed.mesh({axis}=…), or init_device_mesh(…, "
+                f"mesh_dim_names=({axis!r},)) of torch"
             )
         if not -x.ndim <= dim < x.ndim:
-            raise ValueError(f"{path}: split({dim}) of a parameter of shape {tuple(x.shape)}")
+            raise ValueError(
+                f"{path}: split({dim}) of a parameter of shape {tuple(x.shape)}; choose the parameters that "
+                f"have the axis, by_path({{r'weight$': split({dim}, {axis!r})}})"
+            )
         return {names.index(axis): dim % x.ndim}
 
     return plan
@@ -122,12 +127,18 @@ def combined(*plans: Plan) -> Plan:
     Returns:
         A plan.
 
+    Raises:
+        TypeError: something that is no plan.
+
     Example:
         >>> import fluxlike as fl
         >>> plan = fl.distributed.combined(fl.distributed.split(0, "data"), fl.distributed.shard())
         >>> fl.to_device(fl.Dense(4, 2), fl.distributed.mesh(), plan).weight.placements
         (Shard(dim=0),)
     """
+
+    for each in plans:
+        require_plan(each, "combined")
 
     def plan(path: str, x: Tensor, mesh: DeviceMesh) -> dict[int, int]:
         found: dict[int, int] = {}
@@ -139,7 +150,7 @@ def combined(*plans: Plan) -> Plan:
             found |= _divided(x, mesh, moved, set(found.values()))
         return found
 
-    return plan
+    return _with_patterns(plan, plans)
 
 
 def by_path(plans: Mapping[str, Plan], /, rest: Plan | None = None) -> Plan:
@@ -153,6 +164,7 @@ def by_path(plans: Mapping[str, Plan], /, rest: Plan | None = None) -> Plan:
         A plan; its attribute ``patterns`` are the expressions.
 
     Raises:
+        TypeError: something that is no plan.
         ValueError: from `to_device`: an expression that is found in no path of the tree.
         re.error: no regular expression.
 
@@ -164,8 +176,10 @@ def by_path(plans: Mapping[str, Plan], /, rest: Plan | None = None) -> Plan:
         >>> model.layers[0].weight.placements, model.layers[1].weight.placements
         ((Shard(dim=0),), (Replicate(),))
     """
-    rules = [(re.compile(pattern), plan) for pattern, plan in plans.items()]
     rest = replicate() if rest is None else rest
+    for each in (*plans.values(), rest):
+        require_plan(each, "by_path")
+    rules = [(re.compile(pattern), plan) for pattern, plan in plans.items()]
 
     def plan(path: str, x: Tensor, mesh: DeviceMesh) -> Mapping[int, int]:
         for pattern, each in rules:
@@ -173,5 +187,38 @@ def by_path(plans: Mapping[str, Plan], /, rest: Plan | None = None) -> Plan:
                 return each(path, x, mesh)
         return rest(path, x, mesh)
 
-    plan.patterns = [pattern for pattern, _ in rules]  # type: ignore[attr-defined]
+    return _with_patterns(plan, [*plans.values(), rest], [pattern for pattern, _ in rules])
+
+
+def _with_patterns(plan: Plan, inside: Iterable[Plan], own: Sequence[re.Pattern[str]] = ()) -> Plan:
+    """A plan that says by which expressions it chooses, those of the plans inside it too."""
+    of_others = [pattern for each in inside for pattern in getattr(each, "patterns", ())]
+    plan.patterns = [*own, *of_others]  # type: ignore[attr-defined]
     return plan
+
+
+def require_plan(plan: object, function: str, /) -> None:
+    """Refuse what is no plan.
+
+    Args:
+        plan: what was given for one.
+        function: that it was given to, to be named.
+
+    Raises:
+        TypeError: it can't be called with a path, a tensor and a mesh.
+    """
+    if not callable(plan):
+        raise TypeError(
+            f"{function} got {plan!r} for a plan; write one, such as fluxlike.distributed.shard(), or a "
+            "function of path, tensor and mesh"
+        )
+    try:
+        inspect.signature(plan).bind("", None, None)
+    except ValueError:  # of a builtin, which doesn't say what it takes
+        return
+    except TypeError:
+        name = getattr(plan, "__name__", repr(plan))
+        raise TypeError(
+            f"{function} got {name} for a plan, which can't be called with a path, a tensor and a mesh; "
+            f"write the plan that it makes, {name}(…)"
+        ) from None

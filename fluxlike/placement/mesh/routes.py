@@ -19,6 +19,7 @@ from fluxlike.placement.mesh import (
     routes_recurrent,
     routes_rows,
     routes_sums,
+    routes_vectors,
     routes_whole,
 )
 from fluxlike.placement.mesh.rowwise import Rowwise
@@ -48,6 +49,6 @@ ROUTES[F.grid_sample] = Rowwise(0, 1, "input", "grid")
 ROUTES[F.batch_norm] = batch_norm
 for _kind in (
     routes_rows, routes_axes, routes_attention, routes_recurrent, routes_losses, routes_whole, routes_random,
-    routes_in_place, routes_sums,
+    routes_in_place, routes_sums, routes_vectors,
 ):  # fmt: skip
     ROUTES.update(_kind.ROUTES)

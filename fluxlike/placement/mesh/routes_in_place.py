@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -48,12 +47,6 @@ def _signature(func: Any) -> inspect.Signature:
 def _set_item(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """``x[index] = value``: by rows where it says the same of all rows, else on all of them."""
     x, index, value = args
-    traced = torch.is_grad_enabled() and isinstance(value, Tensor) and value.requires_grad
-    if type(x) is DTensor and traced:  # a plain tensor, of which this is only another view
-        raise TypeError(
-            f"x[…] = value: the value is over a mesh, and autograd can't follow it into x, a plain tensor of "
-            f"shape {tuple(x.shape)}; make x from data over the mesh, such as data.new_zeros(…)"
-        )
 
     def changed(x: Tensor, index: Any, value: Any) -> Tensor:
         y = x.clone()

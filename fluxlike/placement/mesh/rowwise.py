@@ -13,8 +13,8 @@ from torch.distributed.tensor.placement_types import Placement
 from fluxlike._private.dtensors import local_of, of_local, spec_over
 
 __all__ = [
-    "ANY", "Divided", "Rowwise", "Whole", "common", "enter", "fitting", "leave", "over_rows", "tensors_over",
-    "whole",
+    "ANY", "Divided", "Rowwise", "Whole", "common", "differentiable_again", "enter", "fitting", "leave",
+    "over_rows", "tensors_over", "whole",
 ]  # fmt: skip
 
 #: More axes than a tensor has: nothing is mixed along any of them.
@@ -216,9 +216,20 @@ def leave(local: Tensor, mesh: Any, placements: Sequence[Placement]) -> DTensor:
         return of_local(local, spec)
     meta = spec.tensor_meta
     assert meta is not None
-    return DTensor.from_local(
+    new = DTensor.from_local(
         local, mesh, placements, run_check=False, shape=meta.shape, stride=tuple(meta.stride)
     )
+    return differentiable_again(new)
+
+
+def differentiable_again(x: DTensor) -> DTensor:
+    """What was made of local tensors, with a gradient of its placements before it gets to them.
+
+    DTensor would bring the gradient there by what can't be differentiated, and say nothing.
+    """
+    placements = x.placements  # not the tensor, which would never be freed
+    x.register_hook(lambda g: g.redistribute(placements=placements))
+    return x
 
 
 def over_rows(out: Any, mesh: Any, placements: Sequence[Placement]) -> Any:

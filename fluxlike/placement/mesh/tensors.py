@@ -18,6 +18,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor.placement_types import Placement
 
 from fluxlike._private.dtensors import beneath, local_of, of_local, spec_of, spec_over
+from fluxlike.placement.mesh.rowwise import differentiable_again
+from fluxlike.placement.mesh.unknown import explained
 from fluxlike.placement.mesh.used import DONATED
 
 __all__ = ["Batched", "GivenAway", "MeshTensor", "Stored", "data_dims", "gathered", "replicated"]
@@ -28,6 +30,8 @@ MODEL_AXES = ("model", "tensor")
 
 class MeshTensor(DTensor):
     """A tensor over a mesh."""
+
+    engine_alone = True  # read by `_private.autograd`: torch functions are ours in the backward pass, too
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,6 +72,9 @@ _PASSED = {
     Tensor.untyped_storage, Tensor.data_ptr,
 }  # fmt: skip
 
+#: Functions that give the same tensor with another history: what is divided stays so.
+_SAME = {Tensor.detach, torch.detach, Tensor.detach_, torch.detach_}
+
 #: Functions that read numbers: those of the whole tensor, gathered, so that every rank reads the same.
 _READ = {
     Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__,
@@ -81,9 +88,12 @@ ROUTES: dict[Any, Any] = {}
 
 def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """A torch function of arguments of which some are over a mesh."""
-    if func in _PASSED or getattr(func, "__name__", "") == "__get__":
+    if func in _PASSED:
         with beneath():
             return func(*args, **kwargs)
+    if func in _SAME or getattr(func, "__name__", "") == "__get__":  # of x.shape, but of x.mT and x.real, too
+        with beneath():
+            return _kind(func(*args, **kwargs), type(args[0]))
     if func in _READ:
         return func(*(x.full_tensor() if isinstance(x, DTensor) else x for x in args), **kwargs)
     batched: MeshTensor | None = None
@@ -99,16 +109,23 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     some = batched if batched is not None else stored
     assert some is not None
     kind = Stored if batched is None else Batched
+    if plain and args and type(args[0]) is Tensor and _writes(func):
+        _require_no_graph(func, args, kwargs)
     if stored is not None or plain:
         mesh = some.device_mesh
-
         args = tuple(_meeting(x, mesh, batched is None) for x in args)
         kwargs = {name: _meeting(x, mesh, batched is None) for name, x in kwargs.items()}
     with beneath():
         route = ROUTES.get(func)
-        out = NotImplemented if route is None else route(func, args, kwargs)
-        if out is NotImplemented:
-            out = func(*args, **kwargs)
+        try:
+            out = NotImplemented if route is None else route(func, args, kwargs)
+            if out is NotImplemented:
+                out = func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError) as error:
+            better = explained(error, func, args, kwargs)
+            if better is None:
+                raise
+            raise better from error
     return _kind(out, kind)
 
 
@@ -120,6 +137,24 @@ def _meeting(x: Any, mesh: DeviceMesh, alone: bool) -> Any:
     if isinstance(x, (tuple, list)) and type(x) in (tuple, list):
         return type(x)(_meeting(part, mesh, alone) for part in x)
     return x
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function changes its first argument."""
+    name = getattr(func, "__name__", "")
+    operator = name.startswith("__i") and name != "__invert__"
+    return operator or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _require_no_graph(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in _tensors(args[1:], kwargs)):
+        x = args[0]
+        what = "x[…] = value" if func is Tensor.__setitem__ else f"x.{func.__name__}(value)"
+        raise TypeError(
+            f"{what}: the value is over a mesh, and autograd can't follow it into x, a plain tensor of shape "
+            f"{tuple(x.shape)}; make x from data over the mesh, such as data.new_zeros(…), or write what "
+            "gives a new tensor"
+        )
 
 
 def _tensors(args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
@@ -181,7 +216,7 @@ def replicated(x: Tensor, mesh: DeviceMesh, /) -> DTensor:
     """A plain tensor, which every rank has alike, over a mesh."""
     placements = [Replicate()] * mesh.ndim
     if x.requires_grad:
-        return DTensor.from_local(x, mesh, placements, run_check=False)
+        return differentiable_again(DTensor.from_local(x, mesh, placements, run_check=False))
     return of_local(x, spec_over(mesh, placements, x.shape, x))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.overrides import resolve_name
 
 from fluxlike.placement.mesh.rowwise import tensors_over
 
-__all__ = ["explained"]
+__all__ = ["explained", "explaining"]
+
+_MAPPED = "Cannot access storage of BatchedTensorImpl"  # by torch.func.vmap
 
 _WORDS = (
     "does not have a sharding strategy",
@@ -18,6 +21,7 @@ _WORDS = (
     "not supported with DTensor",
     "not supported for tensor subclasses",
     "in-place operations that require placement changes",
+    _MAPPED,
 )
 
 
@@ -39,14 +43,35 @@ def explained(
         what = "the derivative of a function"
     else:
         name = resolve_name(func) or getattr(func, "__name__", str(func))
-        found = [
-            f"{tuple(x.shape)} {', '.join(map(str, x.placements))}"
-            for x in tensors_over([list(args), list((kwargs or {}).values())])
-        ]
+        tensors = list(tensors_over([list(args), list((kwargs or {}).values())]))
+        meshes = [x.device_mesh for x in tensors]
+        if any(mesh != meshes[0] for mesh in meshes):
+            shapes = [dict(zip(mesh.mesh_dim_names or (), mesh.shape, strict=False)) for mesh in meshes]
+            return ValueError(
+                f"{name} of tensors over several meshes, {', '.join(map(str, shapes))}; a computation is "
+                "over one: bring all to it, to_device(tree, mesh, plan) and shard_batch(batch, mesh)"
+            )
+        found = [f"{tuple(x.shape)} {', '.join(map(str, x.placements))}" for x in tensors]
         what = f"{name} of tensors over a mesh, {'; '.join(found)},"
+    if _MAPPED in text:
+        return NotImplementedError(
+            f"{what} under torch.func.vmap: write fluxlike.vmap, which knows of meshes"
+        )
     reason = " ".join(text.split())
     return NotImplementedError(
         f"{what} has no rule there ({reason[:160]}). Where it takes rows one by one, write "
         "fluxlike.distributed.on_rows(f, model, x), which calls f with this rank's rows; else "
         "fluxlike.distributed.on_all_rows(f, model, x), which calls it with all of them"
     )
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Explain what a backward pass raises inside."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        better = explained(error)
+        if better is None:
+            raise
+        raise better from error

@@ -37,8 +37,14 @@ class Mesh(Protocol):
     def alike(self, x: Any, y: Any, /) -> bool:
         """Whether two tensors are divided in the same way."""
 
+    def together(self, x: Any, y: Any, /) -> bool:
+        """Whether two tensors are over one mesh, or both over none."""
+
+    def where(self, x: Any, /) -> str:
+        """Where a tensor is, in words: on a device, or over a mesh."""
+
     def divided(self, x: Tensor, like: Tensor, /) -> Tensor:
-        """A plain tensor, which every rank has alike, divided as another is."""
+        """A tensor, a plain one of which every rank has alike, divided as another is."""
 
     def consumed(self, x: Any, /) -> None:
         """Turn a tensor over a mesh whose memory was given away into one that can't be used."""
@@ -54,6 +60,9 @@ class Mesh(Protocol):
 
     def gathering(self, handles: Sequence[Tensor], /) -> AbstractContextManager[None]:
         """What the forward pass of a gradient with respect to these parameters runs in."""
+
+    def explaining(self) -> AbstractContextManager[None]:
+        """What a backward pass runs in, so that its errors say what to write instead."""
 
     def settled(self, x: Tensor, /) -> Tensor:
         """A tensor without a pending sum over the ranks."""
