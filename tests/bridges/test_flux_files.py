@@ -631,8 +631,7 @@ def in_a_process_of_its_own(path):
     return run.stdout.strip()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_mutants_are_refused_or_read_and_take_no_memory(seed, tmp_path):
+def test_mutants_are_refused_or_read_and_take_no_memory(tmp_path):
     writer = jl.Writer()
     values = {
         "layers": ((), conv(3, 2, 3, 4), dense(40, 40)),
@@ -644,7 +643,7 @@ def test_mutants_are_refused_or_read_and_take_no_memory(seed, tmp_path):
     path = tmp_path / "model.jld2"
     path.write_bytes(writer.finished({"model_state": writer.group(links, at_first=1)}))
     like = "dict(like=fl.f64(fl.Chain(fl.relu, fl.Conv((2, 3), 3, 4), fl.Dense(40, 40))))"
-    script = [sys.executable, str(HERE / "fuzz_foreign_files.py"), str(path), like, "400", str(400 * seed)]
+    script = [sys.executable, str(HERE / "fuzz_foreign_files.py"), str(path), like, "400", "0"]
     run = subprocess.run(script, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     refused, megabytes = map(int, run.stdout.split())

@@ -158,7 +158,6 @@ TORCHVISION: dict[str, Wrapped] = {
     "inception": Wrapped(
         partial(inception, aux_logits=False, transform_input=True), images(75, batch=8), of_classes
     ),
-    "inception, auxiliary": Wrapped(inception, images(299, batch=2), of_classes),
     "squeezenet": Wrapped(partial(member, "SqueezeNet", "1_1"), images(32), of_classes),
     "mobilenetv2": Wrapped(
         partial(

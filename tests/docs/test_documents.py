@@ -4,12 +4,17 @@ import importlib
 import importlib.util
 import inspect
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 import fluxlike as fl
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from fluxlike._private.compiler import build
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,7 +73,9 @@ def is_missing(package):
     "document",
     [pytest.param(d, id=d.name, marks=pytest.mark.slow if d.name in COMPILED else ()) for d in WITH_CODE],
 )
-def test_the_code_blocks_of_a_document_run_from_top_to_bottom(document):
+def test_the_code_blocks_of_a_document_run_from_top_to_bottom(document, monkeypatch):
+    if document.name not in COMPILED:  # the graphs of jit as they are recorded, without Inductor's kernels
+        monkeypatch.setattr(build, "_can_compile", lambda: False)
     torch.manual_seed(0)
     namespace = {"__name__": "document"}
     text = document.read_text()

@@ -25,9 +25,6 @@ ROWS: list[Row] = [row for name in MODULES for row in importlib.import_module(na
 
 every_layer = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 both_modes = pytest.mark.parametrize("mode", ["train", "test"])
-both_compilers = pytest.mark.parametrize(
-    "compiled", [pytest.param(False, id="traced"), pytest.param(True, id="compiled", marks=pytest.mark.slow)]
-)
 
 
 @pytest.fixture(autouse=True)
@@ -505,9 +502,26 @@ def test_every_layer_has_a_row():
     assert sorted(kind.__name__ for kind in callables - held) == []
 
 
-@every_layer
-@both_modes
-@both_compilers
+#: Those whose kernels in test mode are no part of what training runs.
+OF_THE_MODE = [
+    row for name in ("rows_normalise", "rows_reparametrise") for row in importlib.import_module(name).ROWS
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "mode", "compiled"),
+    [
+        pytest.param(
+            row, mode, compiled,
+            id=f"{row.name}-{mode}-{'compiled' if compiled else 'traced'}",
+            marks=pytest.mark.slow if compiled else (),
+        )
+        for row in ROWS
+        for mode in ("train", "test")
+        for compiled in (False, True)
+        if mode == "train" or not compiled or row in OF_THE_MODE
+    ],
+)  # fmt: skip
 def test_jit_gives_the_outputs_gradients_and_buffers_of_eager(
     row: Row, mode: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ):

@@ -341,7 +341,8 @@ def rows(model: Any, x: Tensor, state: Any, length: Tensor) -> Any:
 
 
 @every_layer
-def test_what_lies_past_the_end_has_no_effect(layer: Any):
+def test_what_lies_past_the_end_has_no_effect(layer: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "_can_compile", lambda: False)
     model, x, lengths = fl.f64(layer(3, 4, bidirectional=True)), floats(2, 6, 3), torch.tensor([4, 2])
     other = x.clone()
     other[0, 4:], other[1, 2:] = 1e3, 1e3
@@ -399,7 +400,8 @@ class Counting:
         return {"mean": total / (state["steps"] + 1)[:, None]}, {"sum": total, "steps": state["steps"] + 1}
 
 
-def test_a_cell_of_a_users_own_runs_over_tokens_with_any_state():
+def test_a_cell_of_a_users_own_runs_over_tokens_with_any_state(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "_can_compile", lambda: False)
     model, tokens = fl.Recurrence(fl.f64(Counting())), torch.randint(5, (3, 4))
     vectors = model.cell.table(tokens)
     y, state = model(tokens, model.initial_state(tokens))
@@ -447,7 +449,10 @@ def test_dropout_acts_between_layers_in_train_mode_only(layer: Any):
 
 
 @every_layer
-def test_dropout_under_a_key_is_the_same_eager_traced_and_by_formula(layer: Any):
+def test_dropout_under_a_key_is_the_same_eager_traced_and_by_formula(
+    layer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(build, "_can_compile", lambda: False)
     model, x, key = fl.f64(layer(3, 4, num_layers=3, dropout=0.5)), floats(2, 5, 3), fl.Key(4)
 
     def run(model: Any, key: Any) -> Any:

@@ -351,7 +351,8 @@ def test_learners_may_be_fitted_in_several_threads():
     assert all(same(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_a_compiled_learner_gives_the_numbers_of_an_eager_one_from_two_traces():
+@pytest.mark.parametrize("engine", ["recorded", pytest.param("kernels", marks=pytest.mark.slow)])
+def test_a_compiled_learner_gives_the_numbers_of_an_eager_one_from_two_traces(engine):
     key = fl.Key(0)  # draws of a key are the same under jit
     eager = fl.fit(learner(key=key), 3)
     compiled = fl.fit(learner(key=key, jit=True), 3)

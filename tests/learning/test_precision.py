@@ -14,6 +14,12 @@ X, Y = torch.randn(32, 4), torch.randint(0, 3, (32,))
 BATCHES = [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 32, 8)]
 
 
+@pytest.fixture(autouse=True)
+def same_weights():
+    """Whether a gradient overflows in float16 at first depends on the weights."""
+    torch.manual_seed(0)
+
+
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -143,7 +149,9 @@ def test_a_step_whose_gradients_overflow_leaves_no_trace_but_a_lower_scale():
     assert start.loss_scale.scale == 65536
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "precision", ["bf16", "fp16", pytest.param("fp16", id="fp16, kernels", marks=pytest.mark.slow)]
+)
 def test_a_compiled_learner_has_the_numbers_and_the_scales_of_an_eager_one_from_one_trace(precision):
     start = fl.Chain(fl.Dense(4, 16), fl.BatchNorm(16), fl.relu, fl.Dense(16, 3))
     eager, compiled = (

@@ -7,22 +7,23 @@ import rows_cnn
 import torch
 from torch import nn
 from torchvision_here import torchvision
-from zoo_parity import assert_same_as
+from zoo_parity import assert_same_as, assert_same_scores, on_meta
 
 import fluxlike as fl
 from fluxlike.models.alexnet import AlexNet, AlexNetConfig
-from fluxlike.models.densenet import DENSENETS, DenseNet, DenseNetConfig
-from fluxlike.models.squeezenet import SQUEEZENETS, SqueezeNet, SqueezeNetConfig
+from fluxlike.models.densenet import DenseNet, DenseNetConfig
+from fluxlike.models.squeezenet import SqueezeNet, SqueezeNetConfig
 from fluxlike.models.vgg import VGG, VGGS, VGGConfig
 
+#: The smallest of each family; `test_published_sizes` has all.
 MODELS = {
     "alexnet": AlexNet,
-    **{f"vgg{depth}": partial(VGG, depth) for depth in VGGS},
-    **{f"vgg{depth}_bn": partial(VGG, depth, batchnorm=True) for depth in VGGS},
-    **{f"squeezenet{version.replace('.', '_')}": partial(SqueezeNet, version) for version in SQUEEZENETS},
-    **{f"densenet{depth}": partial(DenseNet, depth) for depth in DENSENETS},
+    "vgg11": partial(VGG, 11),
+    "vgg11_bn": partial(VGG, 11, batchnorm=True),
+    "squeezenet1_0": partial(SqueezeNet, "1.0"),
+    "squeezenet1_1": partial(SqueezeNet, "1.1"),
+    "densenet121": partial(DenseNet, 121),
 }
-QUICK = {"squeezenet1_0", "squeezenet1_1", "densenet121"}
 
 
 def images(size=64, dtype=torch.float64):
@@ -30,11 +31,19 @@ def images(size=64, dtype=torch.float64):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
+    "name",
+    ["squeezenet1_0", "squeezenet1_1", "densenet121", pytest.param("alexnet", marks=pytest.mark.slow)],
 )
 def test_a_network_with_torchvisions_weights_gives_torchvisions_scores(name):
     theirs = torchvision().models.get_model(name, weights=None, num_classes=10)
-    assert_same_as(MODELS[name](nclasses=10), theirs, images())
+    assert_same_as(on_meta(MODELS[name], nclasses=10), theirs, images())
+
+
+@pytest.mark.slow
+def test_a_vgg_with_torchvisions_weights_gives_torchvisions_scores():
+    """Of 129 million weights, so that a step of training is left to those of few channels."""
+    theirs = torchvision().models.vgg11(weights=None, num_classes=10, init_weights=False)
+    assert_same_scores(on_meta(VGG, 11, nclasses=10), theirs, images())
 
 
 def theirs_in_small(name, features, channels, places):
@@ -80,7 +89,7 @@ def test_a_densenet_with_timms_weights_gives_timms_scores():
     torchvision()
     timm = pytest.importorskip("timm")
     theirs = timm.create_model("densenet121", pretrained=False, num_classes=10)
-    assert_same_as(DenseNet(121, nclasses=10), theirs, images())
+    assert_same_as(on_meta(DenseNet, 121, nclasses=10), theirs, images())
 
 
 def test_a_densenet_takes_the_names_of_torchvisions_first_checkpoints():
@@ -97,16 +106,6 @@ def test_a_densenet_takes_the_names_of_torchvisions_first_checkpoints():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_network_has_as_many_parameters_as_published(name):
-    with torch.device("meta"):
-        model = MODELS[name]()
-    published = torchvision().models.get_model_weights(name).DEFAULT.meta["num_params"]
-    assert sum(x.numel() for x in fl.trainables(model)) == published
-
-
-@pytest.mark.parametrize(
-    "name", ["alexnet", "vgg11", "vgg11_bn", "squeezenet1_0", "squeezenet1_1", "densenet121"]
-)
 def test_the_smallest_images_are_as_published(name):
     with torch.device("meta"):
         model = MODELS[name]()

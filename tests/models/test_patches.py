@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torchvision_here import torchvision
-from zoo_parity import assert_same_as
+from zoo_parity import assert_same_as, on_meta
 
 import fluxlike as fl
 from fluxlike.models.convmixer import ConvMixer, ConvMixerConfig
@@ -96,82 +96,47 @@ def test_a_small_network_gives_the_scores_of_the_other_library(ours, theirs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (lambda: ConvNeXt("tiny", nclasses=10), "convnext_tiny"),
-        (lambda: ConvNeXt("small", nclasses=10), "convnext_small"),
-        (lambda: ConvNeXt("base", nclasses=10), "convnext_base"),
-        (lambda: ConvNeXt("large", nclasses=10), "convnext_large"),
-        (lambda: ViT("base", image_size=64, nclasses=10), "vit_b_16"),
-        (lambda: ViT("base", image_size=64, patch_size=32, nclasses=10), "vit_b_32"),
-        (lambda: ViT("large", image_size=64, nclasses=10), "vit_l_16"),
-    ],
-)
-def test_a_network_with_torchvisions_weights_gives_torchvisions_scores(make, name):
-    size = {"image_size": 64} if name.startswith("vit") else {}
-    theirs = torchvision().models.get_model(name, weights=None, num_classes=10, **size)
-    assert_same_as(make(), theirs, images(64))
+def test_a_convnext_with_torchvisions_weights_gives_torchvisions_scores():
+    theirs = torchvision().models.convnext_tiny(weights=None, num_classes=10)
+    assert_same_as(on_meta(ConvNeXt, "tiny", nclasses=10), theirs, images(64))
 
 
 @pytest.mark.parametrize(
     ("make", "which", "name"),
     [
         (ConvNeXt, "atto", "convnext_atto"),
-        slow(ConvNeXt, "femto", "convnext_femto"),
-        slow(ConvNeXt, "pico", "convnext_pico"),
-        slow(ConvNeXt, "nano", "convnext_nano"),
-        slow(ConvNeXt, "tiny", "convnext_tiny"),
-        slow(ConvNeXt, "small", "convnext_small"),
         slow(ConvMixer, (768, 32), "convmixer_768_32"),
-        slow(ConvMixer, (1024, 20), "convmixer_1024_20_ks9_p14"),
-        slow(ConvMixer, (1536, 20), "convmixer_1536_20"),
     ],
 )
 def test_a_network_for_images_of_any_size_gives_timms_scores(make, which, name):
-    assert_same_as(make(which, nclasses=10), timm_model(name), images(64))
+    assert_same_as(on_meta(make, which, nclasses=10), timm_model(name), images(64))
 
 
 @pytest.mark.parametrize(
-    ("make", "which", "size", "name"),
+    ("make", "which", "name"),
     [
-        slow(MLPMixer, "small", 32, "mixer_s16_224"),
-        slow(MLPMixer, "base", 64, "mixer_b16_224"),
-        slow(MLPMixer, "large", 32, "mixer_l16_224"),
-        slow(ResMLP, 12, 32, "resmlp_12_224"),
-        slow(ResMLP, 24, 64, "resmlp_24_224"),
-        slow(ResMLP, 36, 64, "resmlp_36_224"),
-        slow(ResMLP, "big", 32, "resmlp_big_24_224"),
-        (gMLP, "tiny", 32, "gmlp_ti16_224"),
-        slow(gMLP, "small", 64, "gmlp_s16_224"),
-        slow(gMLP, "base", 32, "gmlp_b16_224"),
-        (ViT, "tiny", 32, "vit_tiny_patch16_224"),
-        slow(ViT, "small", 64, "vit_small_patch16_224"),
-        slow(ViT, "base", 64, "vit_base_patch16_224"),
+        slow(MLPMixer, "small", "mixer_s16_224"),
+        slow(ResMLP, 12, "resmlp_12_224"),
+        (gMLP, "tiny", "gmlp_ti16_224"),
+        (ViT, "tiny", "vit_tiny_patch16_224"),
     ],
 )
-def test_a_network_for_images_of_one_size_gives_timms_scores(make, which, size, name):
-    theirs = timm_model(name, img_size=size)
-    assert_same_as(make(which, image_size=size, nclasses=10), theirs, images(size))
-
-
-@pytest.mark.slow
-def test_a_mixer_of_larger_patches_gives_timms_scores():
-    theirs = timm_model("mixer_s32_224", img_size=64)
-    assert_same_as(MLPMixer("small", image_size=64, patch_size=32, nclasses=10), theirs, images(64))
+def test_a_network_for_images_of_one_size_gives_timms_scores(make, which, name):
+    theirs = timm_model(name, img_size=32)
+    assert_same_as(on_meta(make, which, image_size=32, nclasses=10), theirs, images(32))
 
 
 def test_a_vit_without_a_token_of_the_class_gives_timms_scores():
     theirs = timm_model(
         "vit_tiny_patch16_224", img_size=32, class_token=False, global_pool="avg", fc_norm=False
     )
-    assert_same_as(ViT("tiny", image_size=32, nclasses=10, pool="mean"), theirs, images(32))
+    assert_same_as(on_meta(ViT, "tiny", image_size=32, nclasses=10, pool="mean"), theirs, images(32))
 
 
 def test_an_image_may_be_wider_than_high():
     theirs = timm_model("vit_tiny_patch16_224", img_size=(32, 48))
     x = torch.randn(2, 3, 32, 48, dtype=torch.float64)
-    assert_same_as(ViT("tiny", image_size=(32, 48), nclasses=10), theirs, x)
+    assert_same_as(on_meta(ViT, "tiny", image_size=(32, 48), nclasses=10), theirs, x)
 
 
 SMALL = ViTConfig(num_heads=2, **PATCHED)
@@ -204,34 +169,6 @@ def test_a_vit_with_transformers_weights_gives_its_scores(eps, tmp_path):
     theirs.save_pretrained(tmp_path)  # under the names that the published files have
     read = fl.models.load_weights(tmp_path, fl.f64(ours))
     assert torch.equal(read(images(32)), model(images(32)))
-
-
-# Numbers of parameters
-
-
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (lambda: ConvNeXt("tiny"), "convnext_tiny"),
-        (lambda: ConvNeXt("small"), "convnext_small"),
-        (lambda: ConvNeXt("base"), "convnext_base"),
-        (lambda: ConvNeXt("large"), "convnext_large"),
-        (lambda: ViT("base"), "vit_b_16"),
-        (lambda: ViT("base", patch_size=32), "vit_b_32"),
-        (lambda: ViT("large"), "vit_l_16"),
-        (lambda: ViT("large", patch_size=32), "vit_l_32"),
-        (lambda: ViT("huge"), "vit_h_14"),
-    ],
-)
-def test_a_network_has_as_many_parameters_as_torchvision_published(make, name):
-    published = [
-        weights.meta["num_params"]
-        for weights in torchvision().models.get_model_weights(name)
-        if weights.transforms.keywords["crop_size"] == 224
-    ]
-    with torch.device("meta"):
-        count = sum(x.numel() for x in fl.trainables(make()))
-    assert set(published) == {count}
 
 
 # What they are made of

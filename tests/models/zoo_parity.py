@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fluxlike as fl
 
-__all__ = ["assert_same_as", "scrambled"]
+__all__ = ["assert_same_as", "assert_same_scores", "on_meta", "scrambled"]
 
 
 def scrambled(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -25,6 +25,12 @@ def scrambled(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
+def on_meta(make: Callable[..., Any], /, *args: Any, **settings: Any) -> Any:
+    """What is made, of shapes alone: neither drawn nor held in memory."""
+    with torch.device("meta"):
+        return make(*args, **settings)
+
+
 def assert_same_as(
     ours: Any, theirs: nn.Module, *inputs: Tensor, output: Callable[[Any], Tensor] = lambda y: y
 ) -> Any:
@@ -33,7 +39,7 @@ def assert_same_as(
     Scores and every tensor after the step agree in float64 to 1e-9 of the largest number.
 
     Args:
-        ours: a model of the zoo, whose own weights don't matter.
+        ours: a model of the zoo, whose own weights don't matter; may be on the meta device.
         theirs: that of another library.
         inputs: of several examples; floating ones in float64.
         output: of what theirs gives, the scores, classes last. (default: all of it)
@@ -41,6 +47,15 @@ def assert_same_as(
     Returns:
         Ours with the weights, before the step.
     """
+    model = assert_same_scores(ours, theirs, *inputs, output=output)
+    _assert_same_step(model, theirs, *inputs, output=output)
+    return model
+
+
+def assert_same_scores(
+    ours: Any, theirs: nn.Module, *inputs: Tensor, output: Callable[[Any], Tensor] = lambda y: y
+) -> Any:
+    """The part of `assert_same_as` that trains nothing: the scores, and how many parameters there are."""
     theirs = _with_statistics(scrambled(theirs), *inputs)
     model = fl.models.load_weights(theirs.state_dict(), fl.f64(ours))
     with torch.no_grad():
@@ -48,9 +63,7 @@ def assert_same_as(
     assert wanted.isfinite().all()
     assert _largest(wanted - wanted.mean(0)) > 1e-3 * _largest(wanted), "theirs tells no examples apart"
     _assert_close(y, wanted, "the scores")
-    counts = [sum(x.numel() for x in xs) for xs in (fl.trainables(model), theirs.parameters())]
-    assert counts[0] == counts[1]
-    _assert_same_step(model, theirs, *inputs, output=output)
+    assert _count(fl.trainables(model)) == _count(theirs.parameters())
     return model
 
 
@@ -68,14 +81,16 @@ def _assert_same_step(
     lr = 1 / max(float(_largest(x.grad)) for x in theirs.parameters() if x.grad is not None)
     state = theirs.state_dict(keep_vars=True)
     state = {name: x.detach() if x.grad is None else x.detach() - lr * x.grad for name, x in state.items()}
+    theirs.zero_grad()
     trained = fl.models.load_weights(state, model)
+    del state
 
     value, grads = fl.withgradient(lambda model: _loss(model(*inputs)), model)
     new, _ = fl.update(fl.setup(fl.Descent(lr), model), model, grads)
     _assert_close(value, wanted.detach(), "the loss")
     fl.fmap_with_path(lambda path, x, y: _assert_close(x, y, path), new, trained)
 
-    theirs.eval().zero_grad()
+    theirs.eval()
     for name, x in theirs.named_buffers():
         x.copy_(buffers[name])
 
@@ -123,6 +138,10 @@ def _training_norms(model: Any) -> Any:
         return isinstance(x, fl.BatchNorm)
 
     return fl.fmap(lambda x: fl.automode(x) if is_norm(x) else x, fl.testmode(model), is_leaf=is_norm)
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(x.numel() for x in parameters)
 
 
 def _drawn(x: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -1,11 +1,21 @@
-"""Every test of `jit` runs twice: over the recorded graph alone, which is quick, and compiled."""
+"""Every test of `jit` runs twice: over the recorded graph alone, which is quick, and compiled.
+
+A file whose promises are kept before a graph is built says ``RECORDED_ALONE = True``, and runs once.
+"""
 
 import warnings
 
 import pytest
 
 
-@pytest.fixture(params=["recorded", pytest.param("compiled", marks=pytest.mark.slow)], autouse=True)
+def pytest_generate_tests(metafunc):
+    if "engine" in metafunc.fixturenames:
+        alone = getattr(metafunc.module, "RECORDED_ALONE", False)
+        compiled = [] if alone else [pytest.param("compiled", marks=pytest.mark.slow)]
+        metafunc.parametrize("engine", ["recorded", *compiled], indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def engine(request, monkeypatch):
     """What runs the graphs: torch's operations one by one, as without a C++ compiler, or Inductor."""
     if request.param == "recorded":

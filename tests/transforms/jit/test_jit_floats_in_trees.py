@@ -5,6 +5,8 @@ import torch
 
 import fluxlike as fl
 
+RECORDED_ALONE = True
+
 D = torch.float64
 
 

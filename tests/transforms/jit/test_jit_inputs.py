@@ -8,6 +8,8 @@ import torch
 
 import fluxlike as fl
 
+RECORDED_ALONE = True
+
 ARRAYS = {
     "plain": np.arange(6.0).reshape(2, 3),
     "read-only": np.broadcast_to(np.arange(3.0), (2, 3)),
