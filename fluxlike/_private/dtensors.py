@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor.placement_types import Placement
 
-__all__ = ["beneath", "of_local", "local_of", "Spec", "spec_of", "spec_over", "storage_of"]
+__all__ = ["Spec", "WeakStorage", "beneath", "local_of", "of_local", "spec_of", "spec_over", "storage_of"]
 
 Spec = DTensorSpec
 
@@ -33,6 +33,16 @@ def spec_of(x: DTensor, /) -> Spec:
 def storage_of(x: Tensor, /) -> int:
     """What tells the memory of a tensor apart from that of others, as long as it lives; in a trace, too."""
     return x.untyped_storage()._cdata
+
+
+class WeakStorage:
+    """Holds the place of a tensor's memory, not the memory: meanwhile no other has the same `storage_of`."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._reference = x.untyped_storage()._weak_ref()
+
+    def __del__(self) -> None:
+        torch.UntypedStorage._free_weak_ref(self._reference)
 
 
 def spec_over(

@@ -152,7 +152,9 @@ class Called:
     def _gathering(self) -> contextlib.AbstractContextManager[None]:
         """What gathers parameters over a mesh for this call, where nothing encloses it."""
         known = used.mesh()
-        return _NOTHING if known is None or enclosed(1) else known.gathering(self.handles)
+        if known is None or enclosed(1):
+            return _NOTHING
+        return known.gathering(self.handles, flatten(self._args)[0])
 
     def run_in_train_mode(self) -> Any:
         """`run`, in train mode where a differentiated argument holds a functor."""

@@ -162,7 +162,7 @@ class _Dropped:
         def run() -> None:
             *args, kwargs = self._template.fill(inputs)
             known = used.mesh()
-            together = nullcontext() if known is None else known.gathering(inputs)
+            together = nullcontext() if known is None else known.gathering((), inputs)
             with together, torch.enable_grad(), saved_tensors_hooks(keep, give):
                 self._f(*args, **kwargs)
 

@@ -79,3 +79,22 @@ def test_a_checkpoint_gathers_the_parameters_of_its_second_run_together():
     (_, sent), _ = run(gradients, 2, "fluxlike", "shard", False)
     (_, alone), _ = run(gradients, 2, None, "shard", False)
     assert sent <= alone + 2 * 2  # one gathering for each of two blocks, and what attention reads
+
+
+def of_a_part(plan, wrt):
+    torch.manual_seed(0)
+    model = fl.f64(fl.Chain(fl.Dense(4, 6), fl.BatchNorm(6, fl.tanh), fl.Dense(6, 2)))
+    x = torch.randn(6, 4, dtype=torch.float64)
+
+    def f(model, x):
+        return fl.checkpoint(lambda model, x: model(x))(model, x).square().mean()
+
+    expected = fl.withgradient(f, model, x, wrt=wrt)
+    over = fl.to_device(model, d.mesh(), PLANS[plan]()), d.shard_batch(x, d.mesh())
+    return differences(fl.withgradient(f, *over, wrt=wrt), expected)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("wrt", [None, ".layers[2]"])
+def test_a_checkpoint_of_buffers_and_frozen_parameters_gives_the_gradients_of_one_process(plan, wrt):
+    assert run(of_a_part, 2, plan, wrt) == [[], []]

@@ -42,7 +42,7 @@ def assigned(model, x):
     return total
 
 
-@pytest.mark.parametrize(("f", "what"), [(added, "x.add_(value)"), (assigned, "x[…] = value")])
+@pytest.mark.parametrize(("f", "what"), [(added, "x.add_(…)"), (assigned, "x[…] = value")])
 def test_a_value_that_autograd_follows_is_not_written_into_a_plain_tensor(f, what):
     for kind, text in run(words, 2, f):
         assert kind == "TypeError"

@@ -159,6 +159,27 @@ def test_a_call_can_wait_for_the_end_of_a_backward_pass() -> None:
     assert done == ["node", "end"]
 
 
+def test_each_backward_pass_has_a_number_and_outside_there_is_none() -> None:
+    numbers: list[int | None] = []
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            numbers.append(autograd.backward_pass())
+            return g
+
+    y = Node.apply(torch.ones(1, requires_grad=True)).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert autograd.backward_pass() is None
+    assert None not in numbers
+    assert len(set(numbers)) == 2
+
+
 def test_tensors_of_an_operation_are_found_and_replaced() -> None:
     x, y = torch.ones(1), torch.zeros(1)
     args = ((x, [y, 2]), {"out": x, "dim": 0})

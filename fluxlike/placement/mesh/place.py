@@ -54,7 +54,7 @@ def onto_mesh(tree: Any, mesh: DeviceMesh, plan: Plan | None = None, /) -> Any:
 
     def place(x: Any) -> Any:
         if isinstance(x, Assigned):
-            return Assigned(place(x.value))
+            return Assigned(new.get(id(x.value), x.value))
         return new.get(id(x), x)
 
     used.offer(_Known())
@@ -238,9 +238,9 @@ class _Known:
     def placed_as(self, grads: Sequence[Tensor | None], params: Sequence[Tensor], /) -> list[Tensor | None]:
         return placed_as(grads, params)
 
-    def gathering(self, handles: Sequence[Tensor], /) -> AbstractContextManager[None]:
+    def gathering(self, handles: Sequence[Tensor], leaves: Sequence[Any], /) -> AbstractContextManager[None]:
         reduce_early(handles)
-        return gathering(handles)
+        return gathering(leaves)
 
     def explaining(self) -> AbstractContextManager[None]:
         return explaining()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from fluxlike._private import collectives
+from fluxlike._private import autograd, collectives
 from fluxlike._private.dtensors import local_of, of_local, spec_over
 from fluxlike.placement.mesh.tensors import Stored
 
@@ -22,7 +22,9 @@ _REDUCER = "_fluxlike_reducer"  # the attribute of a handle that says where its 
 
 def reduce_early(handles: Sequence[Tensor], /) -> None:
     """Let the gradients of parameters that are whole on each rank travel while the backward pass goes on."""
-    whole = [x for x in handles if isinstance(x, Stored) and all(map(_is_whole, x.placements))]
+    whole = [
+        x for x in handles if isinstance(x, Stored) and x.requires_grad and all(map(_is_whole, x.placements))
+    ]
     for bucket in _buckets(whole):
         _Bucket(bucket)
 
@@ -32,11 +34,15 @@ def _is_whole(placement: Any) -> bool:
 
 
 class _Bucket:
-    """Parameters whose gradients are summed together as soon as the last one is there."""
+    """Parameters whose gradients are summed together as soon as the last one is there.
+
+    What it holds is of one backward pass; the `back` of a pullback may start several.
+    """
 
     def __init__(self, handles: Sequence[DTensor]) -> None:
         self._grads: dict[int, DTensor] = {}
         self._sum: _Sum | None = None
+        self._running: int | None = None
         for k, x in enumerate(handles):
             setattr(x, _REDUCER, (self, k))
             x.register_hook(self._arrival(k, x.placements, len(handles)))
@@ -45,6 +51,10 @@ class _Bucket:
         """What autograd calls with the gradient of one parameter."""
 
         def arrived(g: Any) -> None:
+            running = autograd.backward_pass()
+            if running != self._running:
+                self.forget()
+                self._running = running
             pending = _pending(g, placements) if isinstance(g, DTensor) and not g.requires_grad else None
             if pending is None or len(pending) != 1:
                 return
@@ -55,6 +65,10 @@ class _Bucket:
                 self._grads = {}
 
         return arrived
+
+    def forget(self) -> None:
+        """Let go of what a backward pass has left."""
+        self._grads, self._sum = {}, None
 
     def take(self, k: int, like: DTensor) -> DTensor | None:
         """The sum of one gradient, if it has started."""
@@ -91,14 +105,17 @@ def placed_as(grads: Sequence[Tensor | None], params: Sequence[Tensor], /) -> li
     """
     result = list(grads)
     together: dict[Any, list[int]] = {}
+    buckets: set[_Bucket] = set()
     for i, (g, x) in enumerate(zip(grads, params, strict=True)):
         if not isinstance(g, DTensor) or not isinstance(x, DTensor):
             continue
         bucket, k = getattr(x, _REDUCER, (None, 0))
-        early = None if bucket is None else bucket.take(k, x)
-        if early is not None:
-            result[i] = early
-            continue
+        if bucket is not None:
+            buckets.add(bucket)
+            early = bucket.take(k, x)
+            if early is not None:
+                result[i] = early
+                continue
         if g.placements == x.placements:
             result[i] = _stored(g)
             continue
@@ -107,6 +124,8 @@ def placed_as(grads: Sequence[Tensor | None], params: Sequence[Tensor], /) -> li
             result[i] = _stored(g.redistribute(placements=x.placements))
         else:
             together.setdefault((x.device_mesh, pending, g.dtype), []).append(i)
+    for bucket in buckets:
+        bucket.forget()
     for (mesh, pending, _), members in together.items():
         for bucket in _buckets(members, [local_of(grads[i]).nbytes for i in members]):  # type: ignore[arg-type]
             _reduce(bucket, mesh, pending, result, params)

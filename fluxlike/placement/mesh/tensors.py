@@ -9,6 +9,7 @@ or one that moves the data, take the way of `routes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -91,11 +92,12 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     if func in _PASSED:
         with beneath():
             return func(*args, **kwargs)
-    if func in _SAME or getattr(func, "__name__", "") == "__get__":  # of x.shape, but of x.mT and x.real, too
+    if func in _SAME or _is_attribute(func):  # such as x.shape, but also x.mT and x.real
         with beneath():
             return _kind(func(*args, **kwargs), type(args[0]))
     if func in _READ:
-        return func(*(x.full_tensor() if isinstance(x, DTensor) else x for x in args), **kwargs)
+        kwargs = {name: _read(x) for name, x in kwargs.items()}
+        return func(*map(_read, args), **kwargs)
     batched: MeshTensor | None = None
     stored: MeshTensor | None = None
     plain = False
@@ -129,6 +131,10 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     return _kind(out, kind)
 
 
+def _read(x: Any) -> Any:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
 def _meeting(x: Any, mesh: DeviceMesh, alone: bool) -> Any:
     if isinstance(x, Stored):
         return in_group(x) if alone else gathered(x)
@@ -139,6 +145,12 @@ def _meeting(x: Any, mesh: DeviceMesh, alone: bool) -> Any:
     return x
 
 
+def _is_attribute(func: Any) -> bool:
+    """Whether a function reads an attribute of a tensor."""
+    return getattr(func, "__name__", "") == "__get__"
+
+
+@cache
 def _writes(func: Any) -> bool:
     """Whether a function changes its first argument."""
     name = getattr(func, "__name__", "")
@@ -147,9 +159,10 @@ def _writes(func: Any) -> bool:
 
 
 def _require_no_graph(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    if torch.is_grad_enabled() and any(x.requires_grad for x in _tensors(args[1:], kwargs)):
+    """Refuse to write where the graph would be lost; of ``x += y``, Python makes ``x = x + y`` then."""
+    if torch.is_grad_enabled() and any(y.requires_grad for y in _tensors(args[1:], kwargs)):
         x = args[0]
-        what = "x[…] = value" if func is Tensor.__setitem__ else f"x.{func.__name__}(value)"
+        what = "x[…] = value" if func is Tensor.__setitem__ else f"x.{func.__name__}(…)"
         raise TypeError(
             f"{what}: the value is over a mesh, and autograd can't follow it into x, a plain tensor of shape "
             f"{tuple(x.shape)}; make x from data over the mesh, such as data.new_zeros(…), or write what "
@@ -173,11 +186,15 @@ def _tensors(args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
 def _kind(out: Any, kind: type[MeshTensor]) -> Any:
     """Results as tensors of a kind; the class of a DTensor changes, not the object."""
     if isinstance(out, DTensor):
+        if any(isinstance(p, Partial) and p.reduce_op not in ("sum", "avg") for p in out.placements):
+            out = settled(out)  # DTensor takes what follows a pending maximum for what follows a sum
         if type(out) is DTensor:
             out.__class__ = kind
-    elif isinstance(out, (tuple, list)):
-        for x in out:
-            _kind(x, kind)
+        return out
+    if isinstance(out, (tuple, list)) and any(isinstance(x, DTensor) for x in out):
+        parts = [_kind(x, kind) for x in out]
+        same = all(x is y for x, y in zip(parts, out, strict=True))
+        return out if same else type(out)(parts)
     return out
 
 

@@ -58,8 +58,13 @@ class Mesh(Protocol):
     def placed_as(self, grads: Sequence[Tensor | None], params: Sequence[Tensor], /) -> list[Tensor | None]:
         """Gradients with the placements of their parameters."""
 
-    def gathering(self, handles: Sequence[Tensor], /) -> AbstractContextManager[None]:
-        """What the forward pass of a gradient with respect to these parameters runs in."""
+    def gathering(self, handles: Sequence[Tensor], leaves: Sequence[Any], /) -> AbstractContextManager[None]:
+        """What a forward pass runs in.
+
+        Args:
+            handles: what it is differentiated with respect to.
+            leaves: those and all else that it is called with; what is divided of it travels in groups.
+        """
 
     def explaining(self) -> AbstractContextManager[None]:
         """What a backward pass runs in, so that its errors say what to write instead."""

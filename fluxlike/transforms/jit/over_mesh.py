@@ -46,15 +46,16 @@ def joined(leaves: Sequence[Any], places: Places, before: Sequence[Any] = (), /)
     made: dict[int, Any] = {id(known.local(x)): x for x in before if known.over(x)}
 
     def whole(x: Any, place: Any) -> Any:
-        if isinstance(x, Assigned):
-            return Assigned(whole(x.value, place))
         if place is None or not isinstance(x, Tensor):
             return x
         if id(x) not in made:
             made[id(x)] = known.joined(x, place)
         return made[id(x)]
 
-    return [whole(x, place) for x, place in zip(leaves, places, strict=True)]
+    return [
+        Assigned(whole(x.value, place)) if isinstance(x, Assigned) else whole(x, place)
+        for x, place in zip(leaves, places, strict=True)
+    ]
 
 
 class OfParts:
