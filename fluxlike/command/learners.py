@@ -9,6 +9,7 @@ import torch
 
 from fluxlike.command.config import Configuration, Mlp, Torchvision, Training
 from fluxlike.command.models import built
+from fluxlike.command.ranks import in_words
 from fluxlike.command.tasks import Task
 from fluxlike.data.loader import DataLoader
 from fluxlike.layers.compose import Chain
@@ -35,16 +36,14 @@ _PRECISIONS = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}
 _EVERY = 500  # steps between checkpoints, besides the end of every epoch
 
 
-def learner_of(
-    run: Configuration, task: Task, key: Key, device: torch.device, checkpoints: Path, /
-) -> Learner:
+def learner_of(run: Configuration, task: Task, key: Key, device: Any, checkpoints: Path, /) -> Learner:
     """A new learner.
 
     Args:
         run: the configuration.
         task: its data.
         key: what the first parameters, and all that is random in training, are drawn from.
-        device: where to compute.
+        device: where to compute: a device, or a mesh.
         checkpoints: the folder in which to keep them.
 
     Raises:
@@ -71,15 +70,15 @@ def learner_of(
     )
 
 
-def _built(run: Configuration, task: Task, device: torch.device) -> Chain:
+def _built(run: Configuration, task: Task, device: Any) -> Chain:
     try:
         return to_device(built(run, task.inputs, task.outputs, task.targets), device)
     except (MemoryError, OverflowError, RuntimeError) as error:
         if isinstance(run.model, Torchvision):  # whose numbers are not in the configuration
             raise
         raise ValueError(
-            f"[model] the {run.model.kind} takes {_size(run, task)}, which {device} does not have; write "
-            f"smaller numbers in {'hidden' if isinstance(run.model, Mlp) else 'channels'}"
+            f"[model] the {run.model.kind} takes {_size(run, task)}, which {in_words(device)} does not have; "
+            f"write smaller numbers in {'hidden' if isinstance(run.model, Mlp) else 'channels'}"
         ) from error
 
 
@@ -93,7 +92,7 @@ def _size(run: Configuration, task: Task) -> str:
     return size_text(sum(x.nbytes for x in trainables(model)))
 
 
-def loader_of(run: Configuration, data: Any, device: torch.device, /, *, shuffle: bool = False) -> DataLoader:
+def loader_of(run: Configuration, data: Any, device: Any, /, *, shuffle: bool = False) -> DataLoader:
     """Batches of a data set, on a device.
 
     Where a shuffled epoch would end by a batch of one observation, which has no variance to normalise by,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from fluxlike.command import info, predict, summary, train
 from fluxlike.command.printing import ReaderLeft, one_line
+from fluxlike.command.ranks import tell
 
 __all__ = ["main"]
 
@@ -27,6 +28,7 @@ examples:
   python -m fluxlike info
   python -m fluxlike summary model.safetensors --depth 2
   python -m fluxlike train run.toml
+  torchrun --nproc-per-node 4 -m fluxlike train run.toml
   python -m fluxlike predict run/model.safetensors pictures --top 3
   python -m fluxlike COMMAND --help
 """
@@ -58,9 +60,11 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
         # Python writes what is left at the end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:
+        tell(stop)
         print(str(stop) or "interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        tell(error)
         if getattr(given, "traceback", False):
             traceback.print_exc()
         else:

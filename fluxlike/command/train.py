@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
-
 from fluxlike.command.config import Configuration, read_configuration
-from fluxlike.command.devices import device_of
 from fluxlike.command.learners import learner_of, loader_of
 from fluxlike.command.model_file import About, read_about, save_model
 from fluxlike.command.printing import Line, Subparsers, escaped, show
+from fluxlike.command.ranks import in_words, is_first, place_of
 from fluxlike.command.run_folder import RunFolder
 from fluxlike.command.tasks import Task, task_of
 from fluxlike.learning.checkpoints.store import Store
@@ -38,7 +36,8 @@ in the output folder:
   checkpoints        where a run goes on that was ended early
   run.json           of which configuration and data the run is
 
-The same command goes on where a run was ended, to the same bits.
+The same command goes on where a run was ended, to the same bits. Started by torchrun, all ranks train
+one model, each on its part of every batch.
 """
 
 
@@ -67,7 +66,7 @@ def run(given: argparse.Namespace, /) -> None:
     folder = RunFolder(configuration.output.folder)
     folder.require(configuration)
     if folder.finished:
-        show(_finished(folder))
+        _show(_finished(folder))
         return
     try:
         _trained(configuration, folder)
@@ -79,22 +78,25 @@ def run(given: argparse.Namespace, /) -> None:
 
 
 def _trained(run: Configuration, folder: RunFolder) -> None:
-    device = device_of(run.training.device, "[training] device")
+    device = place_of(run.training.device, "[training] device")
     split, drawn = Key(run.training.seed).split(2)
     task = task_of(run, split)
     learner = learner_of(run, task, drawn, device, folder.checkpoints)
     folder.begin(run, _known(task))
-    show(_begun(run, task, learner, device))
+    _show(_begun(run, task, learner, device))
     learner = _fitted(learner, run.training.epochs, folder)
-    learner.history.epochs.to_csv(folder.history)
-    learner.history.steps.to_csv(folder.steps)
+    if is_first():
+        learner.history.epochs.to_csv(folder.history)
+        learner.history.steps.to_csv(folder.steps)
     if learner.stopped == INTERRUPTED:
         raise KeyboardInterrupt(f"step {learner.step}, in epoch {learner.epoch + 1} of {run.training.epochs}")
     lines = list(_confusion(run, task, learner, device, folder))
     scores = _scores(learner.history)
     about = About(run, task.classes, task.columns, {"epochs": learner.epoch, **scores})
-    save_model(folder.model, cpu(learner.model), about)
-    show([*lines, _summary(folder, about)])
+    model = cpu(learner.model)
+    if is_first():
+        save_model(folder.model, model, about)
+        show([*lines, _summary(folder, about)])
 
 
 def _fitted(learner: Learner, epochs: int, folder: RunFolder) -> Learner:
@@ -102,7 +104,7 @@ def _fitted(learner: Learner, epochs: int, folder: RunFolder) -> Learner:
     newest = Store(folder.checkpoints).newest()
     if newest is not None:
         learner = load_learner(folder.checkpoints, like=learner)
-        show([Line(f"going on from step {learner.step}, after {plural(learner.epoch, 'epoch')}")])
+        _show([Line(f"going on from step {learner.step}, after {plural(learner.epoch, 'epoch')}")])
     left = epochs - learner.epoch
     if not left:
         return learner.replace(stopped=None)
@@ -113,6 +115,11 @@ def _fitted(learner: Learner, epochs: int, folder: RunFolder) -> Learner:
         if isinstance(error.__cause__, (ValueError, OSError)):
             raise error.__cause__ from None
         raise
+
+
+def _show(lines: Iterable[Line]) -> None:
+    if is_first():
+        show(lines)
 
 
 def _known(task: Task) -> dict[str, Any]:
@@ -126,17 +133,19 @@ def _known(task: Task) -> dict[str, Any]:
     }
 
 
-def _begun(run: Configuration, task: Task, learner: Learner, device: torch.device) -> Iterator[Line]:
+def _begun(run: Configuration, task: Task, learner: Learner, device: Any) -> Iterator[Line]:
     training, validation = task.sizes
     what = "values" if task.classes is None else f"{number(len(task.classes))} classes"
     told = f"{run.data.path}: {what}, {number(training)} to train on, {number(validation)} to validate on"
     yield Line(escaped(told))
     count = sum(x.numel() for x in trainables(learner.model))
-    yield Line(f"{run.model.kind}: {plural(count, 'parameter')}, in {run.training.precision} on {device}")
+    yield Line(
+        f"{run.model.kind}: {plural(count, 'parameter')}, in {run.training.precision} on {in_words(device)}"
+    )
 
 
 def _confusion(
-    run: Configuration, task: Task, learner: Learner, device: torch.device, folder: RunFolder
+    run: Configuration, task: Task, learner: Learner, device: Any, folder: RunFolder
 ) -> Iterator[Line]:
     """Draw the confusion matrix, where there are classes."""
     if task.classes is None:
@@ -146,7 +155,8 @@ def _confusion(
         return
     batches = loader_of(run, task.validation, device)
     found = interpret(learner.model, batches, classes=[*map(escaped, task.classes)], inputs=0)
-    found.plot_confusion_matrix().savefig(folder.confusion)
+    if is_first():
+        found.plot_confusion_matrix().savefig(folder.confusion)
     for pair in found.most_confused(3):
         yield Line(f"{pair.true} taken for {pair.predicted}: {pair.count} ({pair.share:.1%})")
 

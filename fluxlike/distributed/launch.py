@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from fluxlike._private.process_groups import end_groups, leave_groups_to_parent
 from fluxlike.distributed.watch import Watch
 
 __all__ = ["init", "mesh", "rank", "world_size"]
@@ -101,6 +102,8 @@ def init(device: torch.device | str | None = None, /, *, timeout: float | None =
     if _started is None:
         _started = _Started(asked, None)
         atexit.register(_destroy)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=leave_groups_to_parent)
     _started.device = asked
     _started.meshes.clear()
     if not dist.is_initialized():
@@ -285,5 +288,5 @@ def _loopback() -> Iterator[None]:
 
 def _destroy() -> None:
     # a forked child holds its parent's connections
-    if dist.is_initialized() and _started is not None and _started.process == os.getpid():
-        dist.destroy_process_group()
+    if _started is not None and _started.process == os.getpid():
+        end_groups()

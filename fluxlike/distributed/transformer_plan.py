@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from fluxlike.layers.attention.multihead import MultiHeadAttention, Projections
 from fluxlike.layers.basic import Dense
-from fluxlike.placement.mesh.plans import Plan, by_path, split
+from fluxlike.placement.mesh.plans import Plan, by_path, replicate, split
 from fluxlike.trees.at import at
 
 __all__ = ["separate_projections", "tensor_parallel"]
@@ -31,7 +33,7 @@ def tensor_parallel(axis: str = "model", /, rest: Plan | None = None) -> Plan:
         A plan.
 
     Raises:
-        ValueError: from `to_device`: the tree has no such layers.
+        ValueError: from `to_device`: the tree has no such layers, or projections that are not apart.
 
     Example:
         >>> import fluxlike as fl
@@ -41,12 +43,22 @@ def tensor_parallel(axis: str = "model", /, rest: Plan | None = None) -> Plan:
         >>> block.self_attn.out_proj.weight.placements
         (Replicate(), Shard(dim=1))
     """
+    others = replicate() if rest is None else rest
+
+    def remaining(path: str, x: Tensor, mesh: DeviceMesh) -> Any:
+        if re.search(r"(^|\.)in_proj\.(weight|bias)$", path):
+            raise ValueError(
+                f"tensor_parallel: {path} makes queries, keys and values by one matrix, which can't be "
+                "divided by heads; write model = fluxlike.distributed.separate_projections(model) before to_device"
+            )
+        return others(path, x, mesh)
+
     return by_path(
         {
             r"(\.in_proj\.(query|key|value)|\.linear1)\.(weight|bias)$": split(0, axis),
             r"(\.out_proj|\.linear2)\.weight$": split(1, axis),
         },
-        rest,
+        remaining,
     )
 
 
@@ -68,15 +80,17 @@ def separate_projections(model: Any, /) -> Any:
         (torch.Size([8, 8]), True)
     """
 
-    made: dict[int, tuple[Dense, Projections]] = {}  # those of tied layers stay tied
+    made: dict[int, tuple[Tensor, list[Tensor]]] = {}  # the parts of a tied tensor stay tied
+
+    def parts_of(x: Tensor, sizes: list[int]) -> list[Tensor]:
+        if id(x) not in made:
+            made[id(x)] = x, [part.clone() for part in x.detach().split(sizes)]
+        return made[id(x)][1]
 
     def separated(dense: Dense, sizes: list[int]) -> Projections:
-        if id(dense.weight) not in made:
-            weights = dense.weight.detach().split(sizes)
-            biases = [None] * 3 if dense.bias is None else dense.bias.detach().split(sizes)
-            parts = [_like(dense, w, b) for w, b in zip(weights, biases, strict=True)]
-            made[id(dense.weight)] = dense, Projections(*parts)
-        return made[id(dense.weight)][1]
+        weights = parts_of(dense.weight, sizes)
+        biases = [None] * 3 if dense.bias is None else parts_of(dense.bias, sizes)
+        return Projections(*(_like(dense, w, b) for w, b in zip(weights, biases, strict=True)))
 
     def apart(node: MultiHeadAttention) -> MultiHeadAttention:
         assert isinstance(node.in_proj, Dense)
@@ -96,5 +110,5 @@ def separate_projections(model: Any, /) -> Any:
 
 def _like(dense: Dense, weight: Tensor, bias: Tensor | None) -> Dense:
     part = copy.copy(dense)
-    part.weight, part.bias = weight.clone(), None if bias is None else bias.clone()
+    part.weight, part.bias = weight, bias
     return part

@@ -18,6 +18,7 @@ from types import TracebackType
 
 import torch.distributed as dist
 
+from fluxlike._private.process_groups import end_groups
 from fluxlike.distributed.connection import meet
 from fluxlike.distributed.hub import Message, line_of
 
@@ -111,8 +112,8 @@ class Watch:
         self._stay_if_ending()
         self._leaving = True
         failed = not self._say("ended", "")
-        if not failed and dist.is_initialized():
-            dist.destroy_process_group()
+        if not failed:
+            end_groups()
         if failed or self._hub is None:
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)

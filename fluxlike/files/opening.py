@@ -47,7 +47,10 @@ def open_regular(path: str | os.PathLike[str], /) -> io.FileIO:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
     except IsADirectoryError:
-        raise ValueError(f"{path} is a folder; give the file in it") from None
+        raise ValueError(
+            f"{path} is a folder; give the file in it, or read a checkpoint of many ranks by "
+            "fluxlike.distributed.load"
+        ) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise ValueError(f"{path} is a pipe or a device, not a file")

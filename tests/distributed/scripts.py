@@ -44,13 +44,13 @@ class Starter:
         )
         self.calls = 0
 
-    def run(self, script, ranks, *, limit=30.0, interrupt=()):
+    def run(self, script, ranks, *, limit=120.0, interrupt=()):
         """How each rank ended; a rank that still runs after `limit` seconds is killed, and its code None.
 
         Args:
             script: its text.
             ranks: how many.
-            limit: seconds. (default: 30)
+            limit: seconds. (default: 120)
             interrupt: ranks that get Ctrl-C once all have made a file ``ready_0``, ``ready_1``, … in the
                 folder ``here``. (default: none)
         """

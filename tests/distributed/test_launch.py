@@ -17,6 +17,7 @@ from tests.distributed.scripts import Starter, free_port
 pytestmark = pytest.mark.slow  # processes take a while to start and to meet
 
 ROOT = Path(__file__).parents[2]
+SOON = 50  # seconds, where every core is busy with other tests; less than the ranks would sleep
 
 BEGIN = """
 import os, signal, sys, time, threading
@@ -104,12 +105,14 @@ def test_a_clean_end_leaves_no_group_no_thread_and_no_word(starter):
         import atexit
 
         def last():
-            names = [thread.name for thread in threading.enumerate() if "fluxlike" in thread.name]
+            names = [thread.name for thread in threading.enumerate()]
+            names += [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
+            names = [name for name in names if "fluxlike" in name or "gloo" in name]
             Path(f"last_{os.environ['RANK']}").write_text(f"{dist.is_initialized()} {names}")
 
         atexit.register(last)  # what is registered first runs last
     """)
-    ended = starter.run(first + BEGIN, 3)
+    ended = starter.run(first + BEGIN + "held = mesh()", 3)
     assert [(rank.code, rank.out, rank.err) for rank in ended] == [(0, "", "")] * 3
     here = starter.folder / str(starter.calls)
     assert [(here / f"last_{rank}").read_text() for rank in range(3)] == ["False []"] * 3
@@ -138,7 +141,7 @@ def test_an_error_on_one_rank_ends_all_with_its_message(starter, failing, others
     """
     ended = ends(starter, script)
     assert [rank.code for rank in ended] == [1, 1, 1]
-    assert max(rank.seconds for rank in ended) < 15
+    assert max(rank.seconds for rank in ended) < SOON
     for rank in {0, 1, 2} - {failing}:
         assert ended[rank].err == f"rank {rank} ends: rank {failing} failed: ValueError: bad data in row 7\n"
     assert f"[rank{failing}]: Traceback" in ended[failing].err
@@ -155,7 +158,7 @@ def test_a_killed_rank_ends_all_and_is_named(starter, gone, others):
     """
     ended = ends(starter, script)
     assert [rank.code for rank in ended] == [-9 if rank == gone else 1 for rank in range(3)]
-    assert max(rank.seconds for rank in ended) < 15
+    assert max(rank.seconds for rank in ended) < SOON
     for rank in {0, 1, 2} - {gone}:
         assert ended[rank].err.startswith(f"rank {rank} ends: rank {gone} ")
         assert " vanished at " in ended[rank].err
@@ -165,6 +168,7 @@ def test_a_killed_rank_ends_all_and_is_named(starter, gone, others):
 @pytest.mark.parametrize("early", [0, 1])
 def test_a_rank_that_ended_early_is_named_to_those_that_wait_for_it(starter, early):
     script = f"""
+        held = mesh()
         if rank() == {early}:
             sys.exit(0)
         dist.all_reduce(x)
@@ -174,14 +178,14 @@ def test_a_rank_that_ended_early_is_named_to_those_that_wait_for_it(starter, ear
     assert all(ended[rank].code == 1 for rank in waiting)
     assert all(f"rank {early} has ended at " in ended[rank].err for rank in waiting)
     assert sum("Traceback" in ended[rank].err for rank in waiting) == 1
-    assert max(rank.seconds for rank in ended) < 15
+    assert max(rank.seconds for rank in ended) < SOON
 
 
 def test_of_errors_on_all_ranks_at_once_each_is_non_zero_and_one_is_told(starter):
     ended = ends(starter, "raise ValueError('everywhere')")
     assert [rank.code for rank in ended] == [1, 1, 1]
     assert any("Traceback" in rank.err for rank in ended)
-    assert max(rank.seconds for rank in ended) < 15
+    assert max(rank.seconds for rank in ended) < SOON
 
 
 def test_ctrl_c_is_keyboard_interrupt_on_every_rank(starter):
@@ -253,7 +257,7 @@ def test_a_forked_child_that_lives_on_hides_no_killed_rank(starter):
     """
     ended = ends(starter, script)
     assert [rank.code for rank in ended] == [1, -9, 1]
-    assert max(rank.seconds for rank in ended) < 15
+    assert max(rank.seconds for rank in ended) < SOON
 
 
 @pytest.mark.slow

@@ -92,3 +92,17 @@ def test_a_rank_that_ends_amid_its_collectives_ends_with_its_own_code(starter, r
     ended = starter.run(BUSY.format(held=held, end=end), ranks)
     assert [rank.code for rank in ended] == [code] * ranks
     assert not any("terminate called" in rank.err for rank in ended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", ["", "held = mesh()"])
+def test_a_child_that_is_forked_amid_collectives_ends(starter, held):
+    end = """
+import os
+child = os.fork()
+if child == 0:
+    sys.exit(3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    (ended,) = starter.run(BUSY.format(held=held, end=end), 1)
+    assert (ended.code, ended.err) == (3, "")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 import fluxlike as fl
 from fluxlike import distributed as d
 from fluxlike.placement.mesh.calls import on_all_rows, on_rows
+from fluxlike.placement.mesh.reduce import placed_as
+from fluxlike.placement.mesh.rowwise import common
 from fluxlike.placement.mesh.unknown import explained
 from tests.distributed.agreeing import differences, traffic
 from tests.distributed.ranks import run
@@ -86,6 +89,8 @@ OF_ROWS = {
     "stack": lambda x: torch.stack([x, x + 1]),
     "unbind": lambda x: x.unbind(1),
     "chunk": lambda x: x.chunk(2, 1),
+    "one chunk": lambda x: x.chunk(3, -1)[0],
+    "one of a split": lambda x: torch.split(x, split_size_or_sections=[1, 3], dim=1)[1],
     "repeat": lambda x: x.repeat_interleave(2, 1),
     "reshape": lambda x: x.reshape(12, 2),
     "transpose": lambda x: x.T.contiguous(),
@@ -116,6 +121,15 @@ OF_ROWS = {
     "attention with a mask of examples": lambda x: F.scaled_dot_product_attention(
         *heads(x), (x[:, :2] > 0)[:, None, None] | (torch.arange(2) == 0)
     ),
+    "attention with a mask of one example": lambda x: F.scaled_dot_product_attention(
+        *heads(x), torch.ones(1, 1, 2, 2).double().tril()
+    ),
+    "attention of three axes": lambda x: F.scaled_dot_product_attention(*(h[:, :, 0] for h in heads(x))),
+    "attention with a mask of heads": lambda x: F.multi_head_attention_forward(
+        *(x.reshape(6, 2, 2).transpose(0, 1),) * 3, 2, 2, torch.arange(12).double().reshape(6, 2), None, None,
+        None, False, 0.0, EYE[:2, :2], None, attn_mask=x.detach().repeat_interleave(2, 0).reshape(12, 2, 2),
+    )[0].transpose(0, 1),
+    "max_unpool": lambda x: F.max_unpool1d(*F.max_pool1d(x[:, None], 2, return_indices=True), 2),
     "attention with one mask": lambda x: F.scaled_dot_product_attention(
         *heads(x), torch.ones(2, 2).double().tril()
     ),
@@ -151,10 +165,16 @@ MIXING = {
     "plain vector times a matrix": lambda x: torch.ones(4).double() @ x.T,
     "matrix times a row": lambda x: x @ x[1],
     "linear of a row": lambda x: F.linear(x[1], x, x[:, 0]),
+    "similarities to the mean": lambda x: F.cosine_similarity(x, x.mean(0, keepdim=True)),
+    "chunks of rows": lambda x: x.chunk(2)[0] * x.chunk(2)[1],
+    "some rows of a split": lambda x: x.split([1, 5])[1],
+    "one of rows unbound": lambda x: x.unbind()[2],
     "covariance": lambda x: torch.cov(x.T),
     "correlation": lambda x: torch.corrcoef(x.T),
     "trace": lambda x: x.trace(),
     "distances": lambda x: torch.cdist(x, 2 * x),
+    "distances to themselves": lambda x: torch.cdist(x, x),
+    "distances to themselves, by name": lambda x: torch.cdist(x1=x, x2=x, p=1.0),
     "distances in a batch": lambda x: torch.cdist(x[:, :, None], x[:, :, None] + 1),
     "distances of pairs": lambda x: F.pdist(x),
     "similarities of pairs": lambda x: F.cosine_similarity(x[:, None], x[None], dim=2),
@@ -162,6 +182,10 @@ MIXING = {
     "flip": lambda x: x.flip(0),
     "roll": lambda x: x.roll(1, 0),
     "rows by numbers": lambda x: x[ORDER],
+    "rows by a list": lambda x: x[[2, 0, 5]],
+    "columns by a list": lambda x: x[:, [2, 0]],
+    "rows by a list of choices": lambda x: x[[True, False, True, True, False, False]],
+    "entries by lists": lambda x: x[[2, 0], [1, 3]],
     "rows by a mask": lambda x: x[x[:, 0] > 0],
     "entries by a mask": lambda x: x[x > 0],
     "entries by rows and columns": lambda x: x[torch.arange(6), ORDER % 4],
@@ -184,6 +208,21 @@ MIXING = {
     "bincount": lambda x: x.abs().long().flatten().bincount(minlength=5),
     "histogram": lambda x: x.detach().histc(4, -2, 2),
     "one_hot of as many classes as there are": lambda x: F.one_hot((x[:, 0] * 3).abs().long()),
+    "attention of rows": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "attention of rows to examples": lambda x: F.scaled_dot_product_attention(
+        x, *(x.reshape(2, 3, 4),) * 2
+    ),
+    "attention of examples to several of each": lambda x: F.scaled_dot_product_attention(
+        x.reshape(6, 2, 2), *(x.reshape(6, 1, 2, 2) * x.reshape(6, 2, 2),) * 2
+    ),
+    "unbind by name": lambda x: torch.unbind(input=x),
+    "assignment of a column of rows": assigned((slice(None), 0), ORDER.double()),
+    "table of gradients by how often": lambda x: F.embedding(
+        x.argmax(1), x.sum(0)[:, None] * x.sum(0), scale_grad_by_freq=True
+    ),
+    "bags of gradients by how often": lambda x: F.embedding_bag(
+        x.argsort(1)[:, :2], x.sum(0)[:, None] * x.sum(0), scale_grad_by_freq=True
+    ),
     "bags in a row": lambda x: F.embedding_bag(
         x.argmax(1), torch.arange(8.0).double().reshape(4, 2), torch.tensor([0, 1, 4])
     ),
@@ -254,34 +293,158 @@ def test_functions_are_right_in_whatever_order_they_are_called():
     assert run(in_two_orders, 2) == [{}, {}]
 
 
-def pending_sums(calls):
-    x = torch.arange(6.0, dtype=torch.float64)
-    over = d.shard_batch(x, d.mesh())
-    found = []
-    for name in calls:
-        of_mesh, of_one = PENDING[name](over.sum(), over[:1].sum()), PENDING[name](x.sum(), x[0])
-        found.append((of_mesh.full_tensor().item(), of_one.item()))
-    with pytest.raises(RuntimeError, match=r"add_ of a number.*write x = x \+ number"):
-        over.sum().add_(1.0)
-    return found
-
-
 PENDING = {
     "tensor": lambda total, other: total + other,
     "number": lambda total, other: total + 1.0,
     "number first": lambda total, other: 1.0 + total,
     "torch.add": lambda total, other: torch.add(total, 2),
+    "torch.add by name": lambda total, other: torch.add(input=total, other=2),
     "minus a number": lambda total, other: total - 1.0,
     "minus a tensor": lambda total, other: total - other,
     "number minus": lambda total, other: 1.0 - total,
+    "entries by a list": lambda total, other: total[[2, 0]],
+    "norm": lambda total, other: total.norm(),
+    "norm of one": lambda total, other: torch.linalg.vector_norm(total, 1),
+    "normalize": lambda total, other: F.normalize(total, dim=0),
+    "distance": lambda total, other: torch.dist(total, other),
+    "threshold": lambda total, other: F.threshold(total, 0.1, 5.0),
+    **{
+        name: lambda total, other, change=change: changed(change)(total)
+        for name, change in {
+            "fill_": lambda y: y.fill_(3),
+            "fill_ with infinity": lambda y: y.fill_(torch.inf),
+            "torch.fill_": lambda y: torch.fill_(y, 3),
+            "zero_": lambda y: y.zero_(),
+            "add_ of a number": lambda y: y.add_(1.0),
+            "add_ of a tensor": lambda y: y.add_(torch.ones(4).double(), alpha=2),
+            "add_ of a mean": lambda y: y.add_(y.mean()),
+            "mul_": lambda y: y.mul_(-2),
+            "mul_ by itself": lambda y: y.mul_(y * 1),
+            "div_": lambda y: y.div_(2),
+            "div_ rounded": lambda y: y.div_(0.3, rounding_mode="floor"),
+            "neg_": lambda y: y.neg_(),
+            "clamp_": lambda y: y.clamp_(min=0.1),
+            "relu in place": lambda y: F.relu(y, inplace=True),
+            "relu6 in place": lambda y: F.relu6(y, inplace=True),
+            "masked_fill_": lambda y: y.masked_fill_(y > 0, 2.0),
+            "copy_": lambda y: y.copy_(torch.arange(4.0)),
+            "copy_ of a mean": lambda y: y.copy_(y.mean()),
+            "assignment": lambda y: y.__setitem__(1, 3.0),
+            "**=": lambda y: y.__ipow__(2),
+            "uniform_": lambda y: y.uniform_(1, 1 + 1e-13),
+            "normal_": lambda y: y.normal_(1, 0),
+        }.items()
+    },
+}  # fmt: skip
+
+REDUCED = {
+    "sum": lambda x: x.sum(0),
+    "mean": lambda x: x.mean(0),
+    "greatest": lambda x: x.amax(0),
 }
 
 
-@pytest.mark.parametrize("calls", [list(PENDING), list(reversed(PENDING))], ids=["forward", "backward"])
-def test_a_number_is_added_to_a_pending_sum_once(calls):
-    for results in run(pending_sums, 2, calls):
-        for found, expected in results:
-            assert found == expected
+def pending_sums(names):
+    """What each function does otherwise of a sum, a mean and a maximum over the rows of all ranks."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    over, wrong = d.shard_batch(x, d.mesh()), {}
+    for name in names:
+        for kind, reduced in REDUCED.items():
+
+            def call(x, f=PENDING[name], reduced=reduced):
+                return f(reduced(x), x[:2].sum(0))
+
+            def loss(x, call=call):
+                return call(x).sin().sum() + x.square().sum()
+
+            found = differences(call(over), call(x))
+            found += differences(fl.gradient(loss, over), fl.gradient(loss, x))
+            if found:
+                wrong[name, kind] = found
+    return wrong
+
+
+@pytest.mark.parametrize("names", [list(PENDING), list(reversed(PENDING))], ids=["forward", "backward"])
+def test_a_pending_sum_is_changed_and_measured_once(names):
+    assert run(pending_sums, 2, names) == [{}, {}]
+
+
+def kept():
+    x = d.shard_batch(torch.ones(6, 4), d.mesh())
+    total = x.sum(0)
+    row, same = total[1:], total.fill_(3.0)
+    assert same is total
+    total += x.sum(0)
+    counts = traffic(lambda: total.mul_(2).add_(x.sum(0)))
+    with pytest.raises(RuntimeError, match=r"fill_ into .*write what gives a new tensor"):
+        x.norm(dim=0).fill_(3.0)
+    return row.full_tensor().tolist(), counts
+
+
+def test_a_pending_sum_that_is_written_into_keeps_its_views_and_sums_of_sums_send_nothing():
+    assert run(kept, 2) == [([24.0] * 3, {})] * 2
+
+
+def drawn_into():
+    x = d.shard_batch(torch.ones(6, 4), d.mesh())
+    slope = fl.gradient(lambda x: (x * 2).uniform_().sum(), x)
+    w = x.clone().requires_grad_()
+    y = x * 1
+    z = w * y
+    y.uniform_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+    return float(slope.abs().sum())
+
+
+def test_autograd_knows_of_numbers_drawn_into_a_tensor():
+    assert run(drawn_into, 2) == [0.0, 0.0]
+
+
+def maximum_for_a_gradient():
+    mesh = d.mesh()
+    greatest = DTensor.from_local(torch.ones(1) * mesh.get_local_rank(), mesh, [Partial("max")])
+    weight = fl.to_device({"w": torch.zeros(1)}, mesh, d.replicate())["w"]
+    (found,) = placed_as([greatest], [weight])
+    return found.full_tensor().tolist()
+
+
+def test_what_is_pending_beside_sums_is_brought_to_its_parameter_by_its_own_rule():
+    assert run(maximum_for_a_gradient, 3) == [[2.0]] * 3
+
+
+def test_rows_are_divided_along_two_axes_of_a_mesh_only_where_both_divide_them():
+    mesh = SimpleNamespace(ndim=2, size=lambda i: 2)
+    for n, second in ((8, Shard(0)), (6, Replicate())):
+        x = SimpleNamespace(shape=(n, 4), device_mesh=mesh, placements=[Shard(0), Shard(0)])
+        assert common([x], 1) == [Shard(0), second]
+
+
+def narrow(dtype, affine):
+    torch.manual_seed(0)
+    x = (2 * torch.randn(6, 4) + 30).bfloat16()  # whose mean bfloat16 can not hold
+    values = {"weight": torch.rand(4).to(dtype), "bias": torch.randn(4).to(dtype)}
+    state = {"mean": torch.zeros(4, dtype=dtype), "var": torch.ones(4, dtype=dtype)}
+
+    def normalised(x, values, mean, var):
+        return F.batch_norm(x, mean, var, **(values if affine else {}), training=True)
+
+    def loss(x, values, mean, var):
+        return normalised(x, values, mean, var).float().sin().sum()
+
+    over = d.shard_batch(x, d.mesh()), *fl.to_device((values, state), d.mesh(), d.replicate())
+    results = []
+    for rows, values, state in (over, (x, values, state)):  # noqa: B020
+        grads = fl.gradient(lambda rows, values: loss(rows, values, **state), rows, values, argnums=(0, 1))
+        results.append((normalised(rows, values, **state), state, grads))
+    return differences(*results, 3e-2 if dtype is torch.float32 else 0.1)  # gradients that are rounded twice
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_norm_takes_rows_of_a_narrow_dtype_beside_weights_of_float32(dtype, affine):
+    assert run(narrow, 2, dtype, affine) == [[], []]
 
 
 def network(kind):

@@ -137,8 +137,8 @@ def agreed_layouts(tree: Any, mesh: DeviceMesh, plan: Plan | None, /) -> list[La
 
     Raises:
         Exception: what `layouts` raised on this rank.
-        ValueError: on every rank, where their trees differ in paths, shapes, dtypes or layouts, or in numbers
-            that several ranks keep; it names two ranks and the first path.
+        ValueError: on every rank, where their trees differ in paths, shapes, dtypes, layouts or numbers; it
+            names two ranks and the first path.
     """
     alone = mesh.size() == 1 or not tracing.concrete()
     try:
@@ -161,8 +161,8 @@ def _require_alike(texts: Sequence[str], mesh: DeviceMesh) -> None:
     on_a, on_b = of_a.partition("\n")[0], of_b.partition("\n")[0]
     if on_a == on_b:
         raise ValueError(
-            f"to_device: {on_a}, holds other numbers on rank {b} than on rank {a}, and each would keep its "
-            "own; write torch.manual_seed(0) before the tree is made, or load it from one file"
+            f"to_device: {on_a}, holds other numbers on rank {b} than on rank {a}; "
+            "write torch.manual_seed(0) before the tree is made, or load it from one file"
         )
     raise ValueError(
         f"to_device: the ranks hold different trees: rank {a} has {on_a or 'no more'}, where rank {b} has "
@@ -176,20 +176,16 @@ def _described(x: Layout) -> str:
 
 
 def _contents(wanted: Sequence[Layout], mesh: DeviceMesh) -> list[int]:
-    """For each tensor a number made of all that it holds; 0 where the ranks may hold different ones."""
-    sums = {i: _sum_of_bits(x.tensor) for i, x in enumerate(wanted) if _is_repeated(x, mesh)}
+    """For each tensor a number made of all that it holds; 0 for one that can't be read."""
+    sums = {i: _sum_of_bits(x.tensor) for i, x in enumerate(wanted) if _is_readable(x.tensor)}
     values = torch.stack([s.to(mesh.device_type) for s in sums.values()]).tolist() if sums else []
     found = dict(zip(sums, values, strict=True))
     return [found.get(i, 0) for i in range(len(wanted))]
 
 
-def _is_repeated(x: Layout, mesh: DeviceMesh) -> bool:
-    """Whether several ranks take the same numbers of a tensor, each from its own."""
-    t = x.tensor
-    if isinstance(t, DTensor) or t.is_meta or t.layout is not torch.strided or t.is_quantized:
-        return False
-    whole = (Replicate(),) * mesh.ndim if x.placements is None else x.placements
-    return any(isinstance(p, Replicate) and mesh.size(i) > 1 for i, p in enumerate(whole))
+def _is_readable(t: Tensor) -> bool:
+    """Whether a tensor is whole and its numbers are there."""
+    return not (isinstance(t, DTensor) or t.is_meta or t.layout is not torch.strided or t.is_quantized)
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

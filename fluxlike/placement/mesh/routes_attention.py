@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -10,31 +9,31 @@ from typing import Any
 import torch.nn.functional as F
 
 from fluxlike.placement.mesh.routes_random import Drawn, apart
-from fluxlike.placement.mesh.rowwise import Divided, Rowwise, tensors_over
+from fluxlike.placement.mesh.rowwise import Divided, Rowwise, Whole, tensors_over
+from fluxlike.placement.mesh.signatures import named
 
 __all__ = ["ROUTES"]
 
-_HEADS: tuple[tuple[Any, ...], dict[str, Any]] = (
+_BATCHED: tuple[tuple[Any, ...], dict[str, Any]] = (
     (0, 1, 2, "query", "key", "value"),
-    {"axes": 2, "broadcast": (3, "attn_mask")},
+    {"trailing": 2, "broadcast": (3, "attn_mask")},
 )
 
 
 def _attention(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
-    """`scaled_dot_product_attention` of (N, H, L, D); each rank drops weights of its own."""
-    rows, axes = _HEADS
-    p = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
-    return (Drawn(*rows, **axes) if p else Rowwise(*rows, **axes))(func, args, kwargs)
-
-
-_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+    """`scaled_dot_product_attention` of (…, L, D); each rank drops weights of its own."""
+    rows, axes = _BATCHED
+    query, key, value, mask, p, *_ = (*args, *(None,) * 5)
+    given = {"query": query, "key": key, "value": value, "attn_mask": mask, "dropout_p": p} | kwargs
+    n = given["query"].ndim
+    if not given["key"].ndim == given["value"].ndim == n or getattr(given["attn_mask"], "ndim", 0) > n:
+        return Whole()(func, args, kwargs)  # the leading axes of the result are others than those of a query
+    return (Drawn(*rows, **axes) if given["dropout_p"] else Rowwise(*rows, **axes))(func, args, kwargs)
 
 
 def _module(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """What ``nn.MultiheadAttention`` calls, of queries (L, N, E)."""
-    bound = _SIGNATURE.bind(*args, **kwargs)
-    bound.apply_defaults()
-    given = bound.arguments
+    given = named(func, args, kwargs)
     query = given["query"]
     batched = query.ndim == 3
     axes = {"query": 1, "key": 1, "value": 1, "key_padding_mask": 0, "static_k": 0, "static_v": 0}

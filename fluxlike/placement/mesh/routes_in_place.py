@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fluxlike.placement.mesh.rowwise import Rowwise, Whole, tensors_over
+from fluxlike.placement.mesh.signatures import bound
 
 __all__ = ["ROUTES", "Beside"]
 
@@ -26,22 +25,17 @@ class Beside:
         self._route = route
 
     def __call__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        bound = _signature(func).bind(*args, **kwargs)
-        if not bound.arguments.get("inplace"):
+        call = bound(func, args, kwargs)
+        if not call.arguments.get("inplace"):
             return self._route(func, args, kwargs)
-        bound.arguments["inplace"] = False
-        name, x = next(iter(bound.arguments.items()))
-        bound.arguments[name] = x.clone()  # what autograd keeps of it must not be written over
-        return _written(x, self._route(func, bound.args, bound.kwargs))
+        call.arguments["inplace"] = False
+        name, x = next(iter(call.arguments.items()))
+        call.arguments[name] = x.clone()  # what autograd keeps of it must not be written over
+        return _written(x, self._route(func, call.args, call.kwargs))
 
 
 def _written(x: Any, y: Any) -> Any:
     return y if y is NotImplemented else x.copy_(y)
-
-
-@cache
-def _signature(func: Any) -> inspect.Signature:
-    return inspect.signature(func)
 
 
 def _set_item(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:

@@ -6,11 +6,9 @@ in the mean of `nll_loss`, the number of entries in the gradient of `mse_loss`.
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from torch.nn import _reduction
 from fluxlike._private import collectives
 from fluxlike._private.dtensors import of_local, spec_over
 from fluxlike.placement.mesh.rowwise import Divided, Rowwise, Whole, common, tensors_over
+from fluxlike.placement.mesh.signatures import named
 from fluxlike.placement.mesh.tensors import replicated
 
 __all__ = ["ROUTES"]
@@ -44,7 +43,7 @@ class _Loss:
         self._rows, self._broadcast, self._alike = rows, tuple(broadcast), alike
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = _arguments(func, args, kwargs)
+        given = named(func, args, kwargs)
         if self._alike:
             self._bring_together(func, given)
         found = [x for name in self._rows for x in tensors_over(given.get(name))]
@@ -137,17 +136,6 @@ def _parts(mesh: DeviceMesh, rows: Sequence[Placement]) -> int:
     return math.prod(mesh.size(i) for i, p in enumerate(rows) if isinstance(p, Shard))
 
 
-@cache
-def _signature(func: Any) -> inspect.Signature:
-    return inspect.signature(func)
-
-
-def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
-    bound = _signature(func).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return bound.arguments
-
-
 def _reduction_of(given: _Arguments) -> str:
     """The reduction, also where the old arguments name it, which are taken out."""
     average, reduce = given.pop("size_average", None), given.pop("reduce", None)
@@ -158,7 +146,7 @@ def _reduction_of(given: _Arguments) -> str:
 
 def _ctc(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """`ctc_loss` of scores (T, N, C), whose rows stand on axis 1."""
-    given = _arguments(func, args, kwargs)
+    given = named(func, args, kwargs)
     scores, target = given["log_probs"], given["targets"]
     found = list(tensors_over([scores]))
     if not found or scores.ndim != 3 or target.ndim != 2:  # targets one after another belong to no row
@@ -182,7 +170,7 @@ def _over(lengths: Any, mesh: DeviceMesh) -> DTensor:
 
 def _weighted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """A loss of entries; with weights, torch composes it of operations that DTensor has rules for."""
-    weighted = _arguments(func, args, kwargs)["weight"] is not None
+    weighted = named(func, args, kwargs)["weight"] is not None
     return NotImplemented if weighted else _ENTRIES(func, args, kwargs)
 
 

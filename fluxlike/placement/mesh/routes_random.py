@@ -7,10 +7,8 @@ seeded alike; one draw there seeds the generator that draws for the rows of a ra
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -25,7 +23,8 @@ from fluxlike._private.dtensors import local_of
 from fluxlike._private.fake import without_values
 from fluxlike._private.tracing import tracing
 from fluxlike.placement.mesh.routes_in_place import Beside
-from fluxlike.placement.mesh.rowwise import ANY, Rowwise, common, leave, tensors_over
+from fluxlike.placement.mesh.rowwise import ANY, Rowwise, common, leave, tensors_over, whole
+from fluxlike.placement.mesh.signatures import named
 from fluxlike.scope import draws
 
 __all__ = ["Drawn", "ROUTES", "apart"]
@@ -68,7 +67,7 @@ class Drawn:
 
     Args:
         rows: as in `Rowwise`.
-        axes: as in `Rowwise`.
+        of_rows: as in `Rowwise`.
     """
 
     def __init__(self, *rows: int | str, **of_rows: Any) -> None:
@@ -88,7 +87,7 @@ class Drawn:
                 f"{func.__name__} over a mesh: a generator draws one number after another, which ranks with "
                 "rows of their own can't share; draw from a key, fluxlike.seeded(key), or without a generator"
             )
-        rows = common(found, self._of_rows.get("axes", 1))
+        rows = by_rows.shared(found) or whole(found[0].placements)
         with apart(found[0].device_mesh, rows, found[0].device):
             return by_rows(func, args, kwargs)
 
@@ -99,14 +98,7 @@ def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return bool(kwargs["train"] if "train" in kwargs else args[2])
     if not isinstance(func, FunctionType):
         return True
-    bound = _signature(func).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return bool(bound.arguments.get("training", True))
-
-
-@cache
-def _signature(func: Any) -> inspect.Signature:
-    return inspect.signature(func)
+    return bool(named(func, args, kwargs).get("training", True))
 
 
 class _Dropout:
@@ -140,6 +132,7 @@ def _in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     x = args[0]
     if not isinstance(x, DTensor) or kwargs.get("generator") is not None:
         return _ELEMENTS(func, args, kwargs)
+    x.zero_()  # its history and its version say that it was written
     with apart(x.device_mesh, x.placements, x.device), torch.no_grad():
         func(local_of(x), *args[1:], **kwargs)
     return x

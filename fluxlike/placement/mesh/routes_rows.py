@@ -1,10 +1,11 @@
-"""Routes of functions of rows whose arguments say which axes those are, or that keep statistics."""
+"""Routes of functions of the rows of a batch: pools, convolutions, norms, tables of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
@@ -12,6 +13,8 @@ from torch.distributed.tensor import DTensor, Shard
 from fluxlike._private import collectives
 from fluxlike._private.dtensors import local_of
 from fluxlike.placement.mesh.rowwise import Rowwise, Whole
+from fluxlike.placement.mesh.signatures import named
+from fluxlike.placement.mesh.statistics import batch_norm
 from fluxlike.placement.mesh.tensors import Stored, gathered, settled
 
 __all__ = ["ROUTES"]
@@ -42,13 +45,12 @@ def _embedding_bag(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 
 def _embedding(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """Rows of a table, gathered along the axes of the data; where it is split, the sum of its parts."""
-
-    def settle(input: Tensor, weight: Tensor, *others: Any, **named: Any) -> Any:
-        table = gathered(weight) if isinstance(weight, Stored) else weight
-        y = func(input, table, *others, **named)
-        return settled(y) if isinstance(y, DTensor) else y
-
-    return settle(*args, **kwargs)
+    given = named(func, args, kwargs)
+    if given["scale_grad_by_freq"]:  # by how often among all rows
+        return Whole()(func, args, kwargs)
+    weight = given["weight"]
+    y = func(**given | {"weight": gathered(weight) if isinstance(weight, Stored) else weight})
+    return settled(y) if isinstance(y, DTensor) else y
 
 
 def _instance_norm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
@@ -74,9 +76,33 @@ def _of_instances(
     return running_mean, running_var, use_input_stats
 
 
+_OF_ROWS = (
+    F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+    F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices,
+    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+    F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
+    F.adaptive_max_pool1d_with_indices, F.adaptive_max_pool2d_with_indices,
+    F.adaptive_max_pool3d_with_indices, torch.max_pool1d_with_indices,
+    F.lp_pool1d, F.lp_pool2d, F.lp_pool3d, F.local_response_norm,
+    F.interpolate, F.upsample, F.pixel_shuffle, F.pixel_unshuffle, F.group_norm, torch.group_norm,
+    F.unfold, F.fold, F.channel_shuffle, F.prelu, Tensor.prelu,
+)  # fmt: skip
+_UNPOOLED = (F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
+# Where there is no batch, the first axis is that of the channels, which are mixed.
+_CONVOLVED = {
+    convolution: Rowwise(0, "input", trailing=axes + 1)
+    for axes in (1, 2, 3)
+    for convolution in (getattr(F, f"conv{axes}d"), getattr(F, f"conv_transpose{axes}d"))
+}
+
 ROUTES: dict[Any, Any] = {
+    **dict.fromkeys(_OF_ROWS, Rowwise(0, "input")),
+    **dict.fromkeys(_UNPOOLED, Rowwise(0, 1, "input", "indices")),
+    **_CONVOLVED,
+    F.grid_sample: Rowwise(0, 1, "input", "grid"),
     F.pad: _pad,
     F.embedding: _embedding,
     F.embedding_bag: _embedding_bag,
     F.instance_norm: _instance_norm,
+    F.batch_norm: batch_norm,
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import Shard
 
 from fluxlike.placement.mesh.rowwise import Whole, tensors_over
+from fluxlike.placement.mesh.tensors import replicated
 
 __all__ = ["ROUTES"]
 
@@ -22,14 +23,22 @@ _MIXED = [getattr(room, name) for name in _NAMES.split() for room in _ROOMS if h
 
 
 def _item(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
-    """Rows by a mask: as many as it says, which every rank has to know."""
-    masks = [x for x in tensors_over([args[1]]) if x.dtype in (torch.bool, torch.uint8)]
-    return Whole()(func, args, kwargs) if masks else NotImplemented
+    """Rows by a mask: as many as it says, which every rank has to know. A list of numbers is a tensor."""
+    x, index = args
+
+    def numbers(i: Any) -> Any:
+        of_numbers = isinstance(i, list) and i and all(isinstance(k, int) for k in i)
+        return replicated(torch.tensor(i, device=x.device), x.device_mesh) if of_numbers else i
+
+    new = tuple(map(numbers, index)) if isinstance(index, tuple) else numbers(index)
+    if any(i.dtype in (torch.bool, torch.uint8) for i in tensors_over([new])):
+        return Whole()(func, (x, new), kwargs)
+    return NotImplemented if new is index else func(x, new)
 
 
 def _unbind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """The parts along an axis, of which each rank has all unless it is that of the rows."""
-    x, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    x, dim = args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs.get("dim", 0)
     apart = [p for p in x.placements if isinstance(p, Shard) and p.dim == dim % x.ndim]
     return Whole()(func, args, kwargs) if apart else NotImplemented
 

@@ -49,22 +49,27 @@ class Rowwise:
         found = [x for k in self.rows for x in tensors_over(given.get(k))]
         if not found:
             return NotImplemented
-        first = found[0]
-        rows = common(found, self.axes if self.trailing is None else first.ndim - self.trailing)
-        where = {}
-        for x in found:
-            places = fitting(rows, first.shape, x)
-            if places is None:  # torch says what is wrong with these shapes, or broadcasts them
-                return Whole()(func, args, kwargs)
-            where[id(x)] = places
+        first, rows = found[0], self.shared(found)
+        if rows is None:  # torch says what is wrong with these shapes, or broadcasts them
+            return Whole()(func, args, kwargs)
+        where = {id(x): fitting(rows, first.shape, x) for x in found}
         for k in self.broadcast:
             where |= {id(x): _aligned(rows, first.shape, x) for x in tensors_over(given.get(k))}
 
-        def local(x: Any) -> Any:
-            return entered(x, lambda each: where.get(id(each)), rows)
+        shared = {*self.rows, *self.broadcast}
 
-        out = func(*map(local, args), **{name: local(x) for name, x in kwargs.items()})
+        def local(k: int | str, x: Any) -> Any:
+            # by the argument, since one tensor may be given with its rows and as what all rows are used with
+            return entered(x, (lambda each: where.get(id(each))) if k in shared else (lambda _: None), rows)
+
+        out = func(*(local(i, x) for i, x in enumerate(args)), **{k: local(k, x) for k, x in kwargs.items()})
         return over_rows(out, first.device_mesh, rows)
+
+    def shared(self, found: Sequence[DTensor]) -> list[Placement] | None:
+        """How the ranks share the rows of these arguments; None where these have other numbers of rows."""
+        first = found[0]
+        rows = common(found, self.axes if self.trailing is None else first.ndim - self.trailing)
+        return None if any(fitting(rows, first.shape, x) is None for x in found) else rows
 
 
 class Whole:

@@ -24,7 +24,7 @@ def batch_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> A
         return NotImplemented
     mesh, placements = call.x.device_mesh, common([call.x], 1)
     dims = [i for i, p in enumerate(placements) if isinstance(p, Shard)]
-    if not dims or not call.training:
+    if not dims or not call.training or call.x.numel() == call.x.shape[1]:
         return Rowwise(0, "input")(func, args, kwargs)
     none = whole(placements)
     weight, bias = (None if t is None else enter(t, none, placements) for t in (call.weight, call.bias))
@@ -33,8 +33,9 @@ def batch_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> A
     if call.mean is not None and call.var is not None:
         count = _count(x, mesh, dims)
         with torch.no_grad():
-            local_of(call.mean).lerp_(mean, call.momentum)
-            local_of(call.var).lerp_(var * (count / (count - 1)), call.momentum)
+            for running, now in ((call.mean, mean), (call.var, var * (count / (count - 1)))):
+                local = local_of(running)
+                local.copy_(local.to(now.dtype).lerp(now, call.momentum))
     return leave(y, mesh, placements)
 
 
@@ -64,6 +65,11 @@ def _count(x: Tensor, mesh: DeviceMesh, dims: list[int]) -> int:
     return count
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In the dtype of sums: at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _summed(x: Tensor, mesh: DeviceMesh, dims: list[int]) -> Tensor:
     for i in dims:
         x = collectives.all_reduce(x, mesh, i)
@@ -73,7 +79,7 @@ def _summed(x: Tensor, mesh: DeviceMesh, dims: list[int]) -> Tensor:
 def _moments(x: Tensor, mesh: DeviceMesh, dims: list[int]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over all ranks (Chan et al. 1979), by one collective an axis of the mesh."""
     axes = [i for i in range(x.ndim) if i != 1]
-    var, mean = torch.var_mean(x, axes, correction=0)
+    var, mean = torch.var_mean(_wide(x), axes, correction=0)
     for i in dims:
         means, variances = collectives.all_gather(torch.stack((mean, var))[None], mesh, i).unbind(1)
         between, mean = torch.var_mean(means, 0, correction=0)
@@ -98,6 +104,7 @@ def _by_operations(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mesh: DeviceMesh, dims: list[int]
 ) -> Tensor:
     """The same as a graph of operations."""
+    dtype, x = x.dtype, _wide(x)
     axes = [i for i in range(x.ndim) if i != 1]
     count = _count(x, mesh, dims)
     x = x - _Sum.apply(x.sum(axes, keepdim=True), mesh, dims) / count
@@ -106,7 +113,7 @@ def _by_operations(
     shape = [-1 if i == 1 else 1 for i in range(x.ndim)]
     if weight is not None:
         y = y * weight.reshape(shape)
-    return y if bias is None else y + bias.reshape(shape)
+    return (y if bias is None else y + bias.reshape(shape)).to(dtype)
 
 
 class _Normalise(torch.autograd.Function):
@@ -120,7 +127,9 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, mean, var)
         ctx.rest = eps, mesh, dims
         ctx.mark_non_differentiable(mean, var)
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var
+        # torch takes rows of a narrow dtype with all else in float32
+        w, b = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
+        return F.batch_norm(x, mean, var, w, b, False, 0.0, eps), mean, var
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -133,13 +142,15 @@ class _Normalise(torch.autograd.Function):
             return *(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None, None
         axes = [i for i in range(x.ndim) if i != 1]
         shape = [-1 if i == 1 else 1 for i in range(x.ndim)]
+        dtype, g, x = x.dtype, _wide(g), _wide(x)
         scale = torch.rsqrt(var + eps)
         normal = (x - mean.reshape(shape)) * scale.reshape(shape)
         sums = torch.stack((g.sum(axes), (g * normal).sum(axes)))
         if ctx.needs_input_grad[0]:
             a, b = _summed(sums, mesh, dims) / _count(x, mesh, dims)
             scale = scale if weight is None else scale * weight
-            gx = (g - a.reshape(shape) - normal * b.reshape(shape)) * scale.reshape(shape)
+            gx = ((g - a.reshape(shape) - normal * b.reshape(shape)) * scale.reshape(shape)).to(dtype)
         else:
             gx = None
-        return gx, None if weight is None else sums[1], None if bias is None else sums[0], None, None, None
+        gw, gb = (None if t is None else s.to(t.dtype) for t, s in ((weight, sums[1]), (bias, sums[0])))
+        return gx, gw, gb, None, None, None

@@ -39,7 +39,9 @@ class MeshTensor(DTensor):
         return apply(func, args, kwargs or {})
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
-        return type(self).__name__ + str(super().__repr__()).removeprefix("DTensor")
+        local, where = local_of(self), ", ".join(map(repr, self.placements))
+        part = f"this rank's part={local!r}, shape={tuple(self.shape)}, placements=({where},)"
+        return f"{type(self).__name__}({part})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         new = of_local(local_of(self).clone(), spec_of(self), type(self))
@@ -241,5 +243,6 @@ def settled(x: DTensor, /) -> DTensor:
     """A tensor without a pending sum."""
     if any(isinstance(p, Partial) for p in x.placements):
         placements: Sequence[Placement] = [Replicate() if isinstance(p, Partial) else p for p in x.placements]
-        return x.redistribute(placements=placements)
+        whole = x.redistribute(placements=placements)
+        return differentiable_again(whole) if whole.requires_grad else whole
     return x
