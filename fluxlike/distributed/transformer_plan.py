@@ -49,7 +49,8 @@ def tensor_parallel(axis: str = "model", /, rest: Plan | None = None) -> Plan:
         if re.search(r"(^|\.)in_proj\.(weight|bias)$", path):
             raise ValueError(
                 f"tensor_parallel: {path} makes queries, keys and values by one matrix, which can't be "
-                "divided by heads; write model = fluxlike.distributed.separate_projections(model) before to_device"
+                "divided by heads; write model = fluxlike.distributed.separate_projections(model) before "
+                "to_device"
             )
         return others(path, x, mesh)
 
