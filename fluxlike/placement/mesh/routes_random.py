@@ -53,13 +53,22 @@ def apart(mesh: DeviceMesh, placements: Sequence[Placement], device: torch.devic
     for i, p in enumerate(placements):
         if isinstance(p, Shard):
             part, count = part * mesh.size(i) + mesh.get_local_rank(i), count * mesh.size(i)
-    kind = torch.get_device_module(device) if device.type != "cpu" else torch
-    before = kind.get_rng_state() if device.type == "cpu" else kind.get_rng_state(device)
-    kind.manual_seed(seed * count + part)
+    generator = _generator(device)
+    before = generator.get_state()
+    generator.manual_seed(seed * count + part)
     try:
         yield
     finally:
-        kind.set_rng_state(before) if device.type == "cpu" else kind.set_rng_state(before, device)
+        generator.set_state(before)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """torch's own generator of a device."""
+    if device.type == "cpu":
+        return torch.default_generator
+    module = torch.get_device_module(device)
+    index = module.current_device() if device.index is None else device.index
+    return module.default_generators[index]
 
 
 class Drawn:
@@ -115,6 +124,9 @@ class _Dropout:
 
     def __call__(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x, *others = args or (kwargs["input"],)
+        options = named(func, args, kwargs)
+        if options.get("p") == 0 or not options.get("training", True):
+            return x
         if not tracing() or not isinstance(x, DTensor) or not _draws(func, args, kwargs):
             return self._eager(func, args, kwargs)
         rest = {name: value for name, value in kwargs.items() if name != "input"}

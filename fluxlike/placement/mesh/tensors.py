@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from types import MethodWrapperType
 from typing import Any, NoReturn
 
 import torch
@@ -36,6 +37,10 @@ class MeshTensor(DTensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if type(func) is MethodWrapperType and func.__name__ == "__get__":  # of an attribute, such as x.shape
+            with beneath():
+                out = func(*args)
+            return _kind(out, type(args[0])) if isinstance(out, DTensor) else out  # such as x.mT
         return apply(func, args, kwargs or {})
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
@@ -94,7 +99,7 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     if func in _PASSED:
         with beneath():
             return func(*args, **kwargs)
-    if func in _SAME or _is_attribute(func):  # such as x.shape, but also x.mT and x.real
+    if func in _SAME:
         with beneath():
             return _kind(func(*args, **kwargs), type(args[0]))
     if func in _READ:
@@ -145,11 +150,6 @@ def _meeting(x: Any, mesh: DeviceMesh, alone: bool) -> Any:
     if isinstance(x, (tuple, list)) and type(x) in (tuple, list):
         return type(x)(_meeting(part, mesh, alone) for part in x)
     return x
-
-
-def _is_attribute(func: Any) -> bool:
-    """Whether a function reads an attribute of a tensor."""
-    return getattr(func, "__name__", "") == "__get__"
 
 
 @cache
