@@ -259,10 +259,15 @@ def _by_phase(data: Any) -> dict[str, Any]:
     if isinstance(data, Mapping):
         named = dict(data)
     elif isinstance(data, tuple) and len(data) == 2 and not any(isinstance(x, torch.Tensor) for x in data):
-        named = {"training": data[0], "validation": data[1]}
+        named = {"training": data[0]} | ({} if data[1] is None else {"validation": data[1]})
     else:
         named = {"training": data}
     for name, batches in named.items():
+        if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+            raise TypeError(
+                f"data of {name} is of {type(batches).__name__}, and a learner goes over batches: give a "
+                "DataLoader, or a list of batches"
+            )
         if isinstance(batches, torch.utils.data.Dataset) and not isinstance(
             batches, torch.utils.data.IterableDataset
         ):

@@ -119,6 +119,17 @@ def test_it_says_where_it_stands():
     assert repr(fl.fit(learner(), 3)).endswith("phases training: epoch 3, step 3)")
 
 
+def test_data_of_validation_may_be_none():
+    batches = [(torch.ones(2, 1), torch.ones(2, 1))]
+    learner = fl.Learner(fl.Dense(1, 1), (batches, None), fl.Descent(0.1), fl.losses.mse)
+    assert list(learner.data) == ["training"]
+
+
+def test_data_that_are_no_batches_are_refused_at_once():
+    with pytest.raises(TypeError, match=r"data of validation is of int, .* give a DataLoader"):
+        fl.Learner(fl.Dense(1, 1), {"training": [], "validation": 3}, fl.Descent(0.1), fl.losses.mse)
+
+
 def test_a_data_set_of_samples_is_no_data_of_batches():
     with pytest.raises(
         TypeError, match=r"is a TensorDataset of samples, and a learner wants batches: write fl.DataLoader"
