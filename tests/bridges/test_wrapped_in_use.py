@@ -37,7 +37,6 @@ def made(table: str, name: str) -> tuple[Wrapped, nn.Module, Any]:
         ("transformers", "GPT-2", "test"),
         ("transformers", "T5", "test"),
         ("torchvision", "resnet", "train"),
-        ("torchvision", "swin_transformer", "test"),
     ],
 )
 def test_a_compiled_step_is_the_eager_one(table, name, mode):

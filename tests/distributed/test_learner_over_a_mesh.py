@@ -196,7 +196,12 @@ def at_different_places():
 
 
 def with_a_model_on_one_device():
-    fl.fit(learner(over_all()).replace(model=network()), 1)
+    data = learner(over_all()).data
+    fl.fit(fl.Learner(network(), data, fl.AdamW(), fl.losses.logitcrossentropy, progress=False), 1)
+
+
+def with_a_state_left_over_the_mesh():
+    learner(over_all()).replace(model=network())
 
 
 @pytest.mark.parametrize(
@@ -207,6 +212,10 @@ def with_a_model_on_one_device():
         (
             with_a_model_on_one_device,
             r"the data of training is over a mesh, and the model is on cpu at \.layers",
+        ),
+        (
+            with_a_state_left_over_the_mesh,
+            r"the state of \.layers\[0\]\.weight is over the mesh .*, and the parameter on cpu",
         ),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -508,33 +509,43 @@ OF_THE_MODE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("row", "mode", "compiled"),
-    [
-        pytest.param(
-            row, mode, compiled,
-            id=f"{row.name}-{mode}-{'compiled' if compiled else 'traced'}",
-            marks=pytest.mark.slow if compiled else (),
-        )
-        for row in ROWS
-        for mode in ("train", "test")
-        for compiled in (False, True)
-        if mode == "train" or not compiled or row in OF_THE_MODE
-    ],
-)  # fmt: skip
-def test_jit_gives_the_outputs_gradients_and_buffers_of_eager(
-    row: Row, mode: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
-):
-    if not compiled:  # the traced graph itself, without Inductor's kernels
-        monkeypatch.setattr(build, "_can_compile", lambda: False)
-    both, key = (row.layer(), row.inputs()), fl.Key(3)
+def assert_jit_agrees(rows: Sequence[Row], mode: str) -> None:
+    both, key = [(row.layer(), row.inputs()) for row in rows], fl.Key(3)
 
-    def seeded_step(both: Any, key: Any) -> Any:
+    def seeded_steps(both: Any, key: Any) -> Any:
         with fl.seeded(key):
-            return step(row, both)
+            return [step(row, one) for row, one in zip(rows, both, strict=True)]
 
     with fl.mode(mode):
-        close(fl.jit(seeded_step)(both, key), seeded_step(both, key))
+        found, expected = fl.jit(seeded_steps)(both, key), seeded_steps(both, key)
+    for row, mine, other in zip(rows, found, expected, strict=True):
+        try:
+            close(mine, other)
+        except AssertionError as error:
+            error.add_note(row.name)
+            raise
+
+
+@every_layer
+@both_modes
+def test_jit_gives_the_outputs_gradients_and_buffers_of_eager(
+    row: Row, mode: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(build, "_can_compile", lambda: False)  # the traced graph, without kernels
+    assert_jit_agrees([row], mode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rows", "mode"),
+    [
+        (rows[i : i + 8], mode)
+        for mode, rows in (("train", ROWS), ("test", OF_THE_MODE))
+        for i in range(0, len(rows), 8)
+    ],
+)
+def test_compiled_they_give_the_outputs_gradients_and_buffers_of_eager(rows: Sequence[Row], mode: str):
+    assert_jit_agrees(rows, mode)  # eight in one graph, which compiles in the time of two
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,9 +15,8 @@ from fluxlike import losses
 from fluxlike._private.compiler import build
 
 every_loss = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-both_compilers = pytest.mark.parametrize(
-    "compiled", [pytest.param(False, id="traced"), pytest.param(True, id="compiled", marks=pytest.mark.slow)]
-)
+#: Losses in tens, which compile in one graph in the time of two.
+in_tens = pytest.mark.parametrize("rows", [ROWS[i : i + 10] for i in range(0, len(ROWS), 10)])
 halves = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 AGGS = {
     "default": ...,
@@ -186,22 +185,34 @@ def test_under_autocast_it_computes_and_returns_float32_as_torch_does(row: Row, 
         assert exact_in.dtype == torch.float64
 
 
-@every_loss
-@both_compilers
-def test_under_autocast_jit_gives_what_eager_gives(row: Row, compiled: bool, monkeypatch: pytest.MonkeyPatch):
-    if not compiled:
-        monkeypatch.setattr(build, "_can_compile", lambda: False)
-    inputs = cast((row.pred(), row.target()), torch.bfloat16)
+def assert_jit_agrees_under_autocast(rows: Sequence[Row]) -> None:
+    inputs = cast([(row.pred(), row.target()) for row in rows], torch.bfloat16)
 
-    def both(pred: Tensor, target: Tensor) -> Any:
-        return value_and_gradients(row, pred, target), row.run(pred, target, agg=None)
+    def each(inputs: Any) -> Any:
+        return [
+            (value_and_gradients(row, pred, target), row.run(pred, target, agg=None))
+            for row, (pred, target) in zip(rows, inputs, strict=True)
+        ]
 
     with torch.autocast("cpu", torch.bfloat16):
-        eager, jitted = both(*inputs), fl.jit(both)(*inputs)
-    for mine, other in zip(fl.fleaves(jitted), fl.fleaves(eager), strict=True):
-        assert mine.dtype == other.dtype
-        close = {"rtol": 1e-5, "atol": 1e-5} if mine.dtype == torch.float32 else {}
-        torch.testing.assert_close(mine, other, **close)
+        eager, jitted = each(inputs), fl.jit(each)(inputs)
+    for row, found, expected in zip(rows, jitted, eager, strict=True):
+        for mine, other in zip(fl.fleaves(found), fl.fleaves(expected), strict=True):
+            assert mine.dtype == other.dtype, row.name
+            close = {"rtol": 1e-5, "atol": 1e-5} if mine.dtype == torch.float32 else {}
+            torch.testing.assert_close(mine, other, msg=lambda m, row=row: f"{row.name}: {m}", **close)
+
+
+@every_loss
+def test_under_autocast_jit_gives_what_eager_gives(row: Row, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "_can_compile", lambda: False)
+    assert_jit_agrees_under_autocast([row])
+
+
+@pytest.mark.slow
+@in_tens
+def test_compiled_under_autocast_they_give_what_eager_gives(rows: Sequence[Row]):
+    assert_jit_agrees_under_autocast(rows)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if is_float(row.target())], ids=lambda row: row.name)
@@ -275,21 +286,33 @@ def test_torch_func_gives_the_same_derivatives(row: Row):
     exact(torch.func.grad(penalty_of_torch)(pred), torch.zeros_like(pred) if second is None else second)
 
 
-@every_loss
-@both_compilers
-def test_jit_gives_what_eager_gives(row: Row, compiled: bool, monkeypatch: pytest.MonkeyPatch):
-    if not compiled:
-        monkeypatch.setattr(build, "_can_compile", lambda: False)
-    pred, target = row.pred(), row.target()
+def assert_jit_agrees(rows: Sequence[Row]) -> None:
+    inputs = [(row.pred(), row.target()) for row in rows]
 
-    def both(pred: Tensor, target: Tensor) -> Any:
+    def one(row: Row, pred: Tensor, target: Tensor) -> Any:
         entries = row.run(pred, target, agg=None)
         return entries, fl.withgradient(lambda p: row.run(p, target), pred)
 
-    for mine, other in zip(
-        fl.fleaves(fl.jit(both)(pred, target)), fl.fleaves(both(pred, target)), strict=True
-    ):
-        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+    def each(inputs: Any) -> Any:
+        return [one(row, *given) for row, given in zip(rows, inputs, strict=True)]
+
+    for row, found, expected in zip(rows, fl.jit(each)(inputs), each(inputs), strict=True):
+        for mine, other in zip(fl.fleaves(found), fl.fleaves(expected), strict=True):
+            torch.testing.assert_close(
+                mine, other, rtol=1e-10, atol=1e-10, msg=lambda m, row=row: f"{row.name}: {m}"
+            )
+
+
+@every_loss
+def test_jit_gives_what_eager_gives(row: Row, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "_can_compile", lambda: False)
+    assert_jit_agrees([row])
+
+
+@pytest.mark.slow
+@in_tens
+def test_compiled_they_give_what_eager_gives(rows: Sequence[Row]):
+    assert_jit_agrees(rows)
 
 
 @every_loss
