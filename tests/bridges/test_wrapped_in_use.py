@@ -14,6 +14,7 @@ from wrapped_parity import address, leaves_by_name, same, tensors_by_name
 from wrapped_torchvision_models import TORCHVISION
 
 import fluxlike as fl
+from fluxlike._private.compiler import build
 from fluxlike.trees.paths import dotted
 
 
@@ -40,6 +41,16 @@ def made(table: str, name: str) -> tuple[Wrapped, nn.Module, Any]:
     ],
 )
 def test_a_compiled_step_is_the_eager_one(table, name, mode):
+    assert_a_step_under_jit_is_the_eager_one(table, name, mode)
+
+
+@pytest.mark.slow
+def test_a_traced_step_of_shifted_windows_is_the_eager_one(monkeypatch):
+    monkeypatch.setattr(build, "_can_compile", lambda: False)  # its kernels take two minutes to compile
+    assert_a_step_under_jit_is_the_eager_one("torchvision", "swin_transformer", "test")
+
+
+def assert_a_step_under_jit_is_the_eager_one(table, name, mode):
     wrapped, _, model = made(table, name)
     batch = wrapped.batch()
 
