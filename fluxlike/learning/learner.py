@@ -263,7 +263,7 @@ def _by_phase(data: Any) -> dict[str, Any]:
     else:
         named = {"training": data}
     for name, batches in named.items():
-        if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        if not any(hasattr(batches, name) for name in ("epoch", "__iter__", "__getitem__")):
             raise TypeError(
                 f"data of {name} is of {type(batches).__name__}, and a learner goes over batches: give a "
                 "DataLoader, or a list of batches"
