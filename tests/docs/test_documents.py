@@ -17,7 +17,8 @@ with warnings.catch_warnings():
     from fluxlike._private.compiler import build
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^(?:<!-- needs: ([^\n]*) -->\n)?```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ROOMS = (
     "tree", "losses", "init", "random", "schedules", "data", "callbacks", "metrics", "logs", "models",
@@ -54,7 +55,8 @@ def is_ours(name):
     return getattr(lookup(name), "__module__", "").startswith("fluxlike")
 
 
-COMPILED = ("inference.md", "int8.md", "jit.md")  # of which most of the time is the compiler's
+# What takes mostly the compiler's time.
+COMPILED = [DOCS / "guides" / name for name in ("inference.md", "int8.md", "jit.md")]
 WITH_CODE = [d for d in DOCUMENTS if BLOCK.search(d.read_text())]
 
 
@@ -71,10 +73,13 @@ def is_missing(package):
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
 @pytest.mark.parametrize(
     "document",
-    [pytest.param(d, id=d.name, marks=pytest.mark.slow if d.name in COMPILED else ()) for d in WITH_CODE],
+    [
+        pytest.param(d, id=str(d.relative_to(ROOT)), marks=pytest.mark.slow if d in COMPILED else ())
+        for d in WITH_CODE
+    ],
 )
 def test_the_code_blocks_of_a_document_run_from_top_to_bottom(document, monkeypatch):
-    if document.name not in COMPILED:  # the graphs of jit as they are recorded, without Inductor's kernels
+    if document not in COMPILED:  # the graphs of jit as they are recorded, without Inductor's kernels
         monkeypatch.setattr(build, "_can_compile", lambda: False)
     torch.manual_seed(0)
     namespace = {"__name__": "document"}
@@ -101,6 +106,7 @@ def test_what_a_block_needs_is_told_right_before_it():
 
 
 FUNCTIONS = [n for n in PUBLIC if inspect.isfunction(lookup(n)) and is_ours(n)]
+REFERENCE = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
 
 
 def test_there_is_code_to_run():
@@ -109,8 +115,7 @@ def test_there_is_code_to_run():
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_is_in_the_reference(name):
-    reference = (ROOT / "docs" / "api.md").read_text()
-    assert re.search(rf"fluxlike\.{re.escape(name)}$|`{re.escape(name)}`", reference, re.MULTILINE)
+    assert re.search(rf"fluxlike\.{re.escape(name)}$|`{re.escape(name)}`", REFERENCE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", [n for n in PUBLIC if is_ours(n)])
@@ -120,7 +125,7 @@ def test_a_public_name_has_a_docstring_with_an_example(name):
     assert ">>>" in doc or name in WITHOUT_EXAMPLE or CONFIGURATION.fullmatch(name)
 
 
-@pytest.mark.parametrize("name", [n for n in PUBLIC if inspect.isfunction(lookup(n)) and is_ours(n)])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_public_function_describes_its_arguments(name):
     function = lookup(name)
     doc = inspect.getdoc(function) or ""
@@ -137,4 +142,4 @@ def test_a_link_in_a_document_leads_to_a_file():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
             if not target.startswith("http"):
-                assert (document.parent / target).exists(), f"{document.name}: {target}"
+                assert (document.parent / target).exists(), f"{document.relative_to(ROOT)}: {target}"
