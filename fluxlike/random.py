@@ -43,7 +43,7 @@ def uniform(
         float32, of 2⁻⁵³ in float64, of 2⁻¹¹ in float16 and of 2⁻⁸ in bfloat16.
 
     Raises:
-        TypeError: a dtype that is not one of these.
+        TypeError: a dtype that is not one of these, or a shape that is one number.
 
     Example:
         >>> import fluxlike as fl
@@ -51,12 +51,12 @@ def uniform(
         ...     fl.random.uniform((2,)), fl.random.uniform((2,), -1, 1)
         (tensor([0.3990, 0.8805]), tensor([0.0334, 0.8793]))
     """
-    dtype = _floating("uniform", dtype)
+    shape, dtype = _shape("uniform", shape), _floating("uniform", dtype)
     scope = active()
     if scope is None:
         if functorch.active():  # vmap has no draws in place
-            return low + (high - low) * torch.rand(tuple(shape), dtype=dtype, device=device)
-        return torch.empty(tuple(shape), dtype=dtype, device=device).uniform_(low, high)
+            return low + (high - low) * torch.rand(shape, dtype=dtype, device=device)
+        return torch.empty(shape, dtype=dtype, device=device).uniform_(low, high)
     key, number = scope.next()
     u = draws.uniform(key.data, number, shape, dtype, _device(device))
     return u if (low, high) == (0, 1) else u * (high - low) + low
@@ -84,7 +84,7 @@ def normal(
         A new tensor. Under a key, the same everywhere to rounding.
 
     Raises:
-        TypeError: a dtype other than float16, bfloat16, float32 and float64.
+        TypeError: a dtype other than float16, bfloat16, float32 and float64, or a shape that is one number.
 
     Example:
         >>> import fluxlike as fl
@@ -92,12 +92,12 @@ def normal(
         ...     fl.random.normal((2,))
         tensor([ 0.9911, -0.9247])
     """
-    dtype = _floating("normal", dtype)
+    shape, dtype = _shape("normal", shape), _floating("normal", dtype)
     scope = active()
     if scope is None:
         if functorch.active():
-            return mean + std * torch.randn(tuple(shape), dtype=dtype, device=device)
-        return torch.empty(tuple(shape), dtype=dtype, device=device).normal_(mean, std)
+            return mean + std * torch.randn(shape, dtype=dtype, device=device)
+        return torch.empty(shape, dtype=dtype, device=device).normal_(mean, std)
     key, number = scope.next()
     z = draws.normal(key.data, number, shape, dtype, _device(device))
     return z if (mean, std) == (0, 1) else z * std + mean
@@ -118,6 +118,7 @@ def bernoulli(
 
     Raises:
         ValueError: a number `p` outside [0, 1].
+        TypeError: a shape that is one number.
 
     Example:
         >>> import fluxlike as fl
@@ -129,14 +130,14 @@ def bernoulli(
         raise ValueError(f"bernoulli(p={p!r}): write a probability, from 0 to 1")
     if isinstance(p, Tensor):
         p = p.detach() if device is None else p.detach().to(device)
-        size, place = p.shape if shape is None else shape, p.device
+        size, place = p.shape if shape is None else _shape("bernoulli", shape), p.device
     else:
-        size, place = () if shape is None else shape, _device(device)
+        size, place = () if shape is None else _shape("bernoulli", shape), _device(device)
     scope = active()
     if scope is None:
         if functorch.active():
-            return torch.rand(tuple(size), device=place) < p
-        return torch.empty(tuple(size), dtype=torch.bool, device=place).bernoulli_(p)
+            return torch.rand(size, device=place) < p
+        return torch.empty(size, dtype=torch.bool, device=place).bernoulli_(p)
     key, number = scope.next()
     return draws.bernoulli(key.data, number, size, p, place)
 
@@ -155,6 +156,7 @@ def integers(shape: Sequence[int], /, low: int, high: int, *, device: Device = N
 
     Raises:
         ValueError: no number from `low` to below `high`.
+        TypeError: a shape that is one number.
 
     Example:
         >>> import fluxlike as fl
@@ -164,9 +166,10 @@ def integers(shape: Sequence[int], /, low: int, high: int, *, device: Device = N
     """
     if low >= high:
         raise ValueError(f"integers(low={low}, high={high}): high must be above low; it is not drawn itself")
+    shape = _shape("integers", shape)
     scope = active()
     if scope is None:
-        return torch.randint(low, high, tuple(shape), device=device)
+        return torch.randint(low, high, shape, device=device)
     key, number = scope.next()
     return draws.integers(key.data, number, shape, low, high, _device(device))
 
@@ -197,6 +200,12 @@ def permutation(n: int, /, *, device: Device = None) -> Tensor:
         return torch.randperm(n, device=device)
     key, number = scope.next()
     return draws.permutation(key.data, number, n, _device(device))
+
+
+def _shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(shape, int):
+        raise TypeError(f"{name} takes the shape as a tuple, found {shape}; write ({shape},)")
+    return tuple(shape)
 
 
 def _floating(name: str, dtype: torch.dtype | None) -> torch.dtype:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import gc
 import os
 
+import hypothesis
 import torch
+
+# How fast a machine draws is no property of what is tested.
+hypothesis.settings.register_profile(
+    "laws", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None
+)
+hypothesis.settings.load_profile("laws")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # as many workers as cores: more threads would wait for each other

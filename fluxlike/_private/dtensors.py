@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
-from torch.distributed.tensor.placement_types import Placement
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
+
+from fluxlike._private.dispatch import outside_modes
 
 __all__ = ["Spec", "WeakStorage", "beneath", "local_of", "of_local", "spec_of", "spec_over", "storage_of"]
 
@@ -61,6 +64,22 @@ def _strides(shape: torch.Size, like: Tensor) -> tuple[int, ...]:
         strides[i] = step
         step *= max(1, shape[i])
     return tuple(strides)
+
+
+def _by_numbers(place: Any) -> Any:
+    @functools.wraps(place)
+    def found(*args: Any, **kwargs: Any) -> Any:
+        with outside_modes(), torch.device("cpu"):
+            return place(*args, **kwargs)
+
+    return found
+
+
+# torch finds the indices of such a part by tensors, which a trace and fake tensors would take for their own.
+# The result is the same, so this may hold for the whole process, and on all threads.
+_StridedShard.local_shard_size_and_offset = _by_numbers(  # type: ignore[method-assign]
+    _StridedShard.local_shard_size_and_offset
+)
 
 
 def of_local(local: Tensor, spec: Spec, kind: type[Any] = DTensor, /) -> Any:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-__all__ = ["NEEDS_A_VALUE", "shapes", "stand_ins", "value_asked", "without_values"]
+__all__ = ["NEEDS_A_VALUE", "shapes", "stand_ins", "unlogged", "value_asked", "without_values"]
 
 Shape = tuple[tuple[int, ...], torch.dtype]
 
@@ -23,13 +23,24 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 NEEDS_A_VALUE = (DataDependentOutputException, DynamicOutputShapeException)
 
 _inside: ContextVar[bool] = ContextVar("fluxlike_stand_ins", default=False)
+_unlogged: ContextVar[bool] = ContextVar("fluxlike_unlogged", default=False)
 
 
 def _is_wanted(_: logging.LogRecord) -> bool:
-    return not _inside.get()  # there, torch logs what it raises
+    return not _unlogged.get()
 
 
 logging.getLogger("torch._subclasses.fake_tensor").addFilter(_is_wanted)
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep torch from logging what its fake tensors raise, in this thread alone."""
+    token = _unlogged.set(True)
+    try:
+        yield
+    finally:
+        _unlogged.reset(token)
 
 
 def shapes(f: Callable[[list[Tensor]], Sequence[Tensor]], inputs: Sequence[Shape], /) -> list[Shape]:
@@ -44,7 +55,7 @@ def stand_ins() -> Iterator[None]:
     """A scope in which every tensor that is made has a shape, a dtype and a device, and no memory."""
     token = _inside.set(True)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with unlogged(), FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
         _inside.reset(token)

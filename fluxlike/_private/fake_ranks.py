@@ -20,9 +20,6 @@ from torch._C._distributed_c10d import (
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
-from torch.distributed.tensor.placement_types import _StridedShard
-
-from fluxlike._private.dispatch import outside_modes
 
 __all__ = ["fake_mesh", "is_fake", "propagating"]
 
@@ -106,21 +103,14 @@ _propagation = _Propagation()
 
 @contextmanager
 def _prepared() -> Iterator[None]:
-    """DTensor with its own operations on fake tensors marked, and its indices as numbers among these."""
-    lock, place = ShardingPropagator._fake_mode_lock, _StridedShard.local_shard_size_and_offset
-
-    def with_numbers(*args: Any, **kwargs: Any) -> Any:
-        with outside_modes(), torch.device("cpu"):
-            return place(*args, **kwargs)
-
+    """DTensor with its own operations on fake tensors marked."""
+    lock = ShardingPropagator._fake_mode_lock
     # torch takes this lock around what it does on fake tensors of global shapes
     ShardingPropagator._fake_mode_lock = _propagation  # type: ignore[assignment]
-    _StridedShard.local_shard_size_and_offset = with_numbers  # type: ignore[method-assign]
     try:
         yield
     finally:
         ShardingPropagator._fake_mode_lock = lock
-        _StridedShard.local_shard_size_and_offset = place  # type: ignore[method-assign]
 
 
 def propagating() -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch._C._distributed_c10d import ProcessGroup, _resolve_process_group
 from torch._subclasses.fake_tensor import FakeTensor
 
+from fluxlike._private.autograd import backward_pass
 from fluxlike._private.dispatch import TorchDispatchMode
 
 __all__ = ["Heard", "WAITS", "group_of", "in_backward"]
@@ -43,7 +44,7 @@ class Heard(TorchDispatchMode):
 
 def in_backward() -> bool:
     """Whether autograd's engine runs, in this thread."""
-    return torch._C._current_graph_task_id() != -1
+    return backward_pass() is not None
 
 
 def group_of(x: Any, /) -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from fluxlike.columns import columns
-from fluxlike.command.printing import Line, Subparsers, add_json, show, show_json
+from fluxlike.command.arguments import Subparsers, add_json
+from fluxlike.command.printing import Line, show, show_json
 from fluxlike.trees.show import plural, size_text
 
 __all__ = ["EXTRAS", "add", "information", "package_version", "run"]

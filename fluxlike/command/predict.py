@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fluxlike.columns import columns
+from fluxlike.command.arguments import Subparsers, add_json, count
 from fluxlike.command.config import Csv, ImageFolder
 from fluxlike.command.devices import device_of
 from fluxlike.command.model_file import About, read_model
 from fluxlike.command.pictures import found_images, picture
-from fluxlike.command.printing import Line, Subparsers, add_json, escaped, show, show_json
+from fluxlike.command.printing import Line, escaped, show, show_json
 from fluxlike.command.tables import read_features
 from fluxlike.files.durable import write_whole
 from fluxlike.learning.history.files import csv_lines, encoded
@@ -55,19 +56,13 @@ def add(commands: Subparsers[Any], common: argparse.ArgumentParser, /) -> None:
         "inputs", metavar="INPUT", nargs="+", help="image files, folders of images, or CSV files"
     )
     parser.add_argument(
-        "--top", type=_count, metavar="K", help="how many classes to show, the likeliest first (1)"
+        "--top", type=count, metavar="K", help="how many classes to show, the likeliest first (1)"
     )
     parser.add_argument("--device", default="auto", help='where to compute, such as "cpu" (auto)')
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", metavar="OUT", help="write a CSV file instead of a table")
     add_json(form)
     parser.set_defaults(run=run)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
 
 
 def run(given: argparse.Namespace, /) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-__all__ = [
-    "Line", "ReaderLeft", "Subparsers", "add_json", "escaped", "one_line", "show", "show_json",
-]  # fmt: skip
-
-Subparsers = argparse._SubParsersAction  # what `add_subparsers` returns has no public name
+__all__ = ["Line", "ReaderLeft", "escaped", "one_line", "show", "show_json"]
 
 
 class ReaderLeft(Exception):
@@ -49,11 +44,6 @@ def show_json(value: Any, /) -> None:
         ReaderLeft: standard output was closed.
     """
     show(Line(text) for text in json.dumps(value, indent=2, allow_nan=False).splitlines())
-
-
-def add_json(parser: Any, /) -> None:
-    """Let a command take ``--json``."""
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON, for programs")
 
 
 def _is_colourful() -> bool:

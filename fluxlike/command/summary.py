@@ -9,15 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fluxlike.columns import columns
+from fluxlike.command.arguments import Subparsers, add_json, count
 from fluxlike.command.contents import Contents, HeldTensor, HeldValue, contents_of
-from fluxlike.command.printing import (
-    Line,
-    Subparsers,
-    add_json,
-    escaped,
-    show,
-    show_json,
-)
+from fluxlike.command.printing import Line, escaped, show, show_json
 from fluxlike.files.printing import shown
 from fluxlike.trees.show import number, plural, size_text
 
@@ -53,16 +47,10 @@ def add(commands: Subparsers[Any], common: argparse.ArgumentParser, /) -> None:
     )
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
-        "--depth", type=_depth, metavar="N", help="how many levels of names to show, at least 1 (all)"
+        "--depth", type=count, metavar="N", help="how many levels of names to show, at least 1 (all)"
     )
     add_json(choice)
     parser.set_defaults(run=run)
-
-
-def _depth(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
 
 
 def run(given: argparse.Namespace, /) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.command.config import Csv
-from fluxlike.data.readers.csv_table import CSVTable, read_csv
+from fluxlike.data.readers.csv_table import CSVTable, listed, read_csv
 from fluxlike.files.opening import open_regular
 from fluxlike.files.printing import shown
 
@@ -78,7 +78,7 @@ def _columns(path: Path, data: Csv) -> tuple[str, ...]:
     for key, wanted in (("target", data.target), *(("leave_out", name) for name in data.leave_out)):
         if wanted not in names:
             raise ValueError(
-                f"[data] {key}: {path} has no column {wanted!r}; it has {_listed(names)}"
+                f"[data] {key}: {path} has no column {wanted!r}; it has {listed(names)}"
                 f"{_hint(names, data.delimiter, 'write another [data] delimiter')}"
             )
     columns = tuple(name for name in names if name != data.target and name not in data.leave_out)
@@ -92,8 +92,8 @@ def _require_columns(path: str | os.PathLike[str], columns: tuple[str, ...], del
     missing = [name for name in columns if name not in names]
     if missing:
         raise ValueError(
-            f"{path} lacks {_listed(missing)} of the columns that the model is trained on, "
-            f"{_listed(columns)}; it has {_listed(names)}"
+            f"{path} lacks {listed(missing)} of the columns that the model is trained on, "
+            f"{listed(columns)}; it has {listed(names)}"
             f"{_hint(names, delimiter, 'as in the table of the training')}"
         )
 
@@ -110,10 +110,6 @@ def _header(path: str | os.PathLike[str], delimiter: str) -> list[str]:
             return [name.strip() for name in next(csv.reader(text, delimiter=delimiter), [])]
         except csv.Error as error:
             raise ValueError(f"{path}, line 1, is no CSV: {error}") from None
-
-
-def _listed(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(map(shown, names[:20])) + (", …" if len(names) > 20 else "")
 
 
 def _values(path: Path, table: CSVTable) -> Tensor:
@@ -141,7 +137,7 @@ def _classes(path: Path, table: CSVTable, known: tuple[str, ...] | None) -> tupl
     if stray:
         raise ValueError(
             f"the column {table.target!r} of {path} holds {shown(stray[0])}, which is none of the classes "
-            f"that the model is trained on, {_listed(known)}"
+            f"that the model is trained on, {listed(known)}"
         )
     places = torch.tensor([known.index(name) for name in names])
     return places[found], known

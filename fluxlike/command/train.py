@@ -7,10 +7,11 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from fluxlike.command.arguments import Subparsers
 from fluxlike.command.config import Configuration, read_configuration
 from fluxlike.command.learners import learner_of, loader_of
 from fluxlike.command.model_file import About, read_about, save_model
-from fluxlike.command.printing import Line, Subparsers, escaped, show
+from fluxlike.command.printing import Line, escaped, show
 from fluxlike.command.ranks import in_words, is_first, place_of
 from fluxlike.command.run_folder import RunFolder
 from fluxlike.command.tasks import Task, task_of
@@ -52,7 +53,9 @@ def add(commands: Subparsers[Any], common: argparse.ArgumentParser, /) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("config", metavar="CONFIG.toml", help="the configuration: see docs/command_line.md")
+    parser.add_argument(
+        "config", metavar="CONFIG.toml", help="the configuration: see docs/training/command_line.md"
+    )
     parser.set_defaults(run=run)
 
 

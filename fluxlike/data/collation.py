@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fluxlike.data.columns import is_masked
 from fluxlike.trees.structure import flatten, leaves_like, structure_of
 
 __all__ = ["SampleError", "collate"]
@@ -79,6 +80,12 @@ def _join(treedef: optree.PyTreeSpec, k: int, column: tuple[Any, ...]) -> Any:
     if len(set(map(type, column))) > 1 and not all(isinstance(x, Tensor) for x in column):
         _refuse(treedef, k, column, lambda x: f"a {type(x).__name__}")
     if issubclass(kind, (Tensor, np.ndarray, np.generic)):
+        if is_masked(column[0]):
+            raise SampleError(
+                0,
+                f": {_place(treedef, k)} is a masked array, and torch has no masks: give x.filled(value) in "
+                "the data set, and the mask as an array of its own, np.ma.getmaskarray(x)",
+            )
         return _stack(treedef, k, column)
     if issubclass(kind, (bool, int, float, complex)):
         return _numbers(treedef, k, column)

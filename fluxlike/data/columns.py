@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Column", "Copied", "Numbers", "column"]
+__all__ = ["Column", "Copied", "Numbers", "column", "is_masked"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,14 @@ def column(path: str, x: Tensor | np.ndarray[Any, Any], /) -> Column:
     """An array at some path of the data, of the same memory.
 
     Raises:
-        TypeError: torch has not its dtype, or can't take its rows.
+        TypeError: torch has not its dtype, or can't take its rows; or it is masked.
     """
     if not isinstance(x, Tensor):
+        if is_masked(x):
+            raise TypeError(
+                f"{path or 'the data'} is a masked array, and torch has no masks: give x.filled(value), and "
+                "the mask as an array of its own, np.ma.getmaskarray(x)"
+            )
         _require_dtype(path, x)
         if not _is_shareable(x):
             return Copied(x)
@@ -68,6 +73,13 @@ def column(path: str, x: Tensor | np.ndarray[Any, Any], /) -> Column:
             "it dense by .to_dense(), or give a data set whose samples are dense"
         )
     return Numbers(x) if x.ndim == 1 and not _selects(x) else x
+
+
+def is_masked(x: Any, /) -> bool:
+    """Whether it is an array of numpy's with a mask, which torch would not see."""
+    if type(x) is np.ndarray or not isinstance(x, np.ndarray):  # numpy.ma is imported when it is looked at
+        return False
+    return isinstance(x, np.ma.MaskedArray)
 
 
 def _require_dtype(path: str, x: np.ndarray[Any, Any]) -> None:

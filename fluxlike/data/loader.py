@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Never, cast
 
 import torch
 
-from fluxlike.data.checks import checked_settings, require_settings
+from fluxlike.data.checks import checked_settings, refuse_options, require_settings
 from fluxlike.data.collation import collate as stack_samples
 from fluxlike.data.cursor import Cursor
 from fluxlike.data.epoch import Epoch, drawn_epoch, keyed_epoch
@@ -84,8 +84,9 @@ class DataLoader:
     Iterating gives the batches, ``len`` is their number.
 
     Raises:
-        TypeError: what is no data, such as a tree with a leaf that is no array or is sparse, or an iterator,
-            which can't be read anew; a `key` that is no Key; a stream that can't be shared among `workers`.
+        TypeError: what is no data, such as a tree with a leaf that is no array or is sparse or masked, or an
+            iterator, which can't be read anew; a `key` that is no Key; a stream that can't be shared among
+            `workers`; an option of another name, for those of torch's DataLoader with what to write instead.
         ValueError: arrays of different lengths, a number out of range, a `shuffle` that is not for
             this kind of data, a `collate` for arrays, or a `key` where nothing is random; while iterating
             over a mesh, loaders or keys that differ from rank to rank.
@@ -114,7 +115,10 @@ class DataLoader:
         key: Key | None = None,
         workers: int = 0,
         device: torch.device | str | int | DeviceMesh | None = None,
+        **others: Never,
     ) -> None:
+        if others:
+            refuse_options(others)
         source = source_of(data)
         self._plain = isinstance(source, Arrays) and transform is None
         numbers = checked_settings(source, batch_size, shuffle, collate, workers, key, self._plain)

@@ -1,4 +1,13 @@
-"""Many processes: meshes, how trees lie over them, and how a program runs on several ranks."""
+"""Many processes: meshes, how trees lie over them, and how a program runs on several ranks.
+
+- A program: `launch` starts it and makes meshes; the end of one rank ends all by `watch`, `connection` and
+  `hub`.
+- Checkpoints: `checkpoints` has `save`, `load` and `consolidate`; `checkpoint_storage` is how torch writes
+  and reads them, `checkpoint_index` what stands in them, `checkpoint_source` and `checkpoint_filling` the
+  two ends of a load.
+- Before it runs: `planner` estimates a step, by `planner_memory` and `planner_traffic`; `transformer_plan`
+  has the plan of a transformer. The other plans, and trees over a mesh, are in `placement.mesh`.
+"""
 
 from __future__ import annotations
 

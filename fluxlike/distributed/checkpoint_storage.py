@@ -140,7 +140,11 @@ def _parts(
     """The file of a rank in parts, made one tensor at a time; what was written is noted in `results`."""
     by_name = {item.index.fqn: item for item in items}
     if len(by_name) < len(items):
-        raise ValueError("a rank holds two parts of one tensor, which a file of a checkpoint can't")
+        twice = next(item.index.fqn for item in items if by_name[item.index.fqn] is not item)
+        raise ValueError(
+            f"this rank holds two parts of {twice}, and a file of a checkpoint has one part of each; before "
+            "it is saved, lay it out anew: to_device(tree, mesh, plan)"
+        )
     forms, offsets = {}, {}
     for name, item in by_name.items():
         assert item.tensor_data is not None

@@ -234,11 +234,7 @@ class _Step(Memory):
 
 def _parts(tree: Any) -> Iterator[Tensor]:
     """The rank's part of each tensor of a tree, a tied one once."""
-    seen: set[int] = set()
-    for x in fleaves(tree):
-        if id(x) not in seen:
-            seen.add(id(x))
-            yield local_of(x) if isinstance(x, DTensor) else x
+    return (local_of(x) if isinstance(x, DTensor) else x for x in fleaves(tree))
 
 
 def _bytes(tensors: Any) -> int:

@@ -18,6 +18,7 @@ from types import TracebackType
 
 import torch.distributed as dist
 
+from fluxlike._private.network_errors import is_of_the_network
 from fluxlike._private.process_groups import end_groups
 from fluxlike.distributed.connection import meet
 from fluxlike.distributed.hub import Message, line_of
@@ -26,9 +27,6 @@ __all__ = ["Watch", "abort"]
 
 #: Seconds that a rank has for its own end once it has failed, or another one was interrupted.
 _GRACE = {"failed": 10.0, "lost": 10.0, "interrupted": 30.0}
-
-#: What errors of gloo and NCCL have in their message, where they are no ``DistError``.
-_OF_THE_NETWORK = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 _watch: Watch | None = None
 
@@ -185,9 +183,7 @@ def _tell_torchrun(error: BaseException) -> None:
 
 def _is_of_the_network(error: BaseException | None) -> bool:
     while error is not None:
-        if isinstance(error, dist.DistError):
-            return True
-        if isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OF_THE_NETWORK):
+        if is_of_the_network(error):
             return True
         error = error.__cause__ or error.__context__
     return False

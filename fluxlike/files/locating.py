@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fluxlike.files.named import named_tensors
+from fluxlike.files.nested_dicts import named_tensors
 from fluxlike.files.opening import SAFETENSORS, START, TORCH, kind_of, open_regular
 from fluxlike.files.printing import shown
 from fluxlike.files.sources import InMemory, Safetensors, Source, TorchShards

@@ -9,7 +9,7 @@ from typing import NamedTuple, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from fluxlike.files.named import Named
+from fluxlike.files.nested_dicts import Named
 from fluxlike.files.printing import shown
 from fluxlike.files.reader import Stored, TensorFile
 from fluxlike.files.torch_file import read_torch

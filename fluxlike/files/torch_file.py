@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fluxlike.files.named import Named, named_tensors
+from fluxlike.files.nested_dicts import Named, named_tensors
 from fluxlike.files.opening import START, TORCH, kind_of, open_regular
 from fluxlike.files.printing import shown
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,8 @@ from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.autocast import autocast_dtype
+from fluxlike.layers.checks import explain_mixture, refuse_input, require_activation, require_features
 from fluxlike.layers.construct import new_weight
-from fluxlike.layers.errors import explain_mixture, require_activation, require_features
 from fluxlike.layers.printing import activation_text, settings_text
 from fluxlike.trees.functor import functor
 
@@ -125,20 +126,20 @@ class Scale:
         bias: bool = True,
         init: Init = torch.ones,
     ) -> None:
-        sizes = tuple(n for n in size if isinstance(n, int))
-        others = [n for n in size if not isinstance(n, int)]
+        sizes = tuple(n for n in size if isinstance(n, (int, Integral)))
+        others = [n for n in size if not isinstance(n, (int, Integral))]
         if not sizes or size[: len(sizes)] != sizes or len(others) > 1:
             raise ValueError(f"Scale{size}: write the sizes of the last axes, then perhaps an activation")
         self.activation = others[0] if others else activation
         require_activation("Scale", self.activation)
         self.weight = new_weight("Scale", init, sizes)
-        self.bias = torch.zeros(sizes) if bias else None
+        self.bias = torch.zeros(self.weight.shape) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         n = weight.ndim
         if not isinstance(x, Tensor) or x.ndim < n or not _fits(weight.shape, x.shape[x.ndim - n :]):
-            self._refuse(x)
+            refuse_input("Scale", x, f"(…, {', '.join('any' if n == 1 else str(n) for n in weight.shape)})")
         if x.dtype is not weight.dtype and autocast_dtype(x) is None:
             explain_mixture("Scale", weight, x)
         try:
@@ -147,12 +148,6 @@ class Scale:
             explain_mixture("Scale", weight, x, error)
             raise
         return self.activation(y)
-
-    def _refuse(self, x: Any) -> NoReturn:
-        wanted = f"(…, {', '.join('any' if n == 1 else str(n) for n in self.weight.shape)})"
-        if not isinstance(x, Tensor):
-            raise TypeError(f"Scale takes a tensor of shape {wanted}, found {type(x).__name__}")
-        raise ValueError(f"Scale takes the shape {wanted}, found {tuple(x.shape)}")
 
     def extra_repr(self) -> str:
         size = ", ".join(map(str, self.weight.shape))
@@ -210,13 +205,13 @@ class Bilinear:
         bias: bool = True,
         init: Init = glorot_uniform,
     ) -> None:
-        if isinstance(activation, int):  # torch's order
+        if isinstance(activation, Integral):  # torch's order
             raise TypeError(
                 f"Bilinear({in_features}, {out_features}, {activation}): write "
                 f"Bilinear(({in_features}, {out_features}), {activation})"
             )
         require_activation("Bilinear", activation)
-        inputs = (in_features, in_features) if isinstance(in_features, int) else tuple(in_features)
+        inputs = tuple(in_features) if isinstance(in_features, Sequence) else (in_features, in_features)
         if len(inputs) != 2:
             raise ValueError(f"in_features={in_features!r}: write the lengths of two inputs, or one for both")
         self.weight = new_weight("Bilinear", init, (out_features, *inputs))

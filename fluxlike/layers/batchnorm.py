@@ -11,7 +11,8 @@ from torch import Tensor
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation
-from fluxlike.layers.errors import require_activation, require_features
+from fluxlike.layers.checks import require_activation, require_features
+from fluxlike.layers.construct import whole_sizes
 from fluxlike.layers.normalisation import EPS, RunningNormalisation
 from fluxlike.layers.printing import activation_text, settings_text
 from fluxlike.placement.dtype import stays_float32
@@ -57,6 +58,7 @@ class BatchNorm(RunningNormalisation):
     Input and output: (N, C) or (N, C, …).
 
     Raises:
+        TypeError: a size that is no whole number.
         ValueError: from a call: another number of channels, in train mode a single value a channel, or
             another dtype (but for 16 bits) or device than the layer's.
 
@@ -82,6 +84,7 @@ class BatchNorm(RunningNormalisation):
         track_stats: bool = True,
     ) -> None:
         require_activation("BatchNorm", activation)
+        (num_features,) = whole_sizes("BatchNorm", (num_features,))
         self.weight = torch.ones(num_features) if affine else None
         self.bias = torch.zeros(num_features) if affine else None
         self.running_mean = torch.zeros(num_features) if track_stats else None

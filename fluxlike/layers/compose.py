@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fluxlike.layers.steps import Steps, fail
+from fluxlike.layers.checks import require_callable
+from fluxlike.layers.errors import fail
+from fluxlike.layers.steps import Steps
 from fluxlike.trees.adopt import adopted
 from fluxlike.trees.functor import functor
 
@@ -87,9 +89,9 @@ class SkipConnection:
     """
 
     def __init__(self, layer: Callable[..., Any], connection: Callable[[Any, Any], Any]) -> None:
-        for name, f in (("layer", layer), ("connection", connection)):
-            if not callable(f):
-                raise TypeError(f"SkipConnection takes a callable {name}, found {f!r}")
+        require_callable("SkipConnection", "layer", layer)
+        if not callable(connection):
+            raise TypeError(f"SkipConnection takes a callable connection, found {connection!r}")
         self.layer, self.connection = adopted(layer), adopted(connection)
 
     def __call__(self, x: Any) -> Any:

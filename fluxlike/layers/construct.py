@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluxlike.trees.show import value_text
 
-__all__ = ["new_weight"]
+__all__ = ["new_weight", "whole_sizes"]
 
 
 def new_weight(name: str, init: Callable[[Sequence[int]], Tensor], shape: tuple[Any, ...]) -> Tensor:
@@ -20,7 +20,7 @@ def new_weight(name: str, init: Callable[[Sequence[int]], Tensor], shape: tuple[
         TypeError: sizes that are no whole numbers, or an init that makes no floating tensor of a shape.
         ValueError: a negative size, or an init that makes another shape.
     """
-    sizes = tuple(_size(name, shape, n) for n in shape)
+    sizes = whole_sizes(name, shape)
     if getattr(init, "__module__", None) == "torch.nn.init":
         raise TypeError(
             f"{name}: {init.__name__} fills a tensor in place, and init= takes a function of a shape; write "
@@ -40,11 +40,22 @@ def new_weight(name: str, init: Callable[[Sequence[int]], Tensor], shape: tuple[
     return weight
 
 
+def whole_sizes(name: str, shape: Sequence[Any]) -> tuple[int, ...]:
+    """The sizes of a tensor of a layer, as Python's ints.
+
+    Raises:
+        TypeError: sizes that are no whole numbers.
+        ValueError: a negative size.
+    """
+    return tuple(_size(name, tuple(shape), n) for n in shape)
+
+
 def _size(name: str, shape: tuple[Any, ...], n: Any) -> int:
+    among = f" among {shape}" if len(shape) > 1 else ""
     try:
         size = operator.index(n)
     except TypeError:
-        raise TypeError(f"{name}: sizes are whole numbers, found {n!r} among {shape}") from None
+        raise TypeError(f"{name}: sizes are whole numbers, found {n!r}{among}") from None
     if size < 0:
-        raise ValueError(f"{name}: sizes are not negative, found {n!r} among {shape}")
+        raise ValueError(f"{name}: sizes are not negative, found {n!r}{among}")
     return size

@@ -12,8 +12,8 @@ from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation, Init
-from fluxlike.layers.construct import new_weight
-from fluxlike.layers.errors import explain_mixture, require_activation
+from fluxlike.layers.checks import explain_mixture, require_activation
+from fluxlike.layers.construct import new_weight, whole_sizes
 from fluxlike.layers.padding import Pad, as_pads, explain_pads, explain_window, pad_text, split_pads
 from fluxlike.layers.printing import activation_text, settings_text, sizes_text
 from fluxlike.layers.sizes import as_sizes, as_window, covered, refuse_shape
@@ -89,7 +89,7 @@ class Conv:
         kernel = as_window("kernel_size", kernel_size, order)
         n = len(kernel)
         require_activation("Conv", activation)
-        require_channels(in_channels, out_channels, groups)
+        require_channels("Conv", in_channels, out_channels, groups)
         if padding_mode not in _PADDING_MODES:
             raise ValueError(f"padding_mode={padding_mode!r}: write one of {', '.join(_PADDING_MODES)}")
         self.weight = new_weight("Conv", init, (out_channels, in_channels // groups, *kernel))
@@ -193,7 +193,8 @@ def DepthwiseConv(
         >>> fl.DepthwiseConv((3, 3), 4, 8, pad=1)
         Conv((3, 3), 4, 8, pad=1, groups=4)  # 80 parameters
     """
-    if in_channels < 1 or out_channels % in_channels:
+    require_channels("DepthwiseConv", in_channels, out_channels, 1)
+    if out_channels % in_channels:
         raise ValueError(
             f"DepthwiseConv from {in_channels} to {out_channels} channels: each channel has as many outputs, "
             f"so write a multiple of {in_channels}"
@@ -213,15 +214,17 @@ def DepthwiseConv(
     )
 
 
-def require_channels(in_channels: int, out_channels: int, groups: int) -> None:
+def require_channels(name: str, in_channels: int, out_channels: int, groups: int) -> None:
     """Refuse channels that can't be.
 
     Raises:
+        TypeError: sizes that are no whole numbers.
         ValueError: a number below 1, or channels that `groups` does not divide.
     """
-    for name, number in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+    numbers = whole_sizes(name, (in_channels, out_channels, groups))
+    for what, number in zip(("in_channels", "out_channels", "groups"), numbers, strict=True):
         if number < 1:
-            raise ValueError(f"{name}={number}: write a number of at least 1")
+            raise ValueError(f"{what}={number}: write a number of at least 1")
     if in_channels % groups or out_channels % groups:
         raise ValueError(f"groups={groups} does not divide the channels {in_channels} and {out_channels}")
 

@@ -12,9 +12,9 @@ from fluxlike.init import glorot_uniform
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation, Init
+from fluxlike.layers.checks import explain_mixture, require_activation
 from fluxlike.layers.construct import new_weight
 from fluxlike.layers.conv import explain_stack, require_channels
-from fluxlike.layers.errors import explain_mixture, require_activation
 from fluxlike.layers.padding import Pad, SamePad, as_pads, pad_text, pads_by_axis
 from fluxlike.layers.printing import activation_text, settings_text, sizes_text
 from fluxlike.layers.sizes import as_sizes, as_window, covered, refuse_shape
@@ -88,7 +88,7 @@ class ConvTranspose:
         kernel = as_window("kernel_size", kernel_size, order)
         n = len(kernel)
         require_activation("ConvTranspose", activation)
-        require_channels(in_channels, out_channels, groups)
+        require_channels("ConvTranspose", in_channels, out_channels, groups)
         self.weight = new_weight("ConvTranspose", init, (in_channels, out_channels // groups, *kernel))
         self.bias = torch.zeros(out_channels) if bias else None
         self.activation = activation

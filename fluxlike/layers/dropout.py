@@ -37,6 +37,7 @@ class Dropout:
         dims: the axes, or None.
 
     Raises:
+        TypeError: `p` is no number; from a call in train mode: no tensor of floats.
         ValueError: `p` outside [0, 1], an axis named twice; from a call: an axis that is not there.
 
     Example:
@@ -65,7 +66,9 @@ class Dropout:
     def __call__(self, x: Tensor) -> Tensor:
         if not training(self):
             return x
-        return dropout(x, self.p) if self.dims is None else _drop("Dropout", x, self.p, self.dims)
+        if self.dims is None:
+            return dropout(x, self.p, "Dropout")
+        return _drop("Dropout", x, self.p, self.dims)
 
     def extra_repr(self) -> str:
         if self.dims is None:
@@ -88,6 +91,7 @@ class AlphaDropout:
         p: the probability.
 
     Raises:
+        TypeError: `p` is no number; from a call in train mode: no tensor of floats.
         ValueError: `p` outside [0, 1].
 
     Example:
@@ -104,6 +108,7 @@ class AlphaDropout:
     def __call__(self, x: Tensor) -> Tensor:
         if not training(self):
             return x
+        _require_floats("AlphaDropout", x)
         if active() is None:
             return F.alpha_dropout(x, self.p, training=True)
         if self.p == 1:  # then nothing is left to scale
@@ -135,6 +140,7 @@ class DropPath:
     Input and output: (N, …).
 
     Raises:
+        TypeError: `p` is no number; from a call in train mode: no tensor of floats.
         ValueError: `p` outside [0, 1]; from a call: a 0-d tensor.
 
     Example:
@@ -160,8 +166,7 @@ class DropPath:
 
 def _drop(name: str, x: Tensor, p: float, dims: tuple[int, ...]) -> Tensor:
     """`x` with what lies at one place along `dims` zeroed together."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} takes a tensor, found {type(x).__name__}")
+    _require_floats(name, x)
     if not all(-x.ndim <= d < x.ndim for d in dims):
         raise ValueError(f"{name} draws along the axes {dims}, found a tensor of shape {tuple(x.shape)}")
     apart = {d % x.ndim for d in dims}
@@ -174,18 +179,27 @@ def _kept(shape: Sequence[int], p: float, device: torch.device) -> Tensor:
     return bernoulli(shape, 1 - p, device=device) if active() is None else ~bernoulli(shape, p, device=device)
 
 
-def dropout(x: Tensor, p: float) -> Tensor:
+def dropout(x: Tensor, p: float, name: str = "dropout") -> Tensor:
     """`x` with entries zeroed with probability p and the others scaled by 1/(1-p), in any mode.
 
-    Draws from the key in scope; where there is none, as torch's dropout does.
+    Draws from the key in scope; where there is none, as torch's dropout does. `name` is for errors.
+
+    Raises:
+        TypeError: no tensor, or one whose dtype can't be scaled.
     """
-    if not (x.is_floating_point() or x.is_complex()):
-        raise TypeError(f"dropout scales what it keeps, which {x.dtype} can't hold; write x.float()")
+    _require_floats(name, x)
     scope = active()
     if scope is None:
         return F.dropout(x, p, training=True)
     key, number = scope.next()
     return draws.dropout(key.data, number, x, p)
+
+
+def _require_floats(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} takes a tensor, found {type(x).__name__}")
+    if not (x.is_floating_point() or x.is_complex()):
+        raise TypeError(f"{name} scales what it keeps, which {x.dtype} can't hold; write x.float()")
 
 
 def require_probability(name: str, argument: str, p: float) -> None:

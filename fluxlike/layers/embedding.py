@@ -197,8 +197,10 @@ def _check_offsets(offsets: Tensor, length: int) -> None:
 def _wide(name: str, indices: Any) -> Tensor:
     """Indices of a width that torch's kernels take."""
     if not isinstance(indices, Tensor) or indices.dtype not in INTEGERS:
-        found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-        raise TypeError(f"{name} takes a tensor of integers, found {found}; write x.long()")
+        if isinstance(indices, Tensor):
+            raise TypeError(f"{name} takes a tensor of integers, found {indices.dtype}; write x.long()")
+        found = type(indices).__name__
+        raise TypeError(f"{name} takes a tensor of integers, found {found}; write torch.tensor(…)")
     return indices if indices.dtype in (torch.int32, torch.int64) else indices.long()
 
 

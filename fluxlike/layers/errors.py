@@ -1,17 +1,16 @@
-"""Errors of layers: which layer of the model, what it got, what it takes."""
+"""Errors inside a model: which of its layers failed, and what it got."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from torch import Tensor
 
+from fluxlike._private.network_errors import is_of_the_network
 from fluxlike.layers.place import Place, here, place_of
 
-__all__ = [
-    "LayerError", "explain_mixture", "got", "note_place", "require_activation", "require_features",
-    "require_shape",
-]  # fmt: skip
+__all__ = ["LayerError", "fail", "within"]
 
 # What layers raise over what they got. Other kinds, and classes of the user's own that derive from
 # these, mean something to whoever catches them.
@@ -22,8 +21,8 @@ class LayerError(RuntimeError):
     """A layer inside a model failed over what it got.
 
     It stands for a RuntimeError, ValueError, TypeError, IndexError or NotImplementedError, which is its
-    ``__cause__``. An error of any other class keeps its class, and says where it arose in a note
-    (``__notes__``), which tracebacks show.
+    ``__cause__``. An error of any other class, and one of the network in a collective, keeps its class, and
+    says where it arose in a note (``__notes__``), which tracebacks show.
 
     Attributes:
         path: the path of the layer in the outermost model that is being called, such as ``.layers[2]``.
@@ -47,23 +46,51 @@ class LayerError(RuntimeError):
         error.around = around | self.around
         return error
 
-    def within(self, step: str) -> LayerError:
-        """The same error, for the caller, a node that called the layer at a step below itself."""
-        place = place_of(here())
-        return self if place.layer in self.around else self.below(place.path + step, place.around)
-
     @classmethod
     def of(cls, path: str, layer: Any, x: Any, error: Exception, hint: str = "") -> LayerError:
         """The error of a layer at a path, with what it got and what may help."""
-        return cls(path, f"{got(layer, x)} and failed: {type(error).__name__}: {error}{hint}")
+        return cls(path, f"{_got(layer, x)} and failed: {type(error).__name__}: {error}{hint}")
 
     @staticmethod
     def wraps(error: Exception) -> bool:
         """Whether an error is one that a LayerError stands for, or is one."""
-        return type(error) in _KINDS or isinstance(error, LayerError)
+        if isinstance(error, LayerError):
+            return True
+        return type(error) in _KINDS and not is_of_the_network(error)
 
 
-def note_place(error: Exception, step: str, place: Place, got: str) -> None:
+def fail(step: str, layer: Any, inputs: tuple[Any, ...], error: Exception, hint: str = "") -> NoReturn:
+    """Raise the error of a layer one step below, with its path, what it got, and what may help.
+
+    The traceback begins below the caller, which the raise puts in front again; so each step is there once.
+    """
+    below = error.__traceback__ and error.__traceback__.tb_next
+    around = place_of(here())
+    x = inputs[0] if len(inputs) == 1 else inputs
+    if isinstance(error, LayerError):  # one error and one cause, however deep
+        known = around.layer in error.around
+        found = error if known else error.below(around.path + step, around.around)
+        raise found.with_traceback(below) from error.__cause__
+    if not LayerError.wraps(error):
+        _note_place(error, step, around, _got(layer, x))
+        raise error.with_traceback(below)
+    found = LayerError.of(step, layer, x, error, hint)
+    raise found.below(around.path, around.around) from error
+
+
+def within(step: str, layer: Callable[..., Any], x: Any, *others: Any, **named: Any) -> Any:
+    """``layer(x, …)``, where an error says that the layer is found at `step`, and what it got.
+
+    Raises:
+        LayerError: the layer failed over what it got.
+    """
+    try:
+        return layer(x, *others, **named)
+    except Exception as error:
+        fail(step, layer, (x, *others), error)
+
+
+def _note_place(error: Exception, step: str, place: Place, got: str) -> None:
     """Note on an error where a layer raised it."""
     notes = getattr(error, "__notes__", [])
     for i, note in enumerate(notes):
@@ -88,7 +115,7 @@ class _Note(str):
         return str, (str(self),)
 
 
-def got(layer: Any, x: Any) -> str:
+def _got(layer: Any, x: Any) -> str:
     """A layer and what it got, in words."""
     text = repr(layer)
     described = type(layer).__name__ if "\n" in text else text.split("  #")[0]
@@ -101,67 +128,3 @@ def _say(x: Any) -> str:
     if isinstance(x, (tuple, list)) and any(isinstance(item, Tensor) for item in x):
         return f"({', '.join(map(_say, x))})"
     return f"a {type(x).__name__}"
-
-
-def require_features(
-    name: str, x: Any, axis: int, size: int, wanted: str, ndims: tuple[int, ...] = ()
-) -> None:
-    """Refuse an input whose `axis` is not of length `size`, or whose rank is not among `ndims`.
-
-    Raises:
-        TypeError: `x` is no tensor.
-        ValueError: the shape is not as `wanted` says.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} takes a tensor of shape {wanted}, found {type(x).__name__}")
-    if ndims and x.ndim not in ndims:
-        raise ValueError(f"{name} takes the shape {wanted}, found {tuple(x.shape)}")
-    if x.ndim <= (axis if axis >= 0 else -axis - 1) or x.shape[axis] != size:
-        raise ValueError(f"{name} takes the shape {wanted}, found {tuple(x.shape)}")
-
-
-def require_shape(name: str, x: object, shape: tuple[int, ...]) -> None:
-    """Refuse an input whose last axes are not of this shape.
-
-    Raises:
-        TypeError: `x` is no tensor.
-        ValueError: other last axes.
-    """
-    wanted = f"(…, {', '.join(map(str, shape))})"
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} takes a tensor of shape {wanted}, found {type(x).__name__}")
-    if x.ndim < len(shape) or tuple(x.shape[x.ndim - len(shape) :]) != shape:
-        raise ValueError(f"{name} takes the shape {wanted}, found {tuple(x.shape)}")
-
-
-def explain_mixture(name: str, weight: Tensor, x: Tensor, error: RuntimeError | None = None) -> None:
-    """Raise an error where a layer and its input differ in device or dtype: a better one than torch's, if
-    there was one.
-
-    Raises:
-        ValueError: it says both, and what to write.
-    """
-    if x.device != weight.device:
-        raise ValueError(
-            f"{name} is on {weight.device}, its input on {x.device}; write "
-            f"fluxlike.to_device(x, {str(weight.device)!r})"
-        ) from error
-    if x.dtype != weight.dtype:
-        wanted = str(weight.dtype).removeprefix("torch.")
-        raise ValueError(
-            f"{name} holds {wanted}, its input is {str(x.dtype).removeprefix('torch.')}; write "
-            f"x.to(torch.{wanted}), or cast the model"
-        ) from error
-
-
-def require_activation(name: str, activation: Any) -> None:
-    """Refuse an activation that can't be called, or that is a class.
-
-    Raises:
-        TypeError: it says what to write.
-    """
-    if isinstance(activation, type):
-        raise TypeError(f"{name} got the class {activation.__name__}; write {activation.__name__}()")
-    if not callable(activation):
-        hint = f"; write fl.{activation}" if isinstance(activation, str) else ""
-        raise TypeError(f"{name} got the activation {activation!r}, which can't be called{hint}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fluxlike.layers.checks import refuse_input
 from fluxlike.trees.functor import functor
 
 __all__ = ["GlobalMaxPool", "GlobalMeanPool"]
@@ -50,9 +51,7 @@ class GlobalMeanPool:
 
 
 def _spatial(name: str, x: Any) -> tuple[int, ...]:
-    if isinstance(x, Tensor) and x.ndim > 2:
-        return tuple(range(2, x.ndim))
-    wanted = "(N, C, …) with at least one spatial axis"
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} takes a tensor of shape {wanted}, found {type(x).__name__}")
-    raise ValueError(f"{name} takes the shape {wanted}, found {tuple(x.shape)}")
+    """The axes after the channels."""
+    if not isinstance(x, Tensor) or x.ndim < 3:
+        refuse_input(name, x, "(N, C, …) with at least one spatial axis")
+    return tuple(range(2, x.ndim))

@@ -11,7 +11,8 @@ from torch import Tensor
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation
-from fluxlike.layers.errors import require_activation, require_features
+from fluxlike.layers.checks import refuse_input, require_activation, require_features
+from fluxlike.layers.construct import whole_sizes
 from fluxlike.layers.normalisation import EPS, Normalisation, RunningNormalisation
 from fluxlike.layers.printing import activation_text, settings_text
 from fluxlike.placement.dtype import stays_float32
@@ -41,6 +42,7 @@ class GroupNorm(Normalisation):
     Input and output: (N, C) or (N, C, …).
 
     Raises:
+        TypeError: sizes that are no whole numbers.
         ValueError: groups that do not divide the channels; from a call: another number of channels, a
             single value to normalise by ("Expected more than 1 value per channel", where a batch of one has
             groups of one channel without spatial axes), or another dtype (but for 16 bits) or device than
@@ -65,6 +67,7 @@ class GroupNorm(Normalisation):
         affine: bool = True,
     ) -> None:
         require_activation("GroupNorm", activation)
+        num_channels, num_groups = whole_sizes("GroupNorm", (num_channels, num_groups))
         if num_groups < 1 or num_channels % num_groups:
             swapped = num_channels > 0 and num_groups > 0 and num_groups % num_channels == 0
             raise ValueError(
@@ -128,6 +131,7 @@ class InstanceNorm(RunningNormalisation):
     Input and output: (N, C, …) with at least one spatial axis.
 
     Raises:
+        TypeError: a size that is no whole number.
         ValueError: from a call: another number of channels, no spatial axis, a single value to normalise
             by, or another dtype (but for 16 bits) or device than the layer's.
 
@@ -151,6 +155,7 @@ class InstanceNorm(RunningNormalisation):
         track_stats: bool = False,
     ) -> None:
         require_activation("InstanceNorm", activation)
+        (num_features,) = whole_sizes("InstanceNorm", (num_features,))
         self.weight = torch.ones(num_features) if affine else None
         self.bias = torch.zeros(num_features) if affine else None
         self.running_mean = torch.zeros(num_features) if track_stats else None
@@ -161,9 +166,7 @@ class InstanceNorm(RunningNormalisation):
     def __call__(self, x: Tensor) -> Tensor:
         n = self.num_features
         if not isinstance(x, Tensor) or x.ndim < 3 or x.shape[1] != n:
-            wanted = f"(N, {n}, …) with at least one spatial axis"
-            require_features("InstanceNorm", x, 1, n, wanted)
-            raise ValueError(f"InstanceNorm takes the shape {wanted}, found {tuple(x.shape)}")
+            refuse_input("InstanceNorm", x, f"(N, {n}, …) with at least one spatial axis")
         return self._run(x, self.weight if self.running_mean is None else self.running_mean)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from fluxlike.layers.activations import identity
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation
-from fluxlike.layers.errors import require_activation, require_shape
+from fluxlike.layers.checks import require_activation, require_shape
+from fluxlike.layers.construct import whole_sizes
 from fluxlike.layers.normalisation import EPS, Normalisation
 from fluxlike.layers.printing import activation_text, settings_text
 from fluxlike.placement.dtype import stays_float32
@@ -40,6 +41,7 @@ class LayerNorm(Normalisation):
     Input and output: (…, \\*normalized_shape).
 
     Raises:
+        TypeError: sizes that are no whole numbers.
         ValueError: from a call: other last axes, or another dtype (but for 16 bits) or device than the
             layer's.
 
@@ -57,7 +59,7 @@ class LayerNorm(Normalisation):
         eps: float = EPS,
         affine: bool = True,
     ) -> None:
-        shape = _shape(normalized_shape)
+        shape = _shape("LayerNorm", normalized_shape)
         require_activation("LayerNorm", activation)
         self.weight = torch.ones(shape) if affine else None
         self.bias = torch.zeros(shape) if affine else None
@@ -99,6 +101,7 @@ class RMSNorm(Normalisation):
     Input and output: (…, \\*normalized_shape).
 
     Raises:
+        TypeError: sizes that are no whole numbers.
         ValueError: from a call: other last axes, or another dtype (but for 16 bits) or device than the
             layer's.
 
@@ -116,7 +119,7 @@ class RMSNorm(Normalisation):
         eps: float | None = None,
         affine: bool = True,
     ) -> None:
-        shape = _shape(normalized_shape)
+        shape = _shape("RMSNorm", normalized_shape)
         require_activation("RMSNorm", activation)
         self.weight = torch.ones(shape) if affine else None
         self.activation = activation
@@ -137,11 +140,11 @@ class RMSNorm(Normalisation):
         )
 
 
-def _shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if not shape:
+def _shape(name: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    if not sizes:
         raise ValueError(f"normalized_shape={normalized_shape!r}: write the sizes of the last axes")
-    return shape
+    return whole_sizes(name, sizes)
 
 
 def _shape_text(shape: tuple[int, ...]) -> str:

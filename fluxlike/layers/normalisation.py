@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch
-from fluxlike.layers.errors import explain_mixture
+from fluxlike.layers.checks import explain_mixture
 from fluxlike.placement.numbers import HALVES
 from fluxlike.scope.assigned import assign, current
 from fluxlike.scope.mode import training

@@ -9,7 +9,8 @@ from typing import Any, NoReturn, overload
 import torch
 from torch import Tensor
 
-from fluxlike.layers.steps import Steps, fail
+from fluxlike.layers.errors import fail
+from fluxlike.layers.steps import Steps
 from fluxlike.trees.adopt import adopted
 from fluxlike.trees.functor import functor
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from fluxlike._private import functorch
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Init
+from fluxlike.layers.checks import explain_mixture, require_features
 from fluxlike.layers.construct import new_weight
-from fluxlike.layers.errors import explain_mixture, require_features
 from fluxlike.trees.functor import functor
 
 __all__ = ["PReLU"]

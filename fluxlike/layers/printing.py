@@ -12,10 +12,9 @@ from fluxlike.trees.show import value_text
 __all__ = ["activation_text", "settings_text", "sizes_text"]
 
 
-def activation_text(activation: Callable[..., Any] | None) -> str:
-    """The activation; nothing for the identity, nor for a layer, which has a line of its own."""
-    shown = activation is not identity and activation is not None and not is_node(activation)
-    return f", {value_text(activation)}" if shown else ""
+def activation_text(activation: Callable[..., Any], default: Callable[..., Any] = identity) -> str:
+    """The activation; nothing for the default, nor for a layer, which has a line of its own."""
+    return "" if activation is default or is_node(activation) else f", {value_text(activation)}"
 
 
 def settings_text(**settings: tuple[object, object]) -> str:

@@ -21,14 +21,14 @@ from fluxlike.placement.foreign.parts import Part, Values, same
 __all__ = ()
 
 # One cell: parts below `ours`, in the layer, of arrays below `theirs`.
-Parts = Callable[[str, str], list[Part]]
+PartsOfCell = Callable[[str, str], list[Part]]
 
 
-def _of_cell(parts: Parts) -> Callable[[Any], Sequence[Part]]:
+def _of_cell(parts: PartsOfCell) -> Callable[[Any], Sequence[Part]]:
     return lambda _: parts("", "")
 
 
-def _of_layer(parts: Parts, single: str) -> Callable[[Any], Sequence[Part]]:
+def _of_layer(parts: PartsOfCell, single: str) -> Callable[[Any], Sequence[Part]]:
     """The parts of a layer: of one cell under its name there, of several under directions or numbers."""
 
     def of(layer: Recurrent) -> list[Part]:
@@ -67,7 +67,7 @@ def _alone(bias: Tensor) -> Values:
 
 # Flux: gates i, f, g, o and r, z, n as here, and one bias. In a GRU it is that of the input: the one of n
 # at the state stands inside of what r multiplies, and Flux has none there.
-def _flux(write: Callable[[Tensor, Tensor], Values]) -> Parts:
+def _flux(write: Callable[[Tensor, Tensor], Values]) -> PartsOfCell:
     def parts(ours: str, theirs: str) -> list[Part]:
         return [
             same(f"{ours}.weight_ih", _either(theirs, "Wi"), rank=2),
@@ -94,7 +94,7 @@ def _flux_gru_bias(a: Tensor, b: Tensor) -> Values:
 
 # Keras: gates next to each other, i, f, c, o, which is our order, and z, r, h, which is not. The LSTM has
 # one bias, the GRU (reset_after=True, as by default) a row for each of its two products.
-def _keras(bias: Callable[[str, str], Part], order: Callable[[Tensor], Tensor]) -> Parts:
+def _keras(bias: Callable[[str, str], Part], order: Callable[[Tensor], Tensor]) -> PartsOfCell:
     def kernel(ours: str, theirs: str) -> Part:
         return Part((ours,), (theirs,), lambda x: (order(x.mT),), lambda x: (order(x).mT,), ranks=(2,))
 
@@ -145,7 +145,7 @@ def _keras_directions(name: str) -> str:
 
 # Flax: a Dense for each gate of the input, i*, and of the state, h*. An LSTM has its biases at the state,
 # a GRU all at the input but for a second one of n.
-def _flax(gates: Sequence[str], bias: Callable[[str, str], Part]) -> Parts:
+def _flax(gates: Sequence[str], bias: Callable[[str, str], Part]) -> PartsOfCell:
     def kernel(ours: str, names: tuple[str, ...]) -> Part:
         def write(x: Tensor) -> Values:
             return tuple(gate.mT for gate in x.chunk(len(gates)))
@@ -190,7 +190,7 @@ _KERAS = {
     LSTMCell: _keras(_one_bias, _kept),
     GRUCell: _keras(_two_biases, _zr_swapped),
 }
-_FLAX: dict[type[Cell], tuple[Parts, tuple[str, ...]]] = {
+_FLAX: dict[type[Cell], tuple[PartsOfCell, tuple[str, ...]]] = {
     RNNCell: (_flax([""], _flax_rnn_bias), ("SimpleCell",)),
     LSTMCell: (_flax("ifgo", _flax_lstm_bias), ("LSTMCell", "OptimizedLSTMCell")),
     GRUCell: (_flax("rzn", _flax_gru_bias), ("GRUCell",)),

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.conv_transpose import ConvTranspose
+from fluxlike.layers.errors import fail
 from fluxlike.layers.printing import settings_text
-from fluxlike.layers.steps import fail
 from fluxlike.random import normal
 from fluxlike.scope.assigned import assign, current
 from fluxlike.scope.mode import training

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from fluxlike.layers.checks import refuse_input
 from fluxlike.layers.sizes import as_sizes, axes_text, refuse_shape
 from fluxlike.trees.functor import functor
 
@@ -86,7 +87,7 @@ class Upsample:
         scales = self.scale if isinstance(self.scale, tuple) else (self.scale,) * (x.ndim - 2)
         return tuple(int(n * s) for n, s in zip(x.shape[2:], scales, strict=True))
 
-    def _refuse(self, x: Any, given: Any) -> None:
+    def _refuse(self, x: Any, given: Any) -> NoReturn:
         if isinstance(given, tuple):
             if len(given) not in _AXES[self.mode]:
                 raise ValueError(
@@ -125,12 +126,8 @@ def _whole(name: str, value: int | Sequence[int] | None) -> int | tuple[int, ...
     return as_sizes(name, value, 1)[0]
 
 
-def _refuse_axes(name: str, x: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} takes a tensor of shape (N, C, …), found {type(x).__name__}")
-    raise ValueError(
-        f"{name} takes the shape (N, C, …) with one to three spatial axes, found {tuple(x.shape)}"
-    )
+def _refuse_axes(name: str, x: Any) -> NoReturn:
+    refuse_input(name, x, "(N, C, …) with one to three spatial axes")
 
 
 @functor(children=())

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from fluxlike.layers.checks import refuse_input
+
 __all__ = ["as_sizes", "as_window", "axes_text", "covered", "refuse_shape", "whole"]
 
 
@@ -63,13 +65,14 @@ def refuse_shape(name: str, x: Any, n: int, channels: int | None = None) -> NoRe
         ValueError: in every other case.
     """
     wanted = f"(N, {'C' if channels is None else channels}, {axes_text(n)})"
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} takes a tensor of shape {wanted}, found {type(x).__name__}")
-    hint = ""
+    refuse_input(name, x, wanted, _hint(x, n, channels) if isinstance(x, Tensor) else "")
+
+
+def _hint(x: Tensor, n: int, channels: int | None) -> str:
     if x.ndim == n + 2 and x.shape[-1] == channels:
-        hint = "; the channels seem to be last: write x.movedim(-1, 1)"
-    elif x.ndim == n + 1 and channels in (None, x.shape[0]):
-        hint = "; the batch seems to be missing: write x.unsqueeze(0)"
-    elif x.ndim == n + 1 and channels == 1:
-        hint = "; the channel seems to be missing: write x.unsqueeze(1)"
-    raise ValueError(f"{name} takes the shape {wanted}, found {tuple(x.shape)}{hint}")
+        return "; the channels seem to be last: write x.movedim(-1, 1)"
+    if x.ndim == n + 1 and channels in (None, x.shape[0]):
+        return "; the batch seems to be missing: write x.unsqueeze(0)"
+    if x.ndim == n + 1 and channels == 1:
+        return "; the channel seems to be missing: write x.unsqueeze(1)"
+    return ""

@@ -1,15 +1,13 @@
-"""What layers of several layers have in common: steps by number, by name and by slice, errors with a path."""
+"""What layers of several layers have in common: steps by number, by name and by slice."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
-from fluxlike.layers.errors import LayerError, got, note_place
-from fluxlike.layers.place import here, place_of
 from fluxlike.trees.adopt import adopted
 
-__all__ = ["ELSEWHERE", "Steps", "fail", "within"]
+__all__ = ["ELSEWHERE", "Steps"]
 
 
 class Steps:
@@ -83,37 +81,6 @@ class Steps:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.layers)
-
-
-def fail(step: str, layer: Any, inputs: tuple[Any, ...], error: Exception, hint: str = "") -> NoReturn:
-    """Raise the error of a layer one step below, with its path, what it got, and what may help.
-
-    The traceback begins below the caller, which the raise puts in front again; so each step is there once.
-    """
-    below = error.__traceback__ and error.__traceback__.tb_next
-    around = place_of(here())
-    x = inputs[0] if len(inputs) == 1 else inputs
-    if isinstance(error, LayerError):  # one error and one cause, however deep
-        known = around.layer in error.around
-        found = error if known else error.below(around.path + step, around.around)
-        raise found.with_traceback(below) from error.__cause__
-    if not LayerError.wraps(error):
-        note_place(error, step, around, got(layer, x))
-        raise error.with_traceback(below)
-    found = LayerError.of(step, layer, x, error, hint)
-    raise found.below(around.path, around.around) from error
-
-
-def within(step: str, layer: Callable[..., Any], x: Any, *others: Any, **named: Any) -> Any:
-    """``layer(x, …)``, where an error says that the layer is found at `step`, and what it got.
-
-    Raises:
-        LayerError: the layer failed over what it got.
-    """
-    try:
-        return layer(x, *others, **named)
-    except Exception as error:
-        fail(step, layer, (x, *others), error)
 
 
 def _check(own: str, i: int, layer: Any) -> None:

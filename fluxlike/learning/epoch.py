@@ -42,9 +42,8 @@ def epoch_of(data: Any, number: int, start: int, key: Key, /) -> Iterator[Any]:
 
 def _shorter(length: int, start: int) -> str:
     return (
-        f"the data ended after {length} batches, and the learner has taken {start} of this epoch: it is "
-        "not the "
-        "data that it was trained on"
+        f"the data ended after {length} batches, and the learner has taken {start} of this epoch: it is not "
+        "the data that it was trained on"
     )
 
 

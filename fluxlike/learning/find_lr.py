@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ __all__ = ["RateSearch", "find_lr"]
 WEIGHT = 0.02  # of a loss in the average
 FIRST = 10  # losses of which the average begins as the mean
 FEWEST = 3
+ERRORS = 2  # standard errors of that mean, by which a loss falls at least if it falls at all
+ROUNDING = 1e-6  # of a loss
 OVER = "the search is over"
 
 
@@ -64,8 +67,26 @@ class RateSearch:
         return self.lrs[self._lowest] / 10
 
     @property
+    def falls(self) -> bool:
+        """Whether the smoothed loss falls by more than its noise: two standard errors of its first mean."""
+        first = min(FIRST, len(self.losses) // 2)
+        begin = self.smoothed[first - 1]
+        error = statistics.stdev(self.losses[:first]) / math.sqrt(first) if first > 1 else 0.0
+        return begin - min(self.smoothed[first:]) > max(ERRORS * error, ROUNDING * abs(begin))
+
+    @property
     def suggestion(self) -> float:
-        """The smaller of the two."""
+        """The smaller of the two.
+
+        Raises:
+            ValueError: the loss falls at no rate, so none is better than another.
+        """
+        if not self.falls:
+            raise ValueError(
+                f"no rate from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e} lets the loss fall by more than its "
+                "noise, so none is suggested: a model that has converged learns nothing more at any; for "
+                "another one look at plot(), and give more steps, larger batches, or a rate of your own"
+            )
         return min(self.steepest, self.minimum_tenth)
 
     @property
@@ -85,11 +106,12 @@ class RateSearch:
         axis = figure.subplots()
         axis.plot(self.lrs, self.losses, color="#9a9a9a", lw=0.8, label="loss")
         axis.plot(self.lrs, self.smoothed, color="#2a78b5", lw=1.6, label="smoothed")
-        for name, lr, colour in (
-            ("steepest", self.steepest, "#d9722a"),
-            ("minimum / 10", self.minimum_tenth, "#3f9b62"),
-        ):
-            axis.axvline(lr, color=colour, lw=1, ls="--", label=f"{name}: {lr:.1e}")
+        if self.falls:
+            for name, lr, colour in (
+                ("steepest", self.steepest, "#d9722a"),
+                ("minimum / 10", self.minimum_tenth, "#3f9b62"),
+            ):
+                axis.axvline(lr, color=colour, lw=1, ls="--", label=f"{name}: {lr:.1e}")
         low, high = min(self.losses), max(self.losses[:FIRST])
         axis.set_ylim(low - 0.1 * (high - low) - 1e-12, high + 0.3 * (high - low) + 1e-12)
         axis.set_xscale("log")
@@ -101,10 +123,15 @@ class RateSearch:
 
     def __repr__(self) -> str:
         lowest = self._lowest
-        return (
+        head = (
             f"RateSearch({len(self.lrs)} rates from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}"
             f"{': ' + self.stopped if self.stopped else ''})\n"
             f"  lowest loss   {self.smoothed[lowest]:.4g} at {self.lrs[lowest]:.1e}\n"
+        )
+        if not self.falls:
+            return f"{head}  suggestion    none: the loss falls at no rate by more than its noise"
+        return (
+            f"{head}"
             f"  steepest      {self.steepest:.1e}\n"
             f"  minimum / 10  {self.minimum_tenth:.1e}\n"
             f"  suggestion    {self.suggestion:.1e}"
@@ -133,7 +160,8 @@ def find_lr(
         diverge: how many times its lowest value the smoothed loss may reach. (default: 4)
 
     Returns:
-        Rates and losses, with what they suggest, and a plot.
+        Rates and losses, with what they suggest, and a plot. A model that has converged learns at no rate:
+        nothing is suggested there.
 
     Raises:
         ValueError: numbers that make no search, a rule without a learning rate, or a loss that is not

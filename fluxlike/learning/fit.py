@@ -163,7 +163,8 @@ class _Loop:
 
     def begin(self, phase: Phase) -> None:
         run = self.run
-        run.phase, run.waited, run.metrics, run.out = phase.name, 0.0, {}, {}
+        run.phase, run.trains = phase.name, isinstance(phase, TrainingPhase)
+        run.waited, run.metrics, run.out = 0.0, {}, {}
         try:
             run.batches = len(self.learner.data[phase.name])
         except (TypeError, NotImplementedError):
@@ -180,8 +181,7 @@ class _Loop:
 
     def steps(self, phase: Phase, seeds: Seeds, batches: Iterator[Any]) -> None:
         run = self.run
-        training, keyed = isinstance(phase, TrainingPhase), run.keyed
-        number = run.batch_number
+        trains, keyed, number = run.trains, run.keyed, run.batch_number
         run.randomness = partial(self.again, seeds)
         while True:
             start = perf_counter()
@@ -198,15 +198,14 @@ class _Loop:
             except CancelStep:
                 done = False
             run.batch_number = number = number + 1
-            run.step += training
+            run.step += trains
             if done:
                 run.emit(Event.STEP_END)
             self.stop_if_asked()
         if number == 0 and not getattr(self.learner.data[phase.name], "partial", True):
             raise ValueError(
                 f"the data of {phase.name} gave no batch in epoch {run.epoch}: it has fewer observations "
-                "than a "
-                "batch, and partial=False leaves them out"
+                "than a batch, and partial=False leaves them out"
             )
         if number == 0:
             raise ValueError(

@@ -66,6 +66,7 @@ class Learner:
         state: the state of the optimiser.
         loss_scale: the `LossScale` of ``precision="fp16"``, or None.
         step: how many batches of training were taken.
+        steps: the `Step` by which each of them was, for ``replace(steps=…)``.
         epoch: how many epochs are complete.
         history: a `History` of losses and metrics.
         stopped: why the last fit ended before its last epoch, or None.
@@ -220,8 +221,7 @@ class Learner:
         if missing:
             raise ValueError(
                 f"the phase {missing[0]!r} has no data; give data as a dict with {missing[0]!r} in it, "
-                "besides "
-                f"{', '.join(map(repr, self.data)) or 'nothing'}"
+                f"besides {', '.join(map(repr, self.data)) or 'nothing'}"
             )
         if not self.steps.validates and any(isinstance(phase, ValidationPhase) for phase in self.phases):
             raise ValueError(
@@ -233,9 +233,8 @@ class Learner:
             if inside and (self.jit or not self.steps.has_parts):
                 why = "jit=True compiles whole" if self.jit else "is one function of your own"
                 raise ValueError(
-                    f"{name} listens to {inside[0]}, which lies inside the step, and the step {why}; put "
-                    "it into a rule "
-                    "(clipping, accumulation) or into the step, or leave it out"
+                    f"{name} listens to {inside[0]}, which lies inside the step, and the step {why}; put it "
+                    "into a rule (clipping, accumulation) or into the step, or leave it out"
                 )
 
     def __getattr__(self, name: str) -> Any:
@@ -250,8 +249,7 @@ class Learner:
         stopped = f", stopped: {self.stopped}" if self.stopped else ""
         return (
             f"Learner({type(self.model).__name__}, {rule!r}, phases "
-            f"{', '.join(p.name for p in self.phases)}: "
-            f"epoch {self.epoch}, step {self.step}{stopped})"
+            f"{', '.join(p.name for p in self.phases)}: epoch {self.epoch}, step {self.step}{stopped})"
         )
 
 
@@ -273,8 +271,7 @@ def _by_phase(data: Any) -> dict[str, Any]:
         ):
             raise TypeError(
                 f"data of {name} is a {type(batches).__name__} of samples, and a learner wants batches: "
-                "write "
-                "fl.DataLoader(dataset, batch_size=64)"
+                "write fl.DataLoader(dataset, batch_size=64)"
             )
         if isinstance(batches, torch.Tensor) or (
             isinstance(batches, tuple) and any(isinstance(x, torch.Tensor) for x in batches)

@@ -85,9 +85,8 @@ def fit_one_cycle(
 
 _CYCLE = "fit_one_cycle"
 _ADVICE = (
-    "fit(learner, {left}) at the learner's own rates. A cycle itself goes on from its checkpoints: give "
-    "the same "
-    "call again with resume=True, and the learner a Checkpointer"
+    "fit(learner, {left}) at the learner's own rates. A cycle itself goes on from its checkpoints: give the "
+    "same call again with resume=True, and the learner a Checkpointer"
 )
 
 

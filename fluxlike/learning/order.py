@@ -106,8 +106,7 @@ def _order(event: Event, callbacks: Sequence[Callback], known: list[str]) -> lis
         circle = " before ".join(known[i] for i in error.args[1])
         raise ValueError(
             f"at {event.value}, callbacks wait for each other in a circle: {circle}; each reads what the "
-            "other "
-            "writes. Say who comes first by `after` or `before` in one of the classes"
+            "other writes. Say who comes first by `after` or `before` in one of the classes"
         ) from None
 
 

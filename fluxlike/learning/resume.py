@@ -82,8 +82,7 @@ def resumed(learner: Learner, resume: bool | str | os.PathLike[str], goal: int) 
     if found.epoch > goal or (found.epoch == goal and (found.phase, found.batch) != (0, 0)):
         raise ValueError(
             f"{entry.path} has {found.epoch} complete epochs, and this fit ends at epoch {goal}: write how "
-            "many "
-            "epochs there are to be in all, or go on from load_learner(folder, like=learner)"
+            "many epochs there are to be in all, or go on from load_learner(folder, like=learner)"
         )
     return found
 
@@ -94,9 +93,8 @@ def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
     for name, then in plain["environment"].items():
         if now.get(name) != then:
             warnings.warn(
-                f"{entry.path} was saved with {name} {then}, and now it is {now.get(name)}: the run goes "
-                "on, but "
-                "perhaps not to the same bits",
+                f"{entry.path} was saved with {name} {then}, and now it is {now.get(name)}: the run goes on, "
+                "but perhaps not to the same bits",
                 stacklevel=4,
             )
     if plain["batch"]:
@@ -123,10 +121,8 @@ def _require_same_data(entry: Entry, then: dict[str, Any], like: Learner) -> Non
             if now is not None and now.get(key) != value:
                 raise ValueError(
                     f"{entry.path} stands in the middle of an epoch, of a loader for {name} with "
-                    f"{key}={value!r}, "
-                    f"and now it has {key}={now.get(key)!r}: its other batches would be left out; resume "
-                    "with "
-                    f"{key}={value!r}"
+                    f"{key}={value!r}, and now it has {key}={now.get(key)!r}: its other batches would be "
+                    f"left out; resume with {key}={value!r}"
                 )
 
 
@@ -140,8 +136,7 @@ def _folder(learner: Learner, resume: bool | str | os.PathLike[str]) -> str | os
     ]
     if len(folders) != 1:
         raise ValueError(
-            f"resume=True takes the folder of the learner's Checkpointer, and it has {len(folders)} of "
-            "them: write "
-            "resume='the/folder', or give callbacks=[fl.callbacks.Checkpointer('the/folder')]"
+            f"resume=True takes the folder of the learner's Checkpointer, and it has {len(folders)} of them: "
+            "write resume='the/folder', or give callbacks=[fl.callbacks.Checkpointer('the/folder')]"
         )
     return folders[0]

@@ -40,6 +40,7 @@ class Run:
         history: the `History`.
         learner: the learner that `fit` was given.
         phase: the name of the phase.
+        trains: whether it is a `TrainingPhase`, of whatever name.
         epoch: the number of the epoch, from 1.
         step: how many batches of training were taken.
         batch_number: how many batches of this phase were taken.
@@ -68,7 +69,7 @@ class Run:
         self.stopped: str | None = None
         self._history = learner.history
         self._rows: list[dict[str, Any]] = []
-        self.phase = ""
+        self.phase, self.trains = "", False
         self.batch: Any = None
         self.out: Mapping[str, Any] = {}
         self.grads: Any = None

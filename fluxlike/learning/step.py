@@ -74,8 +74,7 @@ class Step:
             if isinstance(out["loss"], Tensor) and not out["loss"].requires_grad:
                 raise ValueError(
                     "the loss does not depend on the model by anything that can be differentiated, so "
-                    "nothing "
-                    "would be trained; an argmax, a comparison or detach() ends a gradient"
+                    "nothing would be trained; an argmax, a comparison or detach() ends a gradient"
                 )
             if before_backward is not None:
                 before_backward(out)

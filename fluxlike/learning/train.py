@@ -63,8 +63,7 @@ def train(
     if not callable(loss) or not trainables(model):
         raise TypeError(
             f"train takes a loss and a model with parameters, found {type(loss).__name__} and "
-            f"{type(model).__name__}: "
-            "write train(loss, model, data, state), with a loss of model and batch"
+            f"{type(model).__name__}: write train(loss, model, data, state), with a loss of model and batch"
         )
     stop = () if any(isinstance(c, StopOnNonFiniteLoss) for c in callbacks) else (StopOnNonFiniteLoss(),)
     learner = Learner(

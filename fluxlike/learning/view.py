@@ -13,7 +13,7 @@ _OWN = ("memory", "live")
 #: What callbacks read at every step and every one may read; by `__getattr__` it takes eight times as long.
 _QUICK = (
     "batch_number", "batches", "epoch", "goal", "hyperparameters", "learner", "loss_scale", "phase", "record",
-    "samples", "step",
+    "samples", "step", "trains",
 )  # fmt: skip
 
 

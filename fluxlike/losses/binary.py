@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike.losses.entries import Agg, check_pair, rounded_once, spacing
-from fluxlike.losses.focus import check_gamma, focus
+from fluxlike.losses.entries import Agg, check_not_negative, check_pair, rounded_once, spacing
+from fluxlike.losses.focus import focus
 
 __all__ = ["binary_focal", "binarycrossentropy", "logitbinarycrossentropy"]
 
@@ -128,7 +128,7 @@ def binary_focal(
     """
     check_pair("binary_focal", probs, target, labels=True)
     tiny = spacing(eps, probs, target)
-    check_gamma("binary_focal", gamma)
+    check_not_negative("binary_focal", "gamma", gamma)
 
     def formula(probs: Tensor, target: Tensor) -> Tensor:
         p = target * probs + (1 - target) * (1 - probs)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.losses.entries import Agg, check_pair, rounded_once, spacing
-from fluxlike.losses.focus import check_gamma, focus
+from fluxlike.losses.entries import Agg, check_not_negative, check_pair, rounded_once, spacing
+from fluxlike.losses.focus import focus
 from fluxlike.losses.labels import Labels, class_axis
 
 __all__ = ["crossentropy", "focal", "kldivergence", "logitcrossentropy"]
@@ -155,7 +155,7 @@ def focal(
     """
     labels = Labels("focal", probs, target, dim, weight, ignore_index)
     tiny = spacing(eps, probs, target)
-    check_gamma("focal", gamma)
+    check_not_negative("focal", "gamma", gamma)
     return labels.loss(lambda p: focus(p, gamma) * torch.log(p + tiny), agg)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluxlike.placement.numbers import at_least_float32
 
-__all__ = ["Agg", "check_floats", "check_pair", "rounded_once", "spacing"]
+__all__ = ["Agg", "check_floats", "check_not_negative", "check_pair", "rounded_once", "spacing"]
 
 #: Reduces the losses of all entries; None leaves them as they are.
 Agg = Callable[[Tensor], Any] | None
@@ -77,6 +77,12 @@ def check_floats(name: str, pred: Any, target: Any, /) -> None:
             raise TypeError(f"{name}: the {what} is a {type(x).__name__}; write a tensor")
     if not pred.is_floating_point():
         raise TypeError(f"{name}: the prediction is {pred.dtype}; {_instead(pred, 'prediction')}")
+
+
+def check_not_negative(name: str, option: str, value: float, /) -> None:
+    """Raise a ValueError unless an option of a loss is at least 0."""
+    if not value >= 0:
+        raise ValueError(f"{name}: {option}={value}; write a number of at least 0")
 
 
 def _instead(x: Tensor, what: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.losses.entries import Agg, check_pair, rounded_once
+from fluxlike.losses.entries import Agg, check_not_negative, check_pair, rounded_once
 
 __all__ = ["hinge", "siamese_contrastive", "squared_hinge"]
 
@@ -104,8 +104,7 @@ def siamese_contrastive(
         tensor([0.2500, 2.2500])
     """
     check_pair("siamese_contrastive", distance, target, labels=True)
-    if not margin >= 0:
-        raise ValueError(f"siamese_contrastive: margin={margin}; write a number of at least 0")
+    check_not_negative("siamese_contrastive", "margin", margin)
 
     def formula(distance: Tensor, target: Tensor) -> Tensor:
         missing = (margin - distance).clamp_min(0)

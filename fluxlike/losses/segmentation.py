@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.losses.entries import Agg, check_pair, rounded_once
+from fluxlike.losses.entries import Agg, check_not_negative, check_pair, rounded_once
 
 __all__ = ["dice_coeff", "tversky"]
 
@@ -44,7 +44,7 @@ def dice_coeff(
         tensor(0.2800)
     """
     check_pair("dice_coeff", probs, target, labels=True)
-    _check_smooth("dice_coeff", smooth)
+    check_not_negative("dice_coeff", "smooth", smooth)
     axes = _axes(probs, dim)
 
     def formula(probs: Tensor, target: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def tversky(
         tensor(0.0909)
     """
     check_pair("tversky", probs, target, labels=True)
-    _check_smooth("tversky", smooth)
+    check_not_negative("tversky", "smooth", smooth)
     if not 0 <= beta <= 1:
         raise ValueError(f"tversky: beta={beta}; write a number from 0 to 1")
     axes = _axes(probs, dim)
@@ -114,8 +114,3 @@ def _axes(probs: Tensor, dim: Axes) -> tuple[int, ...]:
     if dim is None:
         return tuple(range(probs.ndim))
     return (dim,) if isinstance(dim, int) else tuple(dim)
-
-
-def _check_smooth(name: str, smooth: float) -> None:
-    if not smooth >= 0:
-        raise ValueError(f"{name}: smooth={smooth}; write a number of at least 0")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fluxlike.models.mobilenet_v1 import MobileNetV1
     from fluxlike.models.mobilenet_v2 import MobileNetV2
     from fluxlike.models.mobilenet_v3 import MobileNetV3
+    from fluxlike.models.origins import Origin
     from fluxlike.models.patches import ClassToken, PatchEmbedding, Positions
     from fluxlike.models.res2net import MultiScale, Res2Net, Res2NetConfig, Res2NeXt
     from fluxlike.models.res_mlp import ResMLP, ResMLPConfig
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from fluxlike.models.up_block import UpBlock
     from fluxlike.models.vgg import VGG, VGGConfig
     from fluxlike.models.vit import ViT, ViTConfig
-    from fluxlike.models.weights import Origin, load_weights
+    from fluxlike.models.weights import load_weights
     from fluxlike.models.xception import Xception, XceptionConfig
 
 
@@ -189,7 +190,7 @@ WHEN_USED = {
     "MobileNetV2": "mobilenet_v2",
     "MobileNetV3": "mobilenet_v3",
     "MultiScale": "res2net",
-    "Origin": "weights",
+    "Origin": "origins",
     "PatchEmbedding": "patches",
     "Pool": "inception",
     "Positions": "patches",

@@ -1,4 +1,4 @@
-"""AlexNet, and the classifier of two hidden layers that it shares with VGG."""
+"""AlexNet: five convolutions and two hidden layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fluxlike.layers.conv import Conv
 from fluxlike.layers.pool import MaxPool
 from fluxlike.models.classifier import Classifier, hidden_classifier
 from fluxlike.models.configurations import require_counts
-from fluxlike.models.weights import Origin
+from fluxlike.models.origins import Origin
 
 __all__ = ["AlexNet", "AlexNetConfig"]
 

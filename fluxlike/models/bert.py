@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,14 +16,14 @@ from fluxlike.layers.basic import Dense
 from fluxlike.layers.compose import Chain
 from fluxlike.layers.dropout import Dropout
 from fluxlike.layers.embedding import Embedding
+from fluxlike.layers.errors import within
 from fluxlike.layers.layernorm import LayerNorm
 from fluxlike.layers.lengths import inside, require_lengths
-from fluxlike.layers.steps import within
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.configurations import configuration, require_counts
+from fluxlike.models.origins import Origin, Tensors, packed
 from fluxlike.models.patches import small_normal
 from fluxlike.models.tokens import TokenEmbedding
-from fluxlike.models.weights import Origin, Tensors
 from fluxlike.trees.functor import functor
 
 __all__ = ["BERT", "BERTConfig", "Encoded", "TextClassifier", "TextEncoder"]
@@ -41,6 +40,9 @@ class BERTConfig:
         vocabulary: how many tokens there are. (default: 30522, those of the uncased models)
         context: the most tokens of a text. (default: 512)
         segments: how many kinds of parts a text may have, such as question and answer. (default: 2)
+
+    Raises:
+        ValueError: a number that is none, or below 1.
     """
 
     depth: int
@@ -221,16 +223,8 @@ class TextClassifier(Classifier):
         return within(".classifier", self.classifier, x)
 
 
-_PACKED = re.compile(r"\.self\.query\.(weight|bias)$")
-
-
 def _prepared(theirs: Tensors) -> Tensors:
-    """Queries, keys and values as one projection."""
-    ours = {name: x for name, x in theirs.items() if not re.search(r"\.self\.(query|key|value)\.", name)}
-    for name in filter(_PACKED.search, theirs):
-        parts = [theirs[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
-        ours[name.replace(".query.", ".in_proj.")] = torch.cat(parts)
-    return ours
+    return packed(theirs, (".self.query.", ".self.key.", ".self.value."), ".self.in_proj.")
 
 
 ORIGINS = (
@@ -279,7 +273,7 @@ def BERT(config: str | BERTConfig = "base", *, nclasses: int = 2, dropout: float
         (N, nclasses). Its backbone is a `TextEncoder`, which gives features of tokens and of texts.
 
     Raises:
-        ValueError: there is no configuration of this name.
+        ValueError: there is no configuration of this name, or `nclasses` is below 1.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -291,5 +285,6 @@ def BERT(config: str | BERTConfig = "base", *, nclasses: int = 2, dropout: float
         torch.Size([1, 3])
     """
     c = configuration("BERT", BERTS, config)
+    require_counts("BERT", nclasses=nclasses)
     classifier = Chain(pool=_pooled, dropout=Dropout(dropout), fc=Dense(c.dim, nclasses, init=small_normal))
     return TextClassifier(TextEncoder(c, dropout=dropout), classifier, origins=ORIGINS)

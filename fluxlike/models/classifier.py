@@ -11,10 +11,12 @@ from fluxlike.init import kaiming_normal
 from fluxlike.layers.activations import flatten, relu
 from fluxlike.layers.adaptive_pool import AdaptiveMeanPool
 from fluxlike.layers.basic import Dense
+from fluxlike.layers.checks import require_callable
 from fluxlike.layers.compose import Chain
 from fluxlike.layers.dropout import Dropout
-from fluxlike.layers.steps import ELSEWHERE, within
-from fluxlike.models.weights import Origin
+from fluxlike.layers.errors import within
+from fluxlike.layers.steps import ELSEWHERE
+from fluxlike.models.origins import Origin
 from fluxlike.trees.adopt import adopted
 from fluxlike.trees.functor import functor
 
@@ -60,9 +62,8 @@ class Classifier:
         *,
         origins: tuple[Origin, ...] = (),
     ) -> None:
-        for name, f in (("backbone", backbone), ("classifier", classifier)):
-            if not callable(f):
-                raise TypeError(f"Classifier takes a callable {name}, found {f!r}")
+        for part, f in (("backbone", backbone), ("classifier", classifier)):
+            require_callable(type(self).__name__, part, f)
         self.backbone, self.classifier = adopted(backbone), adopted(classifier)
         self.origins = origins
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
-__all__ = ["configuration", "require_counts", "round_channels"]
+__all__ = ["as_tuple", "configuration", "require_counts", "round_channels"]
 
 K = TypeVar("K", bound=Hashable)
 C = TypeVar("C")
@@ -77,6 +77,11 @@ def require_counts(by: str, /, *, shape: tuple[int | None, ...] = (), least: int
     for name, value in fields.items():
         if not _counts(value, shape, least):
             raise ValueError(f"{by}({name}={value!r}): write {_words(shape, least)}")
+
+
+def as_tuple(value: Any) -> Any:
+    """A sequence as a tuple, so that `require_counts` takes a list too; what is none as it is."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _counts(value: Any, shape: tuple[int | None, ...], least: int) -> bool:

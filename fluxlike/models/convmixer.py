@@ -14,8 +14,8 @@ from fluxlike.layers.padding import SamePad
 from fluxlike.models.blocks import depth_rates
 from fluxlike.models.classifier import Classifier, pooled_classifier
 from fluxlike.models.configurations import configuration, require_counts
+from fluxlike.models.origins import Origin
 from fluxlike.models.residual import Residual
-from fluxlike.models.weights import Origin
 
 __all__ = ["ConvMixer", "ConvMixerConfig"]
 

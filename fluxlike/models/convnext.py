@@ -16,9 +16,9 @@ from fluxlike.layers.global_pool import GlobalMeanPool
 from fluxlike.models.blocks import depth_rates
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.configurations import configuration, require_counts
-from fluxlike.models.patches import Squeezed, features_first, features_last, mlp, small_normal, token_norm
+from fluxlike.models.origins import Origin, Squeezed
+from fluxlike.models.patches import features_first, features_last, mlp, small_normal, token_norm
 from fluxlike.models.residual import Residual
-from fluxlike.models.weights import Origin
 
 __all__ = ["ConvNeXt", "ConvNeXtConfig"]
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from fluxlike.layers.activations import silu
 from fluxlike.layers.compose import Chain
 from fluxlike.layers.conv import Conv
+from fluxlike.layers.errors import within
 from fluxlike.layers.parallel import Parallel
-from fluxlike.layers.steps import within
 from fluxlike.models.blocks import concatenated, conv_norm
 from fluxlike.models.boxes import to_corners
+from fluxlike.models.configurations import as_tuple, require_counts
 from fluxlike.models.pyramid import Level, stages
 from fluxlike.models.up_block import UpBlock
 from fluxlike.placement.numbers import at_least_float32
@@ -161,7 +162,7 @@ def YOLO(
     Raises:
         TypeError: the backbone is neither a Classifier nor a Chain.
         ValueError: the backbone can't take such images, has no pyramid of feature maps, or none of these
-            strides.
+            strides; or a number that is none.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -171,7 +172,8 @@ def YOLO(
         >>> fl.models.detect(model, torch.zeros(1, 3, 64, 96))[0].scores  # untrained, nothing is likely
         tensor([])
     """
-    levels = _levels(stages(backbone, inchannels, "YOLO"), tuple(strides))
+    require_counts("YOLO", inchannels=inchannels, nclasses=nclasses, channels=channels)
+    levels = _levels(stages(backbone, inchannels, "YOLO"), as_tuple(strides))
     neck: list[Callable[..., Tensor]] = [
         conv_norm(1, levels[-1].channels, channels, silu),
         *(UpBlock(channels, level.channels, channels) for level in reversed(levels[:-1])),
@@ -183,7 +185,7 @@ def YOLO(
 def _levels(found: list[Level], strides: tuple[int, ...]) -> list[Level]:
     """Stages that end at the wanted strides, each with the layers since the one before."""
     known = [stage.stride for stage in found]
-    if not strides or sorted({*strides} & {*known}) != [*strides]:
+    if not isinstance(strides, tuple) or not strides or sorted({*strides} & {*known}) != [*strides]:
         raise ValueError(
             f"strides={strides}: write ascending strides among those of this backbone, "
             f"{', '.join(map(str, known))}"

@@ -13,7 +13,7 @@ from fluxlike.models.boxes import complete_iou, iou, to_centres
 from fluxlike.models.detector import Candidates
 from fluxlike.models.objects import Objects, require_objects, require_pairs
 
-__all__ = ["Objects", "detection_loss", "padded_objects"]
+__all__ = ["detection_loss", "padded_objects"]
 
 #: The powers of score and overlap in what makes a place fit for an object, and how many places an object
 #: has at most: the values of Feng et al. 2021.

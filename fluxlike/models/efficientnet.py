@@ -7,7 +7,7 @@ from fluxlike.models.classifier import Classifier
 from fluxlike.models.configurations import configuration, round_channels
 from fluxlike.models.inverted_residual import Stage, scaled, stages_of
 from fluxlike.models.mobile import MobileConfig, mobile_network, timm_origins
-from fluxlike.models.weights import Origin
+from fluxlike.models.origins import Origin
 
 __all__ = ["EfficientNet", "EfficientNetV2"]
 

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from fluxlike.layers.activations import gelu
 from fluxlike.layers.basic import Dense
+from fluxlike.layers.checks import refuse_input, require_callable
 from fluxlike.layers.compose import Chain
+from fluxlike.layers.errors import within
 from fluxlike.layers.layernorm import LayerNorm
-from fluxlike.layers.steps import within
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.mixers import TIMM_NAMES, Mixer, MixerConfig
+from fluxlike.models.origins import Origin
 from fluxlike.models.patches import features_first, features_last, token_norm
 from fluxlike.models.residual import Residual
-from fluxlike.models.weights import Origin
 from fluxlike.random import normal
 from fluxlike.trees.adopt import adopted
 from fluxlike.trees.functor import functor
@@ -90,15 +91,12 @@ class SplitGate:
     """
 
     def __init__(self, layer: Callable[[Tensor], Tensor]) -> None:
-        if not callable(layer):
-            raise TypeError(f"SplitGate takes a callable layer, found {layer!r}")
+        require_callable("SplitGate", "layer", layer)
         self.layer = adopted(layer)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"SplitGate takes a tensor of shape (…, 2·dim), found {type(x).__name__}")
-        if x.ndim == 0 or x.shape[-1] % 2:
-            raise ValueError(f"SplitGate halves the features, found the shape {tuple(x.shape)}")
+        if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[-1] % 2:
+            refuse_input("SplitGate", x, "(…, 2·dim)", "; it halves the features")
         a, b = x.chunk(2, -1)
         return a * within(".layer", self.layer, b)
 

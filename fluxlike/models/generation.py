@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fluxlike.layers.checks import refuse_input
 from fluxlike.random import uniform
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import seeded
@@ -162,8 +163,7 @@ def _require_arguments(
         if not isinstance(value, kind) and (value is not None or name in ("n", "temperature")):
             raise TypeError(f"generate({name}={value!r}): write {wanted}")
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not tokens.shape[1]:
-        found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"generate takes tokens of shape (N, L), with L at least 1, found {found}")
+        refuse_input("generate", tokens, "(N, L), tokens with L at least 1")
     if n < 0:
         raise ValueError(f"generate(n={n}): write how many tokens to add, at least 0")
     if not temperature >= 0:

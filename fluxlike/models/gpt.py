@@ -15,11 +15,11 @@ from fluxlike.layers.attention.cache import KVCache
 from fluxlike.layers.attention.transformer import TransformerBlock
 from fluxlike.layers.basic import Dense
 from fluxlike.layers.dropout import Dropout
+from fluxlike.layers.errors import within
 from fluxlike.layers.layernorm import LayerNorm
-from fluxlike.layers.steps import within
 from fluxlike.models.configurations import configuration, require_counts
+from fluxlike.models.origins import Origin, Tensors
 from fluxlike.models.tokens import TokenEmbedding
-from fluxlike.models.weights import Origin, Tensors
 from fluxlike.random import normal
 from fluxlike.trees.at import at
 from fluxlike.trees.functor import functor
@@ -37,6 +37,9 @@ class GPTConfig:
         num_heads: heads of each attention.
         vocabulary: how many tokens there are. (default: 50257, those of GPT-2)
         context: the most tokens of a text. (default: 1024)
+
+    Raises:
+        ValueError: a number that is none, or below 1.
     """
 
     depth: int

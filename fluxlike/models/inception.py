@@ -20,8 +20,8 @@ from fluxlike.layers.pool import MaxPool, MeanPool
 from fluxlike.models.blocks import concatenated, conv_norm, depth_rates
 from fluxlike.models.classifier import Classifier, pooled_classifier
 from fluxlike.models.configurations import require_counts
+from fluxlike.models.origins import Origin
 from fluxlike.models.residual import Residual
-from fluxlike.models.weights import Origin
 from fluxlike.trees.functor import functor
 
 __all__ = ["InceptionConfig", "Pool", "ScaledResidual", "Table", "Times", "Unit", "inception"]

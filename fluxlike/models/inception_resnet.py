@@ -5,7 +5,7 @@ from __future__ import annotations
 from fluxlike.layers.activations import identity
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.inception import InceptionConfig, Pool, ScaledResidual, Unit, inception
-from fluxlike.models.weights import Origin
+from fluxlike.models.origins import Origin
 
 __all__ = ["InceptionResNetV2"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.inception import InceptionConfig, Pool, Table, Unit, inception
-from fluxlike.models.weights import Origin
+from fluxlike.models.origins import Origin
 
 __all__ = ["InceptionV3"]
 

@@ -12,8 +12,8 @@ from fluxlike.layers.compose import Chain
 from fluxlike.models.blocks import depth_rates
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.configurations import configuration, require_counts
+from fluxlike.models.origins import Origin
 from fluxlike.models.patches import PatchEmbedding, mean_token, token_classifier
-from fluxlike.models.weights import Origin
 
 __all__ = ["TIMM_NAMES", "Mixer", "MixerConfig"]
 

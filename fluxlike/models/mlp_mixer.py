@@ -5,9 +5,9 @@ from __future__ import annotations
 from fluxlike.layers.compose import Chain
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.mixers import TIMM_NAMES, Mixer, MixerConfig
+from fluxlike.models.origins import Origin
 from fluxlike.models.patches import features_first, features_last, mlp, token_norm
 from fluxlike.models.residual import Residual
-from fluxlike.models.weights import Origin
 
 __all__ = ["MLPMixer"]
 

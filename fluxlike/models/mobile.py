@@ -18,7 +18,7 @@ from fluxlike.models.blocks import conv_norm, depth_rates, squeeze_excite
 from fluxlike.models.classifier import Classifier, pooled_classifier
 from fluxlike.models.configurations import require_counts
 from fluxlike.models.inverted_residual import Block, inverted_residual
-from fluxlike.models.weights import Origin, Rules, Tensors
+from fluxlike.models.origins import Origin, Rules, Tensors
 
 __all__ = ["MobileConfig", "flat_rules", "mobile_network", "of_width", "require_width", "timm_origins"]
 

@@ -10,7 +10,7 @@ from fluxlike.models.classifier import Classifier
 from fluxlike.models.configurations import configuration, round_channels
 from fluxlike.models.inverted_residual import Block
 from fluxlike.models.mobile import MobileConfig, flat_rules, mobile_network, require_width, timm_origins
-from fluxlike.models.weights import Origin
+from fluxlike.models.origins import Origin
 
 __all__ = ["MobileNetV3"]
 

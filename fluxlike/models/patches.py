@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -14,21 +12,19 @@ from torch import Tensor
 from fluxlike.init import glorot_uniform, lecun_normal, truncated_normal
 from fluxlike.layers.activations import gelu
 from fluxlike.layers.basic import Dense, Init
+from fluxlike.layers.checks import require_features, require_shape
 from fluxlike.layers.compose import Chain
 from fluxlike.layers.construct import new_weight
 from fluxlike.layers.conv import Conv
 from fluxlike.layers.dropout import Dropout
-from fluxlike.layers.errors import require_features, require_shape
+from fluxlike.layers.errors import within
 from fluxlike.layers.layernorm import LayerNorm
-from fluxlike.layers.steps import within
-from fluxlike.models.weights import Tensors
 from fluxlike.trees.functor import functor
 
 __all__ = [
     "ClassToken",
     "PatchEmbedding",
     "Positions",
-    "Squeezed",
     "features_first",
     "features_last",
     "first_token",
@@ -232,25 +228,6 @@ def token_classifier(
         dropout: the probability with which a feature is dropped. (default: 0)
     """
     return Chain(pool=pool, dropout=Dropout(dropout), fc=Dense(dim, nclasses))
-
-
-@dataclass(frozen=True)
-class Squeezed:
-    """For an `Origin`: what drops axes of length one of the tensors whose names a pattern fits.
-
-    Attributes:
-        pattern: as `re.search` takes it.
-        axes: the axes; those that a tensor does not have, or that are longer, stay as they are.
-    """
-
-    pattern: str
-    axes: tuple[int, ...]
-
-    def __call__(self, tensors: Tensors) -> Tensors:
-        return {
-            name: x.squeeze(tuple(a for a in self.axes if a < x.ndim)) if re.search(self.pattern, name) else x
-            for name, x in tensors.items()
-        }
 
 
 def _sizes(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from fluxlike.layers.activations import identity
+from fluxlike.layers.errors import within
 from fluxlike.layers.pool import MeanPool
 from fluxlike.layers.sizes import refuse_shape
-from fluxlike.layers.steps import within
 from fluxlike.models.blocks import conv_norm
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.configurations import configuration, require_counts
+from fluxlike.models.origins import Origin
 from fluxlike.models.resnet import ORIGINS as RESNET_ORIGINS
 from fluxlike.models.resnet import RESNETS, ResNetConfig, residual_network
-from fluxlike.models.weights import Origin
 from fluxlike.trees.functor import functor
 
 __all__ = ["MultiScale", "Res2NeXt", "Res2Net", "Res2NetConfig"]

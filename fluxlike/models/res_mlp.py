@@ -12,9 +12,9 @@ from fluxlike.layers.basic import Dense, Scale
 from fluxlike.layers.compose import Chain
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.mixers import TIMM_NAMES, Mixer, MixerConfig
-from fluxlike.models.patches import Squeezed, features_first, features_last, mlp
+from fluxlike.models.origins import Origin, Squeezed
+from fluxlike.models.patches import features_first, features_last, mlp
 from fluxlike.models.residual import Residual
-from fluxlike.models.weights import Origin
 
 __all__ = ["ResMLP", "ResMLPConfig"]
 

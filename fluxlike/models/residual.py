@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from fluxlike.layers.activations import identity
+from fluxlike.layers.checks import require_callable
 from fluxlike.layers.dropout import DropPath
+from fluxlike.layers.errors import fail, within
 from fluxlike.layers.printing import activation_text
-from fluxlike.layers.steps import fail, within
 from fluxlike.trees.adopt import adopted
 from fluxlike.trees.functor import functor
 
@@ -55,9 +56,8 @@ class Residual:
         *,
         drop_path: float = 0.0,
     ) -> None:
-        for name, f in (("branch", branch), ("shortcut", shortcut), ("activation", activation)):
-            if not callable(f):
-                raise TypeError(f"Residual takes a callable {name}, found {f!r}")
+        for part, f in (("branch", branch), ("shortcut", shortcut), ("activation", activation)):
+            require_callable("Residual", part, f)
         self.branch, self.shortcut = adopted(branch), adopted(shortcut)
         self.activation, self.drop_path = adopted(activation), DropPath(drop_path)
 

@@ -13,8 +13,8 @@ from fluxlike.layers.pool import MaxPool
 from fluxlike.models.blocks import conv_norm, depth_rates, squeeze_excite
 from fluxlike.models.classifier import Classifier, pooled_classifier
 from fluxlike.models.configurations import configuration, require_counts, round_channels
+from fluxlike.models.origins import Origin
 from fluxlike.models.residual import Residual
-from fluxlike.models.weights import Origin
 
 __all__ = ["ResNeXt", "ResNet", "ResNetConfig", "SEResNeXt", "SEResNet", "WideResNet"]
 

@@ -16,7 +16,7 @@ from fluxlike.layers.pool import MaxPool
 from fluxlike.models.blocks import concatenated
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.configurations import configuration, require_counts
-from fluxlike.models.weights import Origin
+from fluxlike.models.origins import Origin
 
 __all__ = ["SqueezeNet", "SqueezeNetConfig"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fluxlike.layers.basic import Init
 from fluxlike.layers.embedding import Embedding
-from fluxlike.layers.steps import within
+from fluxlike.layers.errors import within
 from fluxlike.trees.functor import functor
 
 __all__ = ["TokenEmbedding"]

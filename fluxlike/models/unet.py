@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from fluxlike.layers.conv import Conv
-from fluxlike.layers.steps import within
-from fluxlike.models.configurations import require_counts
+from fluxlike.layers.errors import within
+from fluxlike.models.configurations import as_tuple, require_counts
 from fluxlike.models.pyramid import stages
 from fluxlike.models.up_block import UpBlock
 from fluxlike.trees.adopt import adopted
@@ -114,16 +114,17 @@ def UNet(
         [('conv1',), ('maxpool', 'layer1'), ('layer2',), ('layer3',), ('layer4',)]
     """
     require_counts("UNet", inchannels=inchannels, nclasses=nclasses)
+    if channels is not None:
+        require_counts("UNet", shape=(None,), channels=as_tuple(channels))
     found = stages(backbone, inchannels, "UNet")
     *skips, deepest = (stage.channels for stage in found)
     n = len(skips)
-    outputs = [16 * 2**i for i in reversed(range(n))] if channels is None else list(channels)
+    outputs = [16 * 2**i for i in reversed(range(n))] if channels is None else [*channels]
     if len(outputs) != n:
         strides = ", ".join(str(stage.stride) for stage in found[1:])
         raise ValueError(
             f"channels={tuple(outputs)}: the maps of this backbone shrink {n} times, to strides {strides}; "
             f"write {n} numbers"
         )
-    require_counts("UNet", shape=(None,), channels=tuple(outputs))
     blocks = list(map(UpBlock, [deepest, *outputs[:-1]], reversed(skips), outputs))
     return Segmenter([stage.layers for stage in found], blocks, Conv((1, 1), outputs[-1], nclasses))

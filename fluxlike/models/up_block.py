@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxlike.layers.compose import Chain
-from fluxlike.layers.steps import within
+from fluxlike.layers.errors import within
 from fluxlike.models.blocks import conv_norm
 from fluxlike.trees.functor import functor
 

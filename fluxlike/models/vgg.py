@@ -15,7 +15,7 @@ from fluxlike.layers.pool import MaxPool
 from fluxlike.models.blocks import conv_norm
 from fluxlike.models.classifier import Classifier, hidden_classifier
 from fluxlike.models.configurations import configuration, require_counts
-from fluxlike.models.weights import Origin
+from fluxlike.models.origins import Origin
 
 __all__ = ["VGG", "VGGConfig"]
 

@@ -13,16 +13,15 @@ from fluxlike.layers.layernorm import LayerNorm
 from fluxlike.models.blocks import depth_rates
 from fluxlike.models.classifier import Classifier
 from fluxlike.models.configurations import configuration, require_counts
+from fluxlike.models.origins import Origin, Squeezed, Tensors, packed
 from fluxlike.models.patches import (
     ClassToken,
     PatchEmbedding,
     Positions,
-    Squeezed,
     first_token,
     mean_token,
     token_classifier,
 )
-from fluxlike.models.weights import Origin, Tensors, packed
 
 __all__ = ["ViT", "ViTConfig"]
 

@@ -3,94 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from fluxlike.files.checkpoints import read_checkpoint
 from fluxlike.files.locating import source_of
 from fluxlike.files.match import Match
 from fluxlike.files.report import mismatches
-from fluxlike.layers.steps import Steps
 from fluxlike.models.misfit import advice, difference, named_alike
+from fluxlike.models.origins import Origin, Tensors
 
-__all__ = ["Origin", "load_weights", "packed"]
-
-Rules = tuple[tuple[str, str | None], ...]
-Tensors = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How a library names the weights of a model, and which arrays it lays out otherwise.
-
-    Attributes:
-        library: its name, such as ``"torchvision"``.
-        rules: pairs ``(pattern, replacement)``; `re.sub` applies them in order to each name. None drops what
-            the pattern fits. Names of steps of a Chain may stand for their numbers.
-        prepare: makes tensors of our shapes, by the library's names, from the library's. (default: None)
-    """
-
-    library: str
-    rules: Rules
-    prepare: Callable[[Tensors], Tensors] | None = None
-
-    def renamed(self, name: str, model: Any) -> str | None:
-        """The dotted place in a model of the name in the library's checkpoint, None for one to drop."""
-        for pattern, replacement in self.rules:
-            if replacement is not None:
-                name = re.sub(pattern, replacement, name)
-            elif re.search(pattern, name):
-                return None
-        return _numbered(name, model)
-
-
-def _numbered(name: str, model: Any) -> str:
-    """A dotted name with the layers of Chains by number."""
-    node, found = model, []
-    for part in name.split("."):
-        if isinstance(node, Steps):
-            names = node.names or ()
-            if part in names or part.isdecimal():
-                i = names.index(part) if part in names else int(part)
-                found += ["layers", str(i)]
-                node = node.layers[i] if i < len(node.layers) else None
-                continue
-        found.append(part)
-        if isinstance(node, (tuple, list)) and part.isdecimal():
-            node = node[int(part)] if int(part) < len(node) else None
-        else:
-            node = getattr(node, "__dict__", {}).get(part)
-    return ".".join(found)
-
-
-def packed(tensors: Tensors, three: tuple[str, str, str], joined: str) -> Tensors:
-    """For an `Origin`: one projection for queries, keys and values in place of three.
-
-    Args:
-        tensors: the library's, by name.
-        three: the parts of names that are of queries, of keys and of values.
-        joined: what stands there in the name of the one.
-
-    Raises:
-        KeyError: keys or values lack beside queries.
-
-    Example:
-        >>> import torch
-        >>> theirs = {f"0.{part}.bias": torch.ones(2) for part in ("query", "key", "value")}
-        >>> {name: x.shape for name, x in packed(theirs, (".query.", ".key.", ".value."), ".qkv.").items()}
-        {'0.qkv.bias': torch.Size([6])}
-    """
-    found, query = dict(tensors), three[0]
-    for name in tensors:
-        if query in name:
-            parts = [found.pop(name.replace(query, part)) for part in three]
-            found[name.replace(query, joined)] = torch.cat(parts)
-    return found
+__all__ = ["load_weights"]
 
 
 def load_weights(

@@ -18,8 +18,8 @@ from fluxlike.layers.pool import MaxPool
 from fluxlike.models.blocks import conv_norm, depth_rates
 from fluxlike.models.classifier import Classifier, pooled_classifier
 from fluxlike.models.configurations import require_counts
+from fluxlike.models.origins import Origin
 from fluxlike.models.residual import Residual
-from fluxlike.models.weights import Origin
 
 __all__ = ["Xception", "XceptionConfig"]
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from fluxlike.optimisers.batch import Batch, Moved, perform
+from fluxlike.optimisers.checks import positive, whole, within
+from fluxlike.optimisers.counters import counter
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, where
 from fluxlike.optimisers.on_ranks import divided_as, require_together
-from fluxlike.optimisers.rule import Hyper, counter, hook, positive, whole, within
+from fluxlike.optimisers.rule import Hyper, hook
 from fluxlike.optimisers.slots import matched
 from fluxlike.optimisers.state import ParamState, computed
 from fluxlike.optimisers.wrappers import Wrapper, wrapped
@@ -45,7 +47,7 @@ class EMA(Wrapper):
         decay: how much of the average is kept. (default: 0.999)
 
     Raises:
-        TypeError: `rule` is no rule.
+        TypeError: `rule` is no rule, or `decay` is neither a number nor a 0-d tensor.
         ValueError: a `decay` outside [0, 1).
 
     Example:
@@ -124,7 +126,7 @@ class Lookahead(Wrapper):
         alpha: how far the slow weights go. (default: 0.5)
 
     Raises:
-        TypeError: `rule` is no rule.
+        TypeError: `rule` is no rule, or `alpha` is neither a number nor a 0-d tensor.
         ValueError: `k` is no whole number of at least 1, or a negative `alpha`.
 
     Example:

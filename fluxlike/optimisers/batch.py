@@ -119,12 +119,7 @@ def _apart(x: Tensor, state: Any) -> Any:
 
 
 class Performing(BatchRule):
-    """Base of formulas and wrappers, which perform over batches; one leaf is a batch of one."""
-
-    def apply(self, state: Any, param: Tensor, grad: Tensor, /) -> tuple[Any, Tensor]:
-        """The next state and the step of one leaf."""
-        states, steps = self.apply_all([state], [param], [grad])
-        return states[0], steps[0]
+    """Base of formulas and wrappers, which perform over batches."""
 
     def apply_all(
         self, states: Sequence[Any], params: Sequence[Tensor], grads: Sequence[Tensor], /

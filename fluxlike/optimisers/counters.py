@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
+from fluxlike.optimisers.rule import key_of
 
-__all__ = ["advanced", "both", "by_counter", "read"]
+__all__ = ["advanced", "both", "by_counter", "counter", "read", "shared_counters"]
+
+
+def counter(param: Tensor, /, start: float = 0, kind: Any = None) -> Tensor:
+    """A 0-d tensor on the parameter's device, int64 for a count of steps, float64 for a float.
+
+    Leaves that move together share it, so that it is computed once for all of them; those of another
+    `kind` have their own.
+    """
+    dtype = torch.int64 if isinstance(start, int) else torch.float64
+    if dtype == torch.float64 and param.device.type == "mps":
+        dtype = torch.float32  # a device without float64
+
+    def make() -> Tensor:
+        return torch.full((), start, dtype=dtype, device=param.device)
+
+    known = _counters.get()
+    return make() if known is None else known.get(start, kind, make)
+
+
+@contextmanager
+def shared_counters() -> Iterator[_Counters]:
+    """Inside, `counter` gives one tensor for all leaves that move together."""
+    counters = _Counters()
+    token = _counters.set(counters)
+    try:
+        yield counters
+    finally:
+        _counters.reset(token)
+
+
+class _Counters:
+    """The counters of one `setup`: leaves of one rule and dtype share them, field by field."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Tensor] = {}
+        self._leaf: tuple[Any, ...] = ()
+        self._number = 0
+
+    def of(self, rule: Any, param: Tensor) -> None:
+        """Say whose counters come next."""
+        self._leaf, self._number = (key_of(rule), param.dtype, param.device), 0
+
+    def get(self, start: float, kind: Any, make: Callable[[], Tensor]) -> Tensor:
+        """The counter of this leaf that stands at the same place as that of an earlier one."""
+        self._number += 1
+        key = (*self._leaf, self._number, start, kind)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+_counters: ContextVar[_Counters | None] = ContextVar("fluxlike_counters", default=None)
 
 
 def by_counter(counters: Sequence[Tensor]) -> list[list[int]]:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fluxlike._private import functorch, tracing
 from fluxlike.optimisers.batch import Batch, Moved, held
-from fluxlike.optimisers.counters import both
+from fluxlike.optimisers.checks import positive, whole
+from fluxlike.optimisers.counters import both, counter
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, decayed, norms, where
-from fluxlike.optimisers.rule import Hyper, LeafError, ListRule, counter, positive, whole
+from fluxlike.optimisers.rule import Hyper, LeafError, ListRule
 from fluxlike.trees.functor import functor
 
 __all__ = ["AccumGrad", "ClipGlobalNorm", "ClipGrad", "ClipNorm", "SignDecay", "WeightDecay"]
@@ -144,9 +145,10 @@ class ClipNorm(ListRule):
 
     def _clipped(self, grads: Sequence[Tensor], passing: Sequence[Tensor | None]) -> list[Tensor]:
         found = norms(grads, self.p)
-        if (
-            self.throw and tracing.concrete() and found[0].device.type != "meta"
-        ):  # a transform has no values to look at
+        has_values = (
+            tracing.concrete() and found[0].device.type != "meta"
+        )  # inside a transform there are none
+        if self.throw and has_values:
             self._require_finite(found, passing)
         # Divided only where the norm is too large, so that a zero gradient can be differentiated.
         larger = [n > self.max_norm for n in found]
@@ -235,7 +237,6 @@ class AccumGrad(Formula):
 
     Raises:
         ValueError: `n` is no whole number of at least 1.
-        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
 
     Example:
         >>> import torch, fluxlike as fl

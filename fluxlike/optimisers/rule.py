@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from fluxlike.trees.functor import default_scalars, functor, spec_of
 
 __all__ = [
-    "BatchRule", "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "counter", "fields_of", "form_of",
-    "hook", "hyperparameters", "hyperparameters_of", "is_rule", "kernel_holds", "number", "one_of_equal",
-    "positive", "replaced", "rules_in", "shared_counters", "two_rates", "whole", "within",
+    "BatchRule", "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "fields_of", "form_of", "hook",
+    "hyperparameters", "hyperparameters_of", "is_rule", "kernel_holds", "key_of", "one_of_equal", "replaced",
+    "rules_in",
 ]  # fmt: skip
 
 Hyper = float | Tensor  # a hyperparameter: a number or a 0-d tensor
@@ -44,6 +41,17 @@ class BatchRule:
 
     prints_itself = True  # on one line, as it is written
 
+    def apply(self, state: Any, param: Tensor, grad: Tensor, /) -> tuple[Any, Tensor]:
+        """The next state and the step of one leaf, which is a batch of one."""
+        states, steps = self.apply_all([state], [param], [grad])
+        return states[0], steps[0]
+
+    def apply_all(
+        self, states: Sequence[Any], params: Sequence[Tensor], grads: Sequence[Tensor], /
+    ) -> tuple[Sequence[Any], Sequence[Tensor]]:
+        """The next states and the steps of all leaves that share the rule."""
+        raise NotImplementedError
+
 
 def hook(rule: Any, name: str, /) -> Any:
     """What a rule of ours has by this name, or None; a user's rule may mean something else by it."""
@@ -51,22 +59,11 @@ def hook(rule: Any, name: str, /) -> Any:
 
 
 class ListRule(BatchRule):
-    """A rule whose formula is written over lists of leaves; one leaf is a list of one."""
+    """A rule whose formula is written over lists of leaves."""
 
     def init(self, param: Tensor, /) -> Any:
         """No state, unless a rule says otherwise."""
         return None
-
-    def apply(self, state: Any, param: Tensor, grad: Tensor, /) -> tuple[Any, Tensor]:
-        """The formula for one leaf."""
-        states, steps = self.apply_all([state], [param], [grad])
-        return states[0], steps[0]
-
-    def apply_all(
-        self, states: Sequence[Any], params: Sequence[Tensor], grads: Sequence[Tensor], /
-    ) -> tuple[Sequence[Any], Sequence[Tensor]]:
-        """The formula for all leaves that share the rule."""
-        raise NotImplementedError
 
 
 class LeafError(ValueError):
@@ -187,111 +184,20 @@ def one_of_equal(rules: Iterable[Any], /) -> dict[int, Any]:
     return shared
 
 
+def key_of(rule: Any, /) -> Any:
+    """What rules of equal value have in common; of one that can't be hashed, what only it has."""
+    try:
+        hash(rule)
+        return type(rule), rule
+    except TypeError:
+        return id(rule)
+
+
 def is_rule(x: object, /) -> bool:
     """Whether an object has the two methods of a rule."""
     return (
         not isinstance(x, type) and callable(getattr(x, "init", None)) and callable(getattr(x, "apply", None))
     )
-
-
-class _Counters:
-    """The counters of one `setup`: leaves of one rule and dtype share them, field by field."""
-
-    def __init__(self) -> None:
-        self._made: dict[Any, Tensor] = {}
-        self._leaf: tuple[Any, ...] = ()
-        self._number = 0
-
-    def of(self, rule: Any, param: Tensor) -> None:
-        """Say whose counters come next."""
-        try:
-            hash(rule)
-            same: Any = (type(rule), rule)
-        except TypeError:
-            same = id(rule)
-        self._leaf, self._number = (same, param.dtype, param.device), 0
-
-    def get(self, start: float, kind: Any, make: Callable[[], Tensor]) -> Tensor:
-        """The counter of this leaf that stands at the same place as that of an earlier one."""
-        self._number += 1
-        key = (*self._leaf, self._number, start, kind)
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
-
-
-_counters: ContextVar[_Counters | None] = ContextVar("fluxlike_counters", default=None)
-
-
-@contextmanager
-def shared_counters() -> Iterator[_Counters]:
-    """Inside, `counter` gives one tensor for all leaves that move together."""
-    counters = _Counters()
-    token = _counters.set(counters)
-    try:
-        yield counters
-    finally:
-        _counters.reset(token)
-
-
-def counter(param: Tensor, /, start: float = 0, kind: Any = None) -> Tensor:
-    """A 0-d tensor on the parameter's device, int64 for a count of steps, float64 for a float.
-
-    Leaves that move together share it, so that it is computed once for all of them; those of another
-    `kind` have their own.
-    """
-    dtype = torch.int64 if isinstance(start, int) else torch.float64
-    if dtype == torch.float64 and param.device.type == "mps":
-        dtype = torch.float32  # a device without float64
-
-    def make() -> Tensor:
-        return torch.full((), start, dtype=dtype, device=param.device)
-
-    known = _counters.get()
-    return make() if known is None else known.get(start, kind, make)
-
-
-def number(name: str, value: Any) -> bool:
-    """Whether a hyperparameter is a number; a 0-d tensor has no value to look at, the rest is refused."""
-    if isinstance(value, Tensor):
-        if value.ndim == 0:
-            return False
-        raise TypeError(
-            f"{name} is a tensor of shape {tuple(value.shape)}; write a number or a 0-d tensor. In stacked "
-            "trees each member has its own: go over them with fluxlike.vmap"
-        )
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        hint = ""
-        if name == "lr":
-            hint = "; parameters go to setup(rule, model), a schedule to Scheduled(rule, lr=schedule)"
-        raise TypeError(f"{name} is a {type(value).__name__}; write a number or a 0-d tensor{hint}")
-    return True
-
-
-def whole(name: str, value: Any, *, least: int) -> None:
-    """Refuse anything but a whole number of at least so much."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r}: write a whole number of at least {least}")
-
-
-def positive(name: str, value: Any, *, zero: bool = True) -> None:
-    """Refuse a negative hyperparameter (or zero)."""
-    if number(name, value) and not (value >= 0 if zero else value > 0):
-        raise ValueError(f"{name}={value!r}: write a number {'of at least' if zero else 'above'} 0")
-
-
-def within(name: str, value: Any) -> None:
-    """Refuse a decay rate outside [0, 1)."""
-    if number(name, value) and not 0 <= value < 1:
-        raise ValueError(f"{name}={value!r}: write a number of at least 0 and below 1")
-
-
-def two_rates(name: str, values: Any) -> None:
-    """Refuse anything but a pair of decay rates."""
-    if not isinstance(values, tuple) or len(values) != 2:
-        raise ValueError(f"{name}={values!r}: write a pair of decay rates, such as (0.9, 0.999)")
-    within(f"{name}[0]", values[0])
-    within(f"{name}[1]", values[1])
 
 
 @cache

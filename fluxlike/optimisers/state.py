@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from fluxlike.layers.auto import require_sized
+from fluxlike.optimisers.counters import shared_counters
 from fluxlike.optimisers.on_ranks import require_together
-from fluxlike.optimisers.rule import Rule, as_functor, hook, is_rule, rules_in, shared_counters
+from fluxlike.optimisers.rule import Rule, as_functor, hook, is_rule, rules_in
 from fluxlike.placement.dtype import stays_float32
 from fluxlike.placement.mesh.entries import belongs_to_parameter
+from fluxlike.schedules.schedule import Formula
 from fluxlike.trees.fmap import fleaves
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import flatten, structure_of
@@ -205,14 +207,14 @@ def _entries_by_path(state: Any) -> dict[str, ParamState]:
 def _rule_function(rule: Any) -> Callable[[str], Any]:
     if is_rule(rule):
         return lambda path: rule
-    if isinstance(rule, type) or not callable(rule) or type(rule).__module__ == "fluxlike.schedules":
+    if isinstance(rule, type) or not callable(rule) or isinstance(rule, Formula):
         raise TypeError(_no_rule(rule, None))
     return rule
 
 
 def _no_rule(rule: Any, path: str | None) -> str:
     where = "" if path is None else f" for {path}"
-    if type(rule).__module__ == "fluxlike.schedules":
+    if isinstance(rule, Formula):
         return f"setup got the schedule {rule!r}{where}; write setup(Scheduled(Adam(), lr=schedule), model)"
     if isinstance(rule, (list, tuple)) and rule and all(map(is_rule, rule)):
         return f"setup got a {type(rule).__name__} of rules{where}; write OptimiserChain(*rules)"

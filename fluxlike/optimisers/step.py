@@ -17,6 +17,7 @@ from fluxlike.optimisers.rule import (
     form_of,
     hyperparameters,
     hyperparameters_of,
+    key_of,
     one_of_equal,
     rules_in,
 )
@@ -312,11 +313,5 @@ def _sharing(k: int, links: list[_Links]) -> list[list[int]]:
         return list(by_object.values())
     by_value: dict[Any, list[int]] = {}
     for members in by_object.values():
-        rule = links[members[0]][0][k]
-        try:
-            hash(rule)
-            key: Any = (type(rule), rule)
-        except TypeError:
-            key = id(rule)
-        by_value.setdefault(key, []).extend(members)
+        by_value.setdefault(key_of(links[members[0]][0][k]), []).extend(members)
     return [sorted(members) for members in by_value.values()]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fluxlike._private import tracing
 from fluxlike.optimisers.batch import Batch, Moved, Performing, perform
-from fluxlike.optimisers.counters import advanced, both, by_counter
+from fluxlike.optimisers.counters import advanced, both, by_counter, counter
 from fluxlike.optimisers.leaves import norms
-from fluxlike.optimisers.rule import counter, fields_of, hook, is_rule, replaced, rules_in
+from fluxlike.optimisers.rule import fields_of, hook, is_rule, replaced, rules_in
 from fluxlike.placement.mesh import used
 from fluxlike.trees.functor import functor
 

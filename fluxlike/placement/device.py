@@ -13,7 +13,7 @@ from fluxlike.placement.mesh import used
 from fluxlike.scope.assigned import Assigned, derive
 from fluxlike.trees.fmap import fmap_with_path
 from fluxlike.trees.structure import flatten, structure_of
-from fluxlike.trees.values import value_of
+from fluxlike.trees.values import is_tensor, value_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -66,7 +66,7 @@ def to_device(tree: Any, device: torch.device | str | int | DeviceMesh, plan: Pl
     def move(path: str, x: Any) -> Any:
         if isinstance(x, Assigned):
             return Assigned(move(path, x.value))
-        if not isinstance(x, Tensor):
+        if not is_tensor(x):
             return x
         if x.is_meta and target.type != "meta":
             raise ValueError(
@@ -166,7 +166,7 @@ def get_device(tree: Any, /) -> torch.device:
     tensors: list[tuple[str, Tensor]] = []
     for path, x in zip(where, leaves, strict=True):
         tensor = x.value if isinstance(x, Assigned) else x
-        if isinstance(tensor, Tensor):
+        if is_tensor(tensor):
             found.setdefault(tensor.device, path)
             tensors.append((path, tensor))
     if known is not None:
@@ -176,8 +176,8 @@ def get_device(tree: Any, /) -> torch.device:
     if len(found) > 1:
         (a, at_a), (b, at_b) = list(found.items())[:2]
         raise ValueError(
-            f"the tree is on several devices: {at_a} is on {a}, {at_b} on {b}; write "
-            f"to_device(tree, {str(a)!r})"
+            f"the tree is on several devices: {at_a} is on {a}, {at_b} on {b}; write to_device(tree, "
+            f"{str(a)!r})"
         )
     return next(iter(found))
 

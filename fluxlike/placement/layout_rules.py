@@ -202,8 +202,8 @@ def rules_for(convention: str, given: Sequence[LayoutRule], ndim: int, /) -> lis
     """
     if convention not in CONVENTIONS:
         raise ValueError(
-            f"convention={convention!r}: write one of {', '.join(map(repr, CONVENTIONS))}; "
-            "a convention of your own is a list of rules, rules=[fluxlike.layout_rule(…), …]"
+            f"convention={convention!r}: write one of {', '.join(map(repr, CONVENTIONS))}; a convention of "
+            "your own is a list of rules, rules=[fluxlike.layout_rule(…), …]"
         )
     near = [*_by_conditions(given), *_scoped.get(), *_by_conditions(_registered)]
     return [rule for rule in near if len(rule.src) == ndim] + [CONVENTIONS[convention](ndim)]

@@ -18,12 +18,15 @@ from fluxlike.trees.leaves import Assigned
 __all__ = [
     "Assigned",
     "Frame",
+    "Replayed",
     "assign",
     "current",
     "derive",
     "enter",
     "enter_again",
+    "enter_frames",
     "frames_now",
+    "inside",
     "is_held",
     "leave",
 ]
@@ -63,14 +66,18 @@ class Frame:
             )
         self.values[id(origin)] = seen.to(origin, copy=True)
 
+    def newest(self) -> list[tuple[Tensor, Tensor]]:
+        """Each buffer that has a value newer than its own, with it."""
+        return [(self._origin[key], value) for key, value in self.values.items()]
+
     def derive(self, new: Tensor, origin: Tensor) -> None:
         """Note that `new` is `origin` with another dtype or on another device."""
         self._kept.append(new)
         self._origin[id(new)] = origin
 
 
-class _Replayed(Frame):
-    """A frame as it was at one time, for a recomputation: what is assigned goes no further than this copy."""
+class Replayed(Frame):
+    """A frame as it was at one time: what is assigned goes no further than this copy."""
 
     __slots__ = ()
 
@@ -182,21 +189,26 @@ def derive(new: Tensor, old: Tensor, /) -> None:
 
 def enter(frame: Frame, /) -> object:
     """Make a frame the innermost one of this thread; returns the token for `leave`."""
-    return _frames.set((*_frames.get(), frame))
+    return enter_frames((*_frames.get(), frame))
 
 
-def frames_now() -> tuple[Frame, ...]:
-    """The frames in scope with their values of this moment, for `enter_again`."""
-    return tuple(map(_Replayed, _frames.get()))
+def enter_frames(frames: tuple[Frame, ...], /) -> object:
+    """Put frames in scope, in the place of those that are; returns the token for `leave`."""
+    return _frames.set(frames)
+
+
+def frames_now() -> tuple[Replayed, ...]:
+    """Copies of the frames in scope with their values of this moment."""
+    return tuple(map(Replayed, _frames.get()))
 
 
 def enter_again(frames: tuple[Frame, ...], /) -> object:
     """Put earlier frames in scope for a recomputation, which assigns nothing; `leave` takes the token."""
-    return _frames.set(tuple(map(_Replayed, frames)))
+    return enter_frames(tuple(map(Replayed, frames)))
 
 
 def leave(token: object, /) -> None:
-    """Undo `enter` or `enter_again`."""
+    """Undo `enter`, `enter_frames` or `enter_again`."""
     _frames.reset(token)  # type: ignore[arg-type]
 
 

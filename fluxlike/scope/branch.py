@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fluxlike.scope.assigned import _frames, _Replayed
+from fluxlike.scope import assigned
 
 __all__ = ["Apart"]
 
@@ -18,13 +18,13 @@ class Apart:
     """
 
     def __enter__(self) -> Apart:
-        self._frames = tuple(map(_Replayed, _frames.get()))
+        self._frames = assigned.frames_now()
         self._before = [dict(frame.values) for frame in self._frames]
-        self._token = _frames.set(self._frames)
+        self._token = assigned.enter_frames(self._frames)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        _frames.reset(self._token)
+        assigned.leave(self._token)
 
     def put(self, buffer: Tensor, value: Tensor) -> None:
         """Give a buffer a newest value, without assigning it."""
@@ -35,8 +35,8 @@ class Apart:
     def assigned(self) -> list[tuple[Tensor, Tensor]]:
         """Each buffer that was assigned inside, with its newest value."""
         return [
-            (frame._origin[key], value)
+            (buffer, value)
             for frame, before in zip(self._frames, self._before, strict=True)
-            for key, value in frame.values.items()
-            if before.get(key) is not value
+            for buffer, value in frame.newest()
+            if before.get(id(buffer)) is not value
         ]

@@ -129,6 +129,7 @@ class Key:
         return map(key_of, self.data.unbind())
 
     def require_one(self, use: str) -> None:
+        """Raise a ValueError that names the use, if these are several keys."""
         if self.data.ndim > 1:
             raise ValueError(
                 f"{use} takes one key, and these are {_many(self)}; take one, such as keys[0], or map over "
@@ -178,6 +179,7 @@ def _whole(name: str, n: Any, wanted: str, write: str) -> int:
 
 
 def say(x: Any) -> str:
+    """What was found in the place of a key or a whole number, for an error."""
     if isinstance(x, Tensor):
         return f"a tensor of {x.dtype}"
     return f"{type(x).__name__} {x!r}" if isinstance(x, (bool, int, float, str)) else type(x).__name__

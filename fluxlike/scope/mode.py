@@ -11,7 +11,17 @@ from fluxlike.trees.functor import PIN, spec_of
 from fluxlike.trees.paths import children, is_node
 from fluxlike.trees.structure import flatten
 
-__all__ = ["Mode", "automode", "mode", "testmode", "training", "trainmode"]
+__all__ = [
+    "Mode",
+    "ambient",
+    "automode",
+    "mode",
+    "restore",
+    "state",
+    "testmode",
+    "training",
+    "trainmode",
+]
 
 Mode = Literal["train", "test"]
 

@@ -24,8 +24,13 @@ def argument_numbers(argnums: int | Sequence[int], count: int, /) -> tuple[tuple
     """The numbers of the arguments to differentiate, and whether one was asked for by itself.
 
     Raises:
-        ValueError: they do not name different ones of `count` arguments.
+        ValueError: they do not name different ones of `count` arguments, or there is none.
     """
+    if not count:
+        raise ValueError(
+            "there is no argument to differentiate: a gradient is taken by what the function is given, and "
+            "not by what it closes over; write gradient(loss, model, x, y)"
+        )
     single = isinstance(argnums, int)
     given = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     numbers = tuple(n + count if n < 0 else n for n in given)

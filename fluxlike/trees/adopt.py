@@ -22,7 +22,10 @@ def adopt(cls: type, convert: Callable[[Any], Any], /) -> None:
     """
     known = _table.setdefault(cls, convert)
     if known is not convert:
-        raise ValueError(f"{cls.__qualname__} is adopted by {known!r} already")
+        raise ValueError(
+            f"adopt({cls.__qualname__}): it is adopted already, by {known!r}; say it once of a class, or of "
+            "a subclass, which comes before it"
+        )
 
 
 def adopted(x: Any, /) -> Any:

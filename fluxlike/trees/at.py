@@ -87,7 +87,10 @@ class At:
             )
         for i, place in enumerate(self._places):
             if place in self._places[:i]:
-                raise ValueError(f"the place {paths.text_of(self._tree, place)} is chosen twice")
+                raise ValueError(
+                    f"the place {paths.text_of(self._tree, place)} is chosen twice, and set has a value for "
+                    "each; choose it once"
+                )
         return self._replace(dict(zip(self._places, map(adopted, value), strict=True)))
 
     def apply(self, f: Callable[[Any], Any], /) -> Any:

@@ -12,18 +12,24 @@ import optree
 import torch
 
 from fluxlike._private import pytree
-from fluxlike.trees.nodes import PIN, Spec, adds_attributes, declared, flattener, rebuilder, require_names
+from fluxlike.trees.nodes import (
+    NAMESPACE,
+    PIN,
+    Spec,
+    adds_attributes,
+    declared,
+    flattener,
+    rebuilder,
+    require_names,
+)
 
 __all__ = [
     "NAMESPACE", "PIN", "Spec", "default_scalars", "functor", "is_leaf_class", "kinds_of", "leaf",
     "on_register", "register", "spec_of",
 ]  # fmt: skip
 
-NAMESPACE = "fluxlike"
-
 C = TypeVar("C", bound=type)
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set on every class written in Python
-
 
 #: What floors above know of classes that say nothing of `scalars`: functions from a class to the names
 #: of its attributes whose floats are inputs.
@@ -146,13 +152,13 @@ def functor(
         )
     if not isinstance(cls, type):
         raise TypeError(
-            f"functor takes a class, found {cls!r} of type {type(cls).__name__}; "
-            "write functor(TheClass) or @functor above its definition"
+            f"functor takes a class, found {cls!r} of type {type(cls).__name__}; write functor(TheClass) or "
+            "@functor above its definition"
         )
     if trainable is not None and buffers is not None:
         raise ValueError(
-            f"functor({cls.__qualname__}): give trainable= or buffers=, not both: "
-            "what one does not name is the other"
+            f"functor({cls.__qualname__}): give trainable= or buffers=, not both: what one does not name is "
+            "the other"
         )
     spec = Spec(
         _names(cls, "children", children),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fluxlike._private import pytree
 from fluxlike.trees.functor import is_leaf_class, spec_of
+from fluxlike.trees.nodes import slots
 from fluxlike.trees.values import is_tensor
 
 __all__ = ["Assigned", "can_train", "is_harmless", "what_holds_tensors"]
@@ -144,11 +145,6 @@ def _parts(x: Any) -> Iterable[tuple[str, Any]]:
         return [(".__self__", x.__self__)]
     if isinstance(x, type) or type(x) in _harmless or type(x).__module__ in ("builtins", "types", "torch"):
         return []
-    slots = [n for base in type(x).__mro__ for n in _as_tuple(base.__dict__.get("__slots__", ()))]
-    held = {n: getattr(x, n) for n in slots if n not in ("__dict__", "__weakref__") and hasattr(x, n)}
+    held = {n: getattr(x, n) for n in slots(type(x)) if hasattr(x, n)}
     held.update(getattr(x, "__dict__", ()))
     return [(f".{n}", v) for n, v in held.items()]
-
-
-def _as_tuple(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)

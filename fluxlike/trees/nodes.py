@@ -14,6 +14,7 @@ from torch import Tensor
 from fluxlike.trees.constants import same_constant
 
 __all__ = [
+    "NAMESPACE",
     "PIN",
     "TENSORS_RIDE",
     "Riding",
@@ -26,7 +27,11 @@ __all__ = [
     "rebuilder",
     "require_names",
     "riding",
+    "slots",
 ]
+
+#: The name under which optree knows our nodes.
+NAMESPACE = "fluxlike"
 
 #: The attribute in which `trainmode` and `testmode` keep a node's pinned mode. It rides along
 #: with the node, is never a child, and two trees that differ only in it have equal treedefs.
@@ -64,12 +69,12 @@ def require_names(cls: type, option: str, names: Iterable[str], known: Iterable[
         )
 
 
-def _slots(cls: type) -> tuple[str, ...]:
+def slots(cls: type, /) -> tuple[str, ...]:
     """Every slot of the class, parents first, under the name that getattr takes."""
     names = []
     for base in reversed(cls.__mro__):
-        slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
+        own = base.__dict__.get("__slots__", ())
+        for name in (own,) if isinstance(own, str) else own:
             if name in ("__dict__", "__weakref__", PIN):
                 continue
             hidden = name.startswith("__") and not name.endswith("__")
@@ -88,7 +93,7 @@ def declared(cls: type) -> tuple[str, ...] | None:
     attrs_fields = getattr(cls, "__attrs_attrs__", None)
     if attrs_fields is not None:
         return tuple(f.name for f in attrs_fields)
-    return None if _has_dict(cls) else _slots(cls)
+    return None if _has_dict(cls) else slots(cls)
 
 
 def adds_attributes(cls: type) -> bool:
@@ -149,7 +154,7 @@ def flattener(cls: type, spec: Spec, *, inherited: bool = False) -> Flatten:
     # Which attributes an object has may differ between objects of one class; each set of them is
     # analysed once: how to read the children, their names, the names that ride along.
     layouts: dict[tuple[str, ...], tuple[Callable[[Any], Any], tuple[str, ...], tuple[str, ...], Static]] = {}
-    fixed = _slots(cls)
+    fixed = slots(cls)
     # One order for all objects of a class, whichever attribute each happened to get first.
     order: dict[str, int] = {name: i for i, name in enumerate(declared(cls) or ())}
 
@@ -204,7 +209,7 @@ def flattener(cls: type, spec: Spec, *, inherited: bool = False) -> Flatten:
 
 def riding(node: Any) -> dict[str, Any]:
     """The attributes of an object of a registered class that are not children, a pinned mode among them."""
-    registered: Any = optree.register_pytree_node.get(type(node), namespace="fluxlike")
+    registered: Any = optree.register_pytree_node.get(type(node), namespace=NAMESPACE)
     static: Static = registered.flatten_func(node)[1]
     return static[1].values
 
@@ -256,4 +261,4 @@ def rebuilder(cls: type) -> Callable[[Static, Iterable[Any]], Any]:
             assign(node, name, value)
         return node
 
-    return rebuild_slots if _slots(cls) else rebuild_dict
+    return rebuild_slots if slots(cls) else rebuild_dict

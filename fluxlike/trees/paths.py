@@ -13,7 +13,7 @@ from fluxlike.trees.containers import is_known
 from fluxlike.trees.functor import NAMESPACE
 
 __all__ = [
-    "Step", "children", "descend", "dotted", "is_node", "lookup", "replace", "steps", "text", "text_of",
+    "Step", "children", "descend", "dotted", "is_node", "lookup", "replace", "steps", "text_of",
 ]  # fmt: skip
 
 
@@ -26,11 +26,6 @@ class Step(NamedTuple):
 
 def _step(entry: optree.PyTreeEntry) -> Step:
     return Step(entry.codify(""), entry.entry)
-
-
-def text(accessor: optree.PyTreeAccessor, /) -> str:
-    """The path that an accessor of optree stands for."""
-    return accessor.codify("")
 
 
 def steps(treedef: optree.PyTreeSpec, /) -> list[str]:

@@ -36,7 +36,7 @@ def find_places(tree: Any, where: Where | tuple[Where, ...], /) -> tuple[list[En
         ValueError: the selector returned something that is not a place.
         KeyError: there is no such path, or the predicate chose nothing.
     """
-    leaves, treedef = flatten(tree)
+    _, treedef = flatten(tree)
     if isinstance(where, tuple):
         each = [find_places(tree, w)[0] for w in where]
         return [place for found in each for place in found], True
@@ -45,22 +45,25 @@ def find_places(tree: Any, where: Where | tuple[Where, ...], /) -> tuple[list[En
     if paths.is_node(where) or not callable(where):
         what = f"a {type(where).__name__}" if callable(where) else repr(where)
         raise TypeError(
-            f"where= is {what}; write a selector such as "
-            "lambda m: m.layers[0], a path such as '.layers[0]', or a predicate of (path, node)"
+            f"where= is {what}; write a selector such as lambda m: m.layers[0], a path such as "
+            "'.layers[0]', or a predicate of (path, node)"
         )
     if _is_predicate(where):
         found_by_predicate = _search(tree, where)
         if not found_by_predicate:
-            raise KeyError("the predicate chose no place of the tree")
+            raise KeyError(
+                "the predicate chose no place of the tree: it was false of every (path, node); paths are "
+                f"{_some_paths(treedef)}"
+            )
         return found_by_predicate, True
     marked = _mark(tree)
     try:
         chosen = where(marked)
     except Exception as error:
         raise ValueError(
-            f"the selector failed ({type(error).__name__}: {error}); it sees the tree with a "
-            "marker in place of each leaf, so it can follow attributes, keys and indices only; "
-            "to choose by what a leaf is, write a predicate of two arguments, (path, node)"
+            f"the selector failed ({type(error).__name__}: {error}); it sees the tree with a marker in place "
+            "of each leaf, so it can follow attributes, keys and indices only; to choose by what a leaf is, "
+            "write a predicate of two arguments, (path, node)"
         ) from error
     known = _places_by_identity(marked)
     if id(chosen) in known:
@@ -68,10 +71,15 @@ def find_places(tree: Any, where: Where | tuple[Where, ...], /) -> tuple[list[En
     if isinstance(chosen, (tuple, list)) and chosen and all(id(c) in known for c in chosen):
         return [known[id(c)] for c in chosen], True
     raise ValueError(
-        f"the selector returned {chosen!r}, which is not a place of the tree: an attribute that is "
-        "not a child, or a value that was computed; places are "
-        f"{', '.join(structure_of(treedef).paths[:8]) or 'none'}{', …' if len(leaves) > 8 else ''}"
+        f"the selector returned {chosen!r}, which is not a place of the tree: an attribute that is not a "
+        f"child, or a value that was computed; places are {_some_paths(treedef)}"
     )
+
+
+def _some_paths(treedef: optree.PyTreeSpec) -> str:
+    """The first paths of the leaves of a tree, for an error."""
+    known = structure_of(treedef).paths
+    return f"{', '.join(path or 'the root' for path in known[:8]) or 'none'}{', …' if len(known) > 8 else ''}"
 
 
 def selected_leaves(

@@ -27,7 +27,7 @@ def says_settings(cls: type, settings: Callable[[Any], Mapping[str, str]], /) ->
     Raises:
         ValueError: the class has such a function already.
     """
-    _register(_settings, cls, settings)
+    _register("says_settings", _settings, cls, settings)
 
 
 def settings_of(x: Any, /) -> dict[str, str]:
@@ -46,7 +46,7 @@ def may_lack(cls: type, names: Callable[[Any], Collection[str]], /) -> None:
     Raises:
         ValueError: the class has such a function already.
     """
-    _register(_lacking, cls, names)
+    _register("may_lack", _lacking, cls, names)
 
 
 def names_it_may_lack(node: Any, /) -> Collection[str]:
@@ -67,9 +67,13 @@ def is_printable(x: Any, /) -> bool:
     return x is None or isinstance(x, (bool, int, float, str))
 
 
-def _register(table: dict[type, Any], cls: type, function: Callable[[Any], Any]) -> None:
-    if table.setdefault(cls, function) is not function:
-        raise ValueError(f"{cls.__qualname__} has {table[cls]!r} already")
+def _register(name: str, table: dict[type, Any], cls: type, function: Callable[[Any], Any]) -> None:
+    known = table.setdefault(cls, function)
+    if known is not function:
+        raise ValueError(
+            f"{name}({cls.__qualname__}): it was said already, by {known!r}; say it once of a class, or of a "
+            "subclass, which comes before it"
+        )
 
 
 def _nearest(table: dict[type, Callable[[Any], Any]], x: Any) -> Callable[[Any], Any] | None:

@@ -158,7 +158,11 @@ def _report_constant(structure: Structure, i: int, k: int, first: Any, x: Any) -
             "elsewhere; or write 0-d tensors"
         )
     elif callable(x):
-        hint = "functions are compared by identity; define it once, outside of the loop that makes the trees"
+        hint = "all members run one function, so they hold the same one"
+        if _say(first) == _say(x):
+            hint = (
+                "functions are compared by identity; define it once, outside of the loop that makes the trees"
+            )
     else:
         hint = "constants are the same in all members; make it a tensor to let it differ"
     raise ValueError(
@@ -195,14 +199,16 @@ def _require_same_attributes(trees: Sequence[Any]) -> None:
         for node, other in zip(first, _functors(tree), strict=True):
             mine, theirs = riding(node), riding(other)
             for name in {**mine, **theirs}:
-                if not _same_riding(mine.get(name, _MISSING), theirs.get(name, _MISSING)):
-                    what = "the pinned mode" if name == PIN else f"{name} ="
-                    hint = (
-                        "pin all alike" if name == PIN else "it is no child, and so the same in all members"
+                a, b = mine.get(name, _MISSING), theirs.get(name, _MISSING)
+                if not _same_riding(a, b):
+                    what, hint = (
+                        ("the pinned mode", "pin all alike")
+                        if name == PIN
+                        else (f"{name} =", "it is no child, and so the same in all members, value for value")
                     )
                     raise ValueError(
                         f"stack: the {type(node).__qualname__} at {_path_of(trees[0], node)} has {what} "
-                        f"{mine.get(name)!r} in tree 0 and {theirs.get(name)!r} in tree {k}; {hint}"
+                        f"{_say_riding(a)} in tree 0 and {_say_riding(b)} in tree {k}; {hint}"
                     )
 
 
@@ -210,6 +216,12 @@ def _same_riding(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
     return same_constant(a, b)
+
+
+def _say_riding(x: Any) -> str:
+    if x is _MISSING:
+        return "none"
+    return _say(x) if isinstance(x, Tensor) else repr(x)
 
 
 def _functors(tree: Any) -> list[Any]:
@@ -277,4 +289,6 @@ def _place(structure: Structure, i: int) -> str:
 def _say(x: Any) -> str:
     if isinstance(x, Tensor):
         return f"a tensor of shape {tuple(x.shape)}"
+    if callable(x) and hasattr(x, "__name__"):
+        return f"the function {x.__name__}"
     return f"the {type(x).__name__} {x!r}" if isinstance(x, (float, int, str)) else repr(x)

@@ -67,8 +67,8 @@ def _report_unregistered(path: str, x: Any, held: str) -> NoReturn:
         )
     elif type(x).__name__ in ("partial", "method"):
         hint = (
-            "its tensors would be treated as constants; make it a class with a __call__, "
-            "registered with @fluxlike.functor"
+            "its tensors would be treated as constants; make it a class with a __call__, registered with "
+            "@fluxlike.functor"
         )
     else:
         hint = (
@@ -110,7 +110,7 @@ class Structure:
     @cached_property
     def paths(self) -> tuple[str, ...]:
         """The path of every leaf, such as ``.layers[2].bias``."""
-        return tuple(paths.text(accessor) for accessor in self._accessors)
+        return tuple(accessor.codify("") for accessor in self._accessors)
 
     @cached_property
     def trainable(self) -> tuple[bool, ...]:

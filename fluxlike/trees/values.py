@@ -1,4 +1,4 @@
-"""What a tensor stands for: the value of an `nn.Parameter`, or a float while `jit` traces."""
+"""What a tensor stands for: an `nn.Parameter`'s value, somebody else's memory, a float while `jit` traces."""
 
 from __future__ import annotations
 

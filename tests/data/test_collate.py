@@ -130,8 +130,12 @@ def test_a_sample_unlike_the_others_is_an_error_that_names_it_and_the_place(othe
     [
         (object(), "it is a object, which can't be stacked; .*collate="),
         (np.array(["a"]), "it is a numpy array of <U1, which torch does not have"),
+        (
+            np.ma.masked_equal([1, 2], 2),
+            r"it is a masked array, and torch has no masks: give x.filled\(value\)",
+        ),
     ],
-    ids=["object", "words"],
+    ids=["object", "words", "masked"],
 )
 def test_what_cannot_be_stacked_is_an_error(leaf, text):
     with pytest.raises(SampleError, match=text):

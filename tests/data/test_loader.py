@@ -132,6 +132,11 @@ def test_a_numpy_array_that_torch_cannot_hold_is_an_error_with_its_path():
         fl.DataLoader({"names": np.array(["a", "b"])}, batch_size=2)
 
 
+def test_the_mask_of_a_numpy_array_is_not_lost_without_a_word():
+    with pytest.raises(TypeError, match=r"\['x'\] is a masked array, .*np.ma.getmaskarray\(x\)"):
+        fl.DataLoader({"x": np.ma.masked_equal([1, 2, 3], 2)})
+
+
 def test_repr_says_how_many_and_how():
     loader = fl.DataLoader(torch.arange(4), batch_size=2, shuffle=True)
     assert repr(loader) == "DataLoader(4 observations, batch_size=2, shuffle=True, partial=True)"

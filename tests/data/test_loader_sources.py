@@ -236,13 +236,22 @@ class Lengthless(torch.utils.data.Dataset):
         (range(3), {"batch_size": True}, ValueError, "batch_size=True: write a whole number"),
         (range(3), {"batch_size": np.float64(2)}, ValueError, r"batch_size=np.float64\(2.0\): write a whole"),
         (NoisyStream(3), {"shuffle": 2.5}, ValueError, "shuffle=2.5: for a stream write False, or how many"),
-        (torch.ones(3), {"key": fl.Key(0)}, ValueError, "got a key but keeps the order; nothing is random"),
+        (torch.ones(3), {"key": fl.Key(0)}, ValueError, "got a key but keeps the order of the data"),
         (range(3), {"key": 3}, TypeError, r"takes a Key, found int 3; write Key\(3\)"),
+        (range(3), {"num_workers": 2}, TypeError, "no option 'num_workers'; write workers="),
+        (range(3), {"drop_last": True}, TypeError, "no option 'drop_last'; write partial=False"),
+        (
+            range(3),
+            {"sampler": [2, 1]},
+            TypeError,
+            r"no option 'sampler'; write data in the order wanted, .*Subset",
+        ),
+        (range(3), {"pin_memory": True}, TypeError, "no option 'pin_memory'; write device="),
+        (range(3), {"bach_size": 2}, TypeError, "no option 'bach_size'; it has batch_size, shuffle, partial"),
     ],
     ids=lambda x: type(x).__name__ if not isinstance(x, (str, dict)) else str(x),
 )
 def test_what_does_not_go_together_is_an_error_that_says_what_to_write(data, options, error, text):
-    text = text.replace("the order; nothing is random", "the order of the data")
     with pytest.raises(error, match=text):
         fl.DataLoader(data, **options)
 

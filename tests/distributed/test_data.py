@@ -1,16 +1,20 @@
 """DataLoader over a mesh: n ranks read what one process reads, each its own rows."""
 
+import itertools
 import multiprocessing
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 import fluxlike as fl
+from fluxlike.data.share import share_of
+from fluxlike.placement.mesh.parts import part_of
 from tests.distributed.ranks import RankError, run
 
 pytestmark = pytest.mark.slow  # processes take a while to start and to meet
@@ -145,6 +149,23 @@ def test_ranks_that_share_a_model_read_the_same_rows():
         batches, rows = of_rank["augmented"]
         assert rows[0] == [(SIZE // 2,), (SIZE // 2,)]
         assert equal(batches, alone)
+
+
+def test_over_two_axes_of_data_a_rank_reads_the_rows_that_shard_batch_leaves_it():
+    rows = torch.arange(12)
+    for place in itertools.product(range(2), range(3)):
+        mesh = SimpleNamespace(
+            ndim=2,
+            mesh_dim_names=("machine", "data"),
+            size=(2, 3).__getitem__,
+            get_local_rank=place.__getitem__,
+        )
+        own = part_of(rows, mesh, [Shard(0), Shard(0)])
+        assert (
+            share_of(mesh).narrowed(rows).tolist()
+            == own.tolist()
+            == rows[2 * (3 * place[0] + place[1]) :][:2].tolist()
+        )
 
 
 def read_by(name):

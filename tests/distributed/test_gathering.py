@@ -10,6 +10,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 import fluxlike as fl
 from fluxlike import distributed as d
 from fluxlike._private.dtensors import WeakStorage, storage_of
+from fluxlike._private.fake_ranks import fake_mesh
+from fluxlike.placement.mesh.groups import grouped
 from tests.distributed.agreeing import PLANS, differences
 from tests.distributed.ranks import run
 
@@ -115,6 +117,16 @@ def alone():
 
 def test_a_data_axis_of_one_rank_gives_the_gradients_of_one_process():
     assert run(alone, 2) == [{}, {}]
+
+
+def test_a_tied_parameter_is_in_a_group_once_and_one_that_is_divided_twice_along_an_axis_in_none():
+    with fake_mesh((2, 2), ("data", "model"), "cpu") as mesh:
+        tied, other, twice = (
+            fl.to_device(torch.ones(4, 4), mesh, lambda path, x, mesh, axes=axes: axes)
+            for axes in ({0: 0}, {0: 0, 1: 1}, {0: 0, 1: 0})
+        )
+        (group,) = grouped([tied, other, twice, tied])
+        assert [id(member.handle) for member in group.members] == [id(tied), id(other)]
 
 
 def complex_or_empty():

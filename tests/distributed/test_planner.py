@@ -212,6 +212,16 @@ def test_sharding_divides_what_is_kept_and_replicating_does_not():
     assert parts.batch == whole.batch == bytes_of(batch) // 8  # of one tensor at two places
 
 
+def test_a_tied_parameter_counts_once():
+    shared, x = fl.Dense(16, 16), torch.ones(4, 16)
+    one, two = (
+        estimate(lambda m, x: m(x).sum(), fl.Chain(*layers), x, mesh={"data": 2}, rule=fl.AdamW())
+        for layers in ([shared], [shared, shared])
+    )
+    for name in ("parameters", "gradients", "state"):
+        assert getattr(one, name) == getattr(two, name)
+
+
 def ddp():
     """Bytes that DDP sends in a step, and what it has."""
     model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 7))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 
 import fluxlike as fl
 from fluxlike import distributed as d
+from fluxlike._private.compiler import build
+from tests.distributed.agreeing import differences
 from tests.distributed.ranks import run
 
 KEYED = {
@@ -40,8 +43,8 @@ def keyed(name, rows):
 @pytest.mark.parametrize("name", KEYED)
 @pytest.mark.parametrize(("ranks", "rows"), [(2, 6), (3, 6), (2, 5)])
 def test_under_a_key_the_draws_are_those_of_one_process(name, ranks, rows):
-    for *differences, between in run(keyed, ranks, name, rows):
-        assert max(differences) < 1e-6
+    for *far, between in run(keyed, ranks, name, rows):
+        assert max(far) < 1e-6
         assert between > 0.01
 
 
@@ -172,6 +175,42 @@ def test_compiled_dropout_draws_under_a_key_what_one_process_draws_and_else_othe
     (first, _), (second, _) = run(compiled, 2, False, timeout=300)
     assert torch.equal(first, second)
     assert not torch.equal(first[:2] == 0, first[2:] == 0)
+
+
+def of_other_placements():
+    """Dropout under a key of a pending sum, and of rows of which a rank has some of each head."""
+    torch.set_default_dtype(torch.float64)
+    mesh, x = d.mesh(model=2), torch.randn(5, 6)
+    model = {"w": torch.randn(6, 3), "heads": torch.randn(3, 4, 2)}
+
+    def dropped(m, x):
+        drop = fl.Dropout(0.5)
+        return drop(x @ m["w"]).sin().sum() + drop(m["heads"].flatten(0, 1)).sin().sum()
+
+    with fl.mode("train"):
+        expected = fl.withgradient(dropped, model, x, key=fl.Key(0))
+        plan = d.by_path({"w": d.split(0), "heads": d.split(1)})
+        over = fl.to_device(model, mesh, plan), d.shard_batch(x, mesh)
+        return differences(fl.withgradient(dropped, *over, key=fl.Key(0)), expected)
+
+
+def test_dropout_under_a_key_of_a_pending_sum_or_of_divided_heads_has_the_gradient_of_one_process():
+    assert run(of_other_placements, 2) == [[], []]
+
+
+def traced_heads():
+    model = {"heads": torch.randn(3, 4, 2)}
+
+    def f(m):
+        return m["heads"].flatten(0, 1).softmax(0)
+
+    over = fl.to_device(model, d.mesh(model=2), d.split(1))
+    with mock.patch.object(build, "_can_compile", return_value=False):
+        return differences(fl.jit(f)(over), f(model), 1e-6)
+
+
+def test_a_trace_gathers_rows_of_which_a_rank_has_some_of_each_head():
+    assert run(traced_heads, 2) == [[], []]
 
 
 def share_kept():

@@ -273,6 +273,18 @@ def test_functions_that_mix_rows_are_those_of_one_process(ranks):
     assert run(functions, ranks, "mixing") == [{}] * ranks
 
 
+def pieces():
+    """The collectives of what cuts rows apart, and of what cuts each row."""
+    x = d.shard_batch(torch.randn(6, 4), d.mesh())
+    of_rows = [x.unbind, lambda: list(x), lambda: x.chunk(3), lambda: x.split([1, 5])]
+    of_columns = [lambda: x.unbind(1), lambda: x.chunk(2, 1), lambda: x.split(1, -1)]
+    return [traffic(f) for f in of_rows], [traffic(f) for f in of_columns]
+
+
+def test_rows_that_are_cut_apart_are_gathered_once_however_many_there_are():
+    assert run(pieces, 2) == [([{"all_gather": 1}] * 4, [{}] * 3)] * 2
+
+
 def in_two_orders():
     """Each function twice, in orders of chance, so that none leaves a plan that another one takes."""
     warnings.simplefilter("ignore")

@@ -140,6 +140,7 @@ def test_a_public_function_describes_its_arguments(name):
 
 def test_a_link_in_a_document_leads_to_a_file():
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
+        prose = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", prose):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.relative_to(ROOT)}: {target}"

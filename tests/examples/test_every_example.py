@@ -31,5 +31,7 @@ def test_what_is_no_example_is_imported_by_one():
 
 
 def test_every_example_is_in_the_documentation():
-    page = (ROOT / "docs" / "examples.md").read_text()
-    assert set(re.findall(r"/examples/(\w+)\.py\)", page)) == EXAMPLES
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    assert set(re.findall(r"^:link: .*/examples/(\w+)\.py$", page, re.M)) == EXAMPLES
+    assert set(re.findall(r"^:img-top: pictures/gallery/(\w+)\.png$", page, re.M)) == EXAMPLES
+    assert page.count(":img-alt: ") == len(EXAMPLES)

@@ -1,3 +1,5 @@
+"""Initial values: variances of the papers, bounds, and what a key, a default dtype or device decides."""
+
 from __future__ import annotations
 
 import functools

@@ -1,3 +1,5 @@
+"""`reinit`: new initial values for the layers of a model, by their type."""
+
 from __future__ import annotations
 
 import contextlib

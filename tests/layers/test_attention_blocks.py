@@ -47,6 +47,11 @@ def test_the_network_between_is_four_times_as_wide_unless_said():
     assert fl.TransformerBlock(8, 2, 5).linear1.weight.shape == (5, 8)
 
 
+def test_every_activation_but_the_default_is_printed():
+    assert repr(fl.TransformerBlock(8, 2, 32, fl.identity)).split("\n")[1] == "  8, 2, 32, identity,"
+    assert repr(fl.TransformerBlock(8, 2, 16, fl.gelu)).split("\n")[1] == "  8, 2, 16,"
+
+
 def test_options_reach_their_parts():
     block = fl.TransformerDecoderBlock(
         8,

@@ -215,7 +215,11 @@ def test_a_skip_joins_the_output_with_the_input():
 
 @pytest.mark.parametrize(
     ("layer", "connection", "text"),
-    [(1, torch.add, "callable layer, found 1"), (double, None, "callable connection, found None")],
+    [
+        (1, torch.add, "callable layer, found 1"),
+        (fl.Dense, torch.add, r"takes a layer, found the class Dense; write Dense\(…\)"),
+        (double, None, "callable connection, found None"),
+    ],
 )
 def test_a_skip_of_what_is_not_callable_is_an_error(layer, connection, text):
     with pytest.raises(TypeError, match=text):

@@ -156,7 +156,7 @@ def test_activation_comes_after_the_bias():
             r"padding_mode='mirror': write one of zeros, refl",
         ),
         (lambda: fl.DepthwiseConv((3,), 4, 6), r"DepthwiseConv from 4 to 6 .*write a multiple of 4"),
-        (lambda: fl.DepthwiseConv((3,), 0, 6), r"DepthwiseConv from 0 to 6"),
+        (lambda: fl.DepthwiseConv((3,), 0, 6), r"in_channels=0: write a number of at least 1"),
         (lambda: fl.MaxPool((2,), stride=0), r"stride=0: write numbers of at least 1"),
         (lambda: fl.MaxPool((3,), pad=2), r"pad=2: a pool takes pads of at most half the window, \(3,\)"),
         (lambda: fl.MeanPool((3,), pad=(0, 2)), r"pad=\(0, 2\): a pool takes pads of at most half"),

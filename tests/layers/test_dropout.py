@@ -1,4 +1,4 @@
-"""Dropout along axes, AlphaDropout and DropPath: what they draw, and from what."""
+"""Dropout, AlphaDropout and DropPath: what they draw, and from what."""
 
 from __future__ import annotations
 
@@ -204,8 +204,50 @@ def test_dims_are_printed():
     assert repr(fl.Dropout(0.1, dims=())) == "Dropout(0.1, dims=())"
 
 
-def test_a_probability_that_would_be_trained_and_numbers_that_cannot_be_scaled_are_refused():
+def test_a_probability_that_would_be_trained_is_refused():
     with pytest.raises(TypeError, match=r"write a probability as a Python number"):
         fl.Dropout(torch.tensor(0.3))
-    with fl.mode("train"), pytest.raises(TypeError, match=r"int64 can't hold; write x.float\(\)"):
-        fl.Dropout(0.3)(torch.arange(3))
+
+
+@every_drop
+@pytest.mark.parametrize("keyed", [False, True], ids=["torch's generator", "key"])
+def test_what_can_not_be_scaled_is_an_error_that_names_the_layer(make, keyed):
+    drop = make(0.3)
+    name = type(drop).__name__
+    with fl.mode("train"), fl.seeded(fl.Key(0)) if keyed else fl.mode("train"):
+        with pytest.raises(TypeError, match=rf"^{name} .* torch.int64 can't hold; write x.float\(\)$"):
+            drop(torch.ones(3, 2, dtype=torch.int64))
+        with pytest.raises(TypeError, match=f"^{name} takes a tensor, found list$"):
+            drop([1.0])
+
+
+@pytest.mark.parametrize("p", [0, 0.0, 0.2, 0.5, 1, 1.0])
+def test_dropout_after_manual_seed_equals_torchs(p):
+    x = torch.randn(50, 4)
+    torch.manual_seed(3)
+    wanted = nn.Dropout(p)(x)
+    torch.manual_seed(3)
+    with fl.mode("train"):
+        assert torch.equal(fl.Dropout(p)(x), wanted)
+
+
+def test_dropout_is_reproducible_after_manual_seed_and_differs_without():
+    x, drop = torch.ones(1000), fl.trainmode(fl.Dropout(0.5))
+    torch.manual_seed(1)
+    first, second = drop(x), drop(x)
+    torch.manual_seed(1)
+    assert torch.equal(drop(x), first)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_zeroes_a_share_of_p_and_scales_the_rest():
+    torch.manual_seed(0)
+    y = fl.trainmode(fl.Dropout(0.2))(torch.ones(100_000))
+    assert set(y.unique().tolist()) == {0.0, 1.25}
+    assert abs((y == 0).double().mean().item() - 0.2) < 4 * (0.2 * 0.8 / 100_000) ** 0.5
+
+
+def test_dropout_trains_inside_the_gradient_of_a_model():
+    model = fl.Chain(fl.Dense(1, 1000, bias=False), fl.Dropout(0.5))
+    grads = fl.gradient(lambda m: m(torch.ones(1, 1)).sum(), model)
+    assert set(grads.layers[0].weight.unique().tolist()) == {0.0, 2.0}

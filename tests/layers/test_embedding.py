@@ -27,11 +27,11 @@ def test_integers_of_any_width_are_indices(dtype):
 @pytest.mark.parametrize(
     ("indices", "found"),
     [
-        (torch.zeros(2), "torch.float32"),
+        (torch.zeros(2), r"torch.float32; write x.long\(\)"),
         (torch.zeros(2, dtype=torch.bool), "torch.bool"),
         (torch.zeros(2, dtype=torch.complex64), "torch.complex64"),
         (3, "int"),
-        ([1, 2], "list"),
+        ([1, 2], r"list; write torch.tensor\(…\)"),
     ],
     ids=["float", "bool", "complex", "int", "list"],
 )

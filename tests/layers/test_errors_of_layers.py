@@ -67,15 +67,26 @@ def test_the_kinds_that_layers_raise_become_a_layer_error(error):
 @pytest.mark.parametrize(
     "error",
     [AttributeError("no"), KeyError("no"), AssertionError("no"), ZeroDivisionError("no"), Mine("no"),
-     torch.OutOfMemoryError("no"), torch.linalg.LinAlgError("no"), UnicodeDecodeError("a", b"", 0, 1, "no")],
-    ids=lambda e: type(e).__name__,
+     torch.OutOfMemoryError("no"), torch.linalg.LinAlgError("no"), UnicodeDecodeError("a", b"", 0, 1, "no"),
+     MemoryError("no"), OSError("no"), ConnectionResetError("no"), torch.distributed.DistNetworkError("no"),
+     RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+     RuntimeError("NCCL communicator was aborted on rank 0")],
+    ids=lambda e: f"{type(e).__name__} {str(e)[:9]}",
 )  # fmt: skip
-def test_every_other_kind_is_kept_and_notes_the_path(error):
+def test_every_other_kind_and_what_the_network_raises_is_kept_and_notes_the_path(error):
     found = caught(fl.Chain(fl.identity, fl.Chain(fl.identity, fl.Chain(raising(error)))))
     assert found is error
     (note,) = found.__notes__
     assert note == ".layers[1].layers[1].layers[0]: fails got a tensor of shape (2, 3) and torch.float32"
     assert note in "".join(traceback.format_exception(found))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__)
+def test_what_ends_the_program_passes_without_a_note(error):
+    with pytest.raises(type(error)) as caught:
+        nested(raising(error), 2)(torch.ones(2, 3))
+    assert caught.value is error
+    assert not hasattr(error, "__notes__")
 
 
 def test_a_note_of_the_users_own_stays_beside_the_path():

@@ -1,4 +1,4 @@
-"""GroupNorm, InstanceNorm, RMSNorm, and the options of BatchNorm."""
+"""LayerNorm, RMSNorm, GroupNorm and InstanceNorm, and what holds of every norm."""
 
 from __future__ import annotations
 
@@ -6,24 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from norm_steps import doubles, exact, trained
 from torch import nn
 
 import fluxlike as fl
-
-
-def exact(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-
-
-def doubles(*shape):
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def trained(norm, x):
-    """What the layer returns in training, and the layer after it."""
-    with fl.mode("train"):
-        y, updates = fl.withupdates(lambda m: m(x), norm)
-    return y, fl.apply_updates(norm, updates)
 
 
 @pytest.fixture(autouse=True)
@@ -31,54 +17,38 @@ def seeded():
     torch.manual_seed(0)
 
 
-def test_batchnorm_without_momentum_keeps_the_mean_over_all_batches():
-    norm, twin = fl.f64(fl.BatchNorm(3, momentum=None)), nn.BatchNorm1d(3, momentum=None).double()
-    for n in range(1, 5):
-        x = doubles(4, 3, 2)
-        y, norm = trained(norm, x)
-        exact(y, twin(x).detach())
-        exact(norm.running_mean, twin.running_mean)
-        exact(norm.running_var, twin.running_var)
-        assert norm.num_batches_tracked.item() == n
-    exact(norm(x), twin.eval()(x).detach())
+@pytest.mark.parametrize("make", [fl.BatchNorm, fl.LayerNorm])
+def test_without_affine_there_is_nothing_to_train(make):
+    norm = make(3, affine=False)
+    assert norm.weight is None
+    assert norm.bias is None
+    assert fl.trainables(norm) == []
 
 
-def test_batchnorm_without_momentum_moves_in_two_lines():
-    norm, x = fl.f64(fl.BatchNorm(2, momentum=None)), doubles(4, 2)
-    grads = fl.gradient(lambda m: m(x).square().sum(), norm)
-    new, _ = fl.update(fl.setup(fl.Descent(0.1), norm), norm, grads)
-    exact(new.running_mean, x.mean(0))
-    assert new.num_batches_tracked.item() == 1
+def test_weight_starts_at_one_and_bias_at_zero():
+    for norm in (fl.BatchNorm(3), fl.LayerNorm(3)):
+        assert torch.equal(norm.weight, torch.ones(3))
+        assert torch.equal(norm.bias, torch.zeros(3))
 
 
-def test_batchnorm_with_momentum_counts_no_batches():
-    assert fl.BatchNorm(2).num_batches_tracked is None
-    assert fl.BatchNorm(2, momentum=None, track_stats=False).num_batches_tracked is None
+def test_layernorm_has_mean_zero_and_variance_one():
+    y = fl.LayerNorm(3)(torch.tensor([[1.0, 2.0, 3.0]]))
+    torch.testing.assert_close(y, torch.tensor([[-1.22474, 0.0, 1.22474]]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["train", "test"])
+@pytest.mark.parametrize("shape", [4, (4,), (3, 4), [2, 3, 4]], ids=str)
 @pytest.mark.parametrize("affine", [True, False])
-def test_batchnorm_without_statistics_normalises_by_the_batch_in_both_modes(mode, affine):
-    norm = fl.f64(fl.BatchNorm(3, affine=affine, track_stats=False))
-    twin = nn.BatchNorm1d(3, affine=affine, track_running_stats=False).double().train(mode == "train")
-    x = doubles(5, 3)
-    with fl.mode(mode):
-        y, updates = fl.withupdates(lambda m: m(x), norm)
-    exact(y, twin(x).detach())
-    assert not any(isinstance(leaf, fl.Assigned) for leaf in fl.fleaves(updates, leaves="all"))
-    assert norm.running_mean is norm.running_var is None
+def test_layernorm_over_the_last_axes_equals_torchs(shape, affine):
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    exact(fl.f64(fl.LayerNorm(shape, affine=affine))(x), nn.LayerNorm(shape).double()(x).detach())
 
 
-def test_the_options_of_batchnorm_are_printed():
-    norm = fl.BatchNorm(3, momentum=None, track_stats=False, affine=False)
-    assert repr(norm) == "BatchNorm(3, momentum=None, affine=False, track_stats=False)"
-
-
-@pytest.mark.parametrize("track", [True, False])
-def test_batchnorm_of_one_example_alone_is_an_error_that_names_groupnorm(track):
-    norm = fl.BatchNorm(3, track_stats=track)
-    with pytest.raises(ValueError, match="use GroupNorm, which looks at each example alone"):
-        fl.per_example_gradient(lambda m, x: m(x).sum(), norm, torch.ones(4, 3))
+def test_layernorm_does_not_know_modes():
+    x = torch.randn(3, 4)
+    with fl.mode("train"):
+        y = fl.LayerNorm(4)(x)
+    assert torch.equal(y, fl.LayerNorm(4)(x))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +100,7 @@ def test_instancenorm_over_any_axes_equals_torchs_over_several_steps(shape, twin
     "norm",
     [
         fl.InstanceNorm(3, affine=True, track_stats=True),
+        fl.BatchNorm(3),
         fl.BatchNorm(3, momentum=None),
         fl.BatchNorm(3, track_stats=False),
         fl.GroupNorm(3, 1),
@@ -200,7 +171,7 @@ def test_groups_of_one_channel_are_instances_and_one_group_is_the_whole_example(
         ),
         (8, 3, r"GroupNorm\(8, 3\): 3 groups do not divide 8 channels$"),
         (8, 0, r"GroupNorm\(8, 0\): 0 groups do not divide 8 channels$"),
-        (8, -2, r"-2 groups do not divide 8 channels$"),
+        (8, -2, r"GroupNorm: sizes are not negative, found -2 among"),
     ],
 )
 def test_groups_that_do_not_divide_the_channels_are_an_error(channels, groups, text):
@@ -236,6 +207,8 @@ def test_a_norm_over_no_axes_is_an_error(make):
 
 
 HALF = {
+    "BatchNorm": lambda affine: fl.BatchNorm(4, affine=affine),
+    "LayerNorm": lambda affine: fl.LayerNorm(64, affine=affine),
     "GroupNorm": lambda affine: fl.GroupNorm(4, 2, affine=affine),
     "InstanceNorm": lambda affine: fl.InstanceNorm(4, affine=affine),
     "InstanceNorm with statistics": lambda affine: fl.InstanceNorm(4, affine=affine, track_stats=True),

@@ -93,10 +93,15 @@ def test_torchs_parameters_have_their_places_by_layer_and_direction():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: fl.LSTM(3, 4, num_layers=0), ValueError, "LSTM: num_layers=0; write at least 1"),
+        (
+            lambda: fl.LSTM(3, 4, num_layers=0),
+            ValueError,
+            "LSTM: num_layers=0; write a whole number",
+        ),
         (lambda: fl.GRU(3, 0), ValueError, "GRUCell: hidden_size=0; write a whole number, at least 1"),
         (lambda: fl.LSTM(0, 6), ValueError, "LSTMCell: input_size=0; write a whole number, at least 1"),
         (lambda: fl.RNN(3.0, 6), TypeError, "RNNCell: input_size=3.0; write a whole number"),
+        (lambda: fl.RNN(3, 6, num_layers=1.5), TypeError, "RNN: num_layers=1.5; write a whole number"),
         (lambda: fl.LSTM(3, 6, bidirectional=2), TypeError, "bidirectional=2; write True or False"),
         (
             lambda: fl.RNN(3, 4, num_layers=2, dropout=1.5),

@@ -119,11 +119,27 @@ def test_a_loss_that_is_nan_ends_the_search_and_is_left_out():
         calls.append(0)
         return fl.losses.mse(outputs, targets) * (math.nan if len(calls) > 20 else 1)
 
-    start = learner()
-    found = find_lr(fl.Learner(start.model, start.data, fl.Descent(), loss, defaults=False))
+    start = learner(batch_size=256)
+    found = find_lr(fl.Learner(start.model, start.data, fl.Descent(), loss, defaults=False), start=1e-4)
     assert len(found.losses) == len(found.lrs) == 20
     assert found.stopped == "the loss was nan"
     assert math.isfinite(found.suggestion)
+
+
+@pytest.mark.parametrize("batch_size", [16, 256])
+def test_to_a_model_that_has_converged_no_rate_is_suggested(batch_size):
+    torch.manual_seed(0)
+    targets = Y + 0.5 * torch.randn(256, 1)
+    ones = torch.cat([X, torch.ones(256, 1)], 1)
+    weight = torch.linalg.lstsq(ones, targets).solution
+    best = fl.load_state_dict(fl.Dense(4, 1), {"weight": weight[:4].T, "bias": weight[4]})
+    data = fl.DataLoader((X, targets), batch_size=batch_size, shuffle=True)
+    found = find_lr(learner(best).replace(data=data))
+    assert not found.falls
+    with pytest.raises(ValueError, match=r"no rate from 1.0e-07 to .* lets the loss fall .* has converged"):
+        _ = found.suggestion
+    assert "suggestion    none: the loss falls at no rate" in repr(found)
+    assert len(found.plot().axes[0].lines) == 2
 
 
 def test_a_compiled_learner_searches_with_one_trace_that_the_fit_goes_on_with():

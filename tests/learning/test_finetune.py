@@ -6,6 +6,7 @@ import torch
 import fluxlike as fl
 from fluxlike.learning.finetune import finetune
 from fluxlike.learning.one_cycle import cycle_of
+from tests.learning.kill import Kill
 
 torch.manual_seed(0)
 X, Y = torch.randn(32, 4), torch.randint(0, 3, (32,))
@@ -168,21 +169,6 @@ def test_a_backbone_can_be_part_of_a_torch_module():
         assert same(getattr(frozen, name), getattr(start_model, name))
         assert not same(getattr(last, name), getattr(start_model, name))
     assert not same(frozen.fc, start_model.fc)
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill(fl.Callback):
-    reads = ("everything",)
-
-    def __init__(self, step):
-        self.step = step
-
-    def step_end(self, run):
-        if run.step == self.step:
-            raise Killed
 
 
 @pytest.mark.parametrize("step", [2, 4, 5, 6, 9])

@@ -125,6 +125,21 @@ def test_data_of_validation_may_be_none():
     assert list(learner.data) == ["training"]
 
 
+def test_data_need_no_iterator_beside_an_epoch_by_its_number():
+    asked = []
+
+    class ByNumber:
+        def epoch(self, number, start=0):
+            asked.append((number, start))
+            return iter([(X + number, Y)] * (3 - start))
+
+    fitted = fl.fit(learner(data=(ByNumber(), ByNumber()), progress=False), 2)
+    assert (fitted.epoch, fitted.step) == (2, 6)
+    assert asked == [(0, 0), (0, 0), (1, 0), (1, 0)]  # training and validation of either epoch
+    fl.fit(fitted.replace(batch=2, random=None))
+    assert asked[4] == (2, 2)
+
+
 def test_data_that_are_no_batches_are_refused_at_once():
     with pytest.raises(TypeError, match=r"data of validation is of int, .* give a DataLoader"):
         fl.Learner(fl.Dense(1, 1), {"training": [], "validation": 3}, fl.Descent(0.1), fl.losses.mse)

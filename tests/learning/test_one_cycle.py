@@ -8,6 +8,7 @@ import torch
 import fluxlike as fl
 from fluxlike.learning.callbacks.scheduler import Scheduler
 from fluxlike.learning.one_cycle import cycle_of, fit_one_cycle
+from tests.learning.kill import Kill
 
 torch.manual_seed(0)
 X = torch.randn(40, 4)
@@ -136,21 +137,6 @@ def test_a_learner_in_mid_epoch_has_a_cycle_over_the_rest():
     rates = fitted.memory["Rates"]["lr"]
     assert len(rates) == 8
     assert rates[-1] == pytest.approx(0.1 / 1e5)
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill(fl.Callback):
-    reads = ("everything",)
-
-    def __init__(self, step):
-        self.step = step
-
-    def step_end(self, run):
-        if run.step == self.step:
-            raise Killed
 
 
 @pytest.mark.parametrize("step", [1, 7, 10, 14])

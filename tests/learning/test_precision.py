@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import fluxlike as fl
 from fluxlike.learning.callbacks.nonfinite import NonFiniteLoss
 from fluxlike.learning.precision import LossScale
+from tests.learning.kill import Kill
 
 torch.manual_seed(0)
 X, Y = torch.randn(32, 4), torch.randint(0, 3, (32,))
@@ -222,20 +223,10 @@ def test_a_killed_fp16_run_goes_on_to_the_same_bits(tmp_path):
         saving = fl.callbacks.Checkpointer(folder, every=1, background=False)
         return learner(model(), "fp16", fl.Adam(), loss=loud, callbacks=[saving])
 
-    class Killed(Exception):
-        pass
-
-    class Kill(fl.Callback):
-        reads = ("everything",)
-
-        def step_end(self, run):
-            if run.step == 6:
-                raise Killed
-
     whole = fl.fit(fresh(tmp_path / "whole"), 4)
     first = fresh(tmp_path / "killed")
     with pytest.raises(fl.CallbackError):
-        fl.fit(first.replace(callbacks=(*first.callbacks, Kill())), 4)
+        fl.fit(first.replace(callbacks=(*first.callbacks, Kill(6))), 4)
     resumed = fl.fit(fresh(tmp_path / "killed"), 4, resume=True)
     assert resumed.step == whole.step == 16
     assert resumed.loss_scale.scale == whole.loss_scale.scale < 65536

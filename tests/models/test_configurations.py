@@ -154,6 +154,8 @@ def test_unet_refuses_numbers_that_are_none():
         fl.models.UNet(backbone, nclasses=0)
     with pytest.raises(ValueError, match=r"UNet\(channels=\(8, 8, 0\)\)"):
         fl.models.UNet(backbone, channels=(8, 8, 0))
+    with pytest.raises(ValueError, match=r"UNet\(channels=8\): write a tuple of whole numbers"):
+        fl.models.UNet(backbone, channels=8)
     assert fl.models.UNet(backbone, nclasses=4)(torch.zeros(1, 3, 16, 16)).shape == (1, 4, 16, 16)
 
 

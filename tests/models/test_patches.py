@@ -262,9 +262,10 @@ def test_images_of_another_size_are_refused_with_what_to_write(make):
         (lambda: PATCHES("image"), "takes a tensor.*found str"),
         (lambda: ClassToken(4)(torch.zeros(2, 3, 5)), r"\(N, L, 4\), found \(2, 3, 5\)"),
         (lambda: Positions(3, 4)(torch.zeros(2, 4, 4)), r"\(…, 3, 4\), found \(2, 4, 4\)"),
-        (lambda: SplitGate(torch.sigmoid)(torch.zeros(2, 3)), r"halves the features.*\(2, 3\)"),
+        (lambda: SplitGate(torch.sigmoid)(torch.zeros(2, 3)), r"\(2, 3\); it halves the features"),
         (lambda: SplitGate(torch.sigmoid)([1.0]), "found list"),
         (lambda: SplitGate(3), "callable layer, found 3"),
+        (lambda: SplitGate(fl.Dense), r"a layer, found the class Dense; write Dense\(…\)"),
     ],
 )  # fmt: skip
 def test_wrong_use_says_what_to_write(call, message):

@@ -187,6 +187,11 @@ def test_an_encoder_is_made_by_name():
         fl.models.TextEncoder("tiny")
 
 
+def test_a_bert_of_no_classes_is_an_error():
+    with pytest.raises(ValueError, match=r"BERT\(nclasses=0\): write a whole number of at least 1"):
+        fl.models.BERT(SMALL_BERT, nclasses=0)
+
+
 def test_padding_changes_nothing():
     with fl.seeded(fl.Key(0)):
         model = fl.f64(fl.models.BERT(SMALL_BERT, nclasses=5))
@@ -400,6 +405,7 @@ def test_every_parameter_of_a_bert_is_reached_by_the_gradient():
             r"; write n=20 at most, after tokens\[:, -1:\]$",
         ),
         (lambda m: fl.models.generate(m, TOKENS[0], 10), ValueError, r"\(N, L\)"),
+        (lambda m: fl.models.generate(m, [1, 2], 10), TypeError, r"\(N, L\).*found list"),
         (lambda m: fl.models.generate(m, TOKENS, -1), ValueError, "n=-1"),
         (lambda m: fl.models.generate(m, TOKENS, 1, temperature=-1.0), ValueError, "temperature=-1.0"),
         (lambda m: fl.models.generate(m, TOKENS, 1, top_k=0), ValueError, "top_k=0"),

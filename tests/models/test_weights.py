@@ -14,7 +14,7 @@ from torchvision_here import torchvision
 import fluxlike as fl
 from fluxlike.models import weights
 from fluxlike.models.misfit import difference
-from fluxlike.models.patches import Squeezed
+from fluxlike.models.origins import Squeezed
 
 SMALL = fl.models.ResNetConfig((1, 1, 1, 1), bottleneck=False)
 SHALLOW = fl.models.ViTConfig(depth=1, dim=768, num_heads=12)

@@ -182,8 +182,6 @@ def test_all_leaves_at_once_move_as_each_alone(case: Case) -> None:
 # Ready for jit, vmap
 
 
-# be read; and gives a user's own schedule the step as an int64 tensor, whose powers are float32. And two
-# AccumGrads share a counter after one step, as in the test below.
 @pytest.mark.parametrize("how", ["each input its own", "shared inputs, learning rate too"])
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_traced_step_gives_the_numbers_of_the_eager_one(name: str, how: str) -> None:
@@ -221,7 +219,7 @@ def test_a_traced_step_gives_the_numbers_of_the_eager_one(name: str, how: str) -
         assert_same((traced, traced_state), (model, state), rtol=tolerance(case))
 
 
-# first step (in which ties count) doesn't fit the second.
+# A trace holds for one pattern of ties: with another after the first step, the second would be traced anew.
 @each_case()
 def test_the_tensors_that_a_first_state_shares_are_those_that_later_states_share(case: Case) -> None:
     model, state = model_of(), fl.setup(case.rule, model_of())

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fluxlike as fl
+from fluxlike._private.compiler import build
 from fluxlike.placement import device as device_module
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -66,10 +67,21 @@ class TestToDevice:
         w = torch.ones(1, device="meta")
         assert fl.to_device([w], "meta")[0] is w
 
-    def test_a_move_is_differentiable(self):
+    @pytest.mark.parametrize("device", ["meta", "cpu"])
+    def test_a_tensor_with_a_graph_stays_in_it(self, device):
         x = torch.ones(2, requires_grad=True)
-        moved = fl.to_device([x * 2], "cpu")[0]
-        assert moved.requires_grad
+        assert fl.to_device([x * 2], device)[0].requires_grad
+        assert not fl.to_device([x], "meta")[0].requires_grad
+
+    def test_a_float_stays_a_float_under_jit_too(self, monkeypatch):
+        monkeypatch.setattr(build, "_can_compile", lambda: False)
+        state = fl.setup(fl.Adam(0.25), fl.Dense(2, 1))
+
+        def move(state):
+            there = fl.to_device(state, "meta")
+            return there.weight.rule.lr, fl.get_device(there).type
+
+        assert fl.jit(move)(state) == move(state) == (0.25, "meta")
 
 
 class TestGetDevice:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from flux_formulas import (
+
+import fluxlike as fl
+from tests.placement.flux_formulas import (
     flax_gru,
     flax_lstm,
     flux_gru,
@@ -12,8 +14,6 @@ from flux_formulas import (
     keras_gru,
     keras_lstm,
 )
-
-import fluxlike as fl
 
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 LAYERS = {"RNN": fl.RNN, "LSTM": fl.LSTM, "GRU": fl.GRU}

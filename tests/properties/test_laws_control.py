@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import leaves_of, same_bits, same_content, ties, trees
 from torch import Tensor
 
 import fluxlike as fl
+from tests.properties.strategies import leaves_of, same_bits, same_content, ties, trees
 
 law = settings(max_examples=40, deadline=None)
 DTYPES = (torch.float32, torch.int64, torch.complex64)

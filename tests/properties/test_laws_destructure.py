@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from hypothesis import given, settings
-from strategies import PARAMETER_DTYPES, same_bits, same_content, ties, trees
 from torch.testing import assert_close
 
 import fluxlike as fl
+from tests.properties.strategies import PARAMETER_DTYPES, same_bits, same_content, ties, trees
 
 law = settings(max_examples=50, deadline=None)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import itertools
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -14,16 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import leaves_of, same_content, ties, trees
 from torch import Tensor
 
 import fluxlike as fl
 from fluxlike.trees.structure import flatten
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "optimisers"))
-import itertools
-
-from rule_cases import CASES
+from tests.optimisers.rule_cases import CASES
+from tests.properties.strategies import leaves_of, same_content, ties, trees
 
 D = torch.float64
 pytestmark = pytest.mark.filterwarnings("ignore:setup found no parameter")

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import make_tensor, same_bits
 
 import fluxlike as fl
+from tests.properties.strategies import make_tensor, same_bits
 
 law = settings(max_examples=60, deadline=None)
 

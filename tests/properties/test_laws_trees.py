@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import (
+
+import fluxlike as fl
+from tests.properties.strategies import (
     PARAMETER_DTYPES,
     assert_same_nodes,
     constants,
@@ -19,8 +21,6 @@ from strategies import (
     ties,
     trees,
 )
-
-import fluxlike as fl
 
 law = settings(max_examples=50, deadline=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 
 import pytest
@@ -65,6 +66,13 @@ def test_a_schedule_past_its_end_holds_its_last_value(schedule, end, last):
 def test_a_schedule_is_a_tree_that_comes_back_from_a_file(schedule, tmp_path):
     fl.save(tmp_path / "s.safetensors", schedule)
     assert fl.load(tmp_path / "s.safetensors", like=schedule) == schedule
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=repr)
+def test_a_schedule_comes_back_from_a_pickle_also_under_the_name_that_users_write(schedule):
+    assert pickle.loads(pickle.dumps(schedule)) == schedule
+    name = type(schedule).__name__
+    assert pickle.loads(f"cfluxlike.schedules\n{name}\n.".encode()) is type(schedule)
 
 
 def test_the_one_cycle_of_flux_training_has_its_published_values():
@@ -134,6 +142,24 @@ def test_the_values_are_those_of_torchs_scheduler(ours, theirs):
 def test_a_length_or_shape_that_makes_no_sense_is_an_error(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: s.Cosine(1.0, 0.0, "10"), "steps is a str; write a number of steps$"),
+        (lambda: s.Warmup(4, s.Exp(1.0, 0.5)), "steps is a Exp; write a number of steps, after the schedule"),
+        (lambda: s.Step(1.0, 0.5, (2, None)), "sizes is a NoneType; write a number of steps$"),
+    ],
+)
+def test_a_length_that_is_no_number_is_an_error(make, text):
+    with pytest.raises(TypeError, match=text):
+        make()
+
+
+def test_a_length_may_be_a_float():
+    assert [s.Step(1.0, 0.5, 2.0)(t) for t in range(4)] == [1.0, 1.0, 0.5, 0.5]
+    assert s.Step(1.0, 0.5, (1.5, 2))(2) == 0.5
 
 
 def test_a_function_of_a_user_can_be_composed():

@@ -80,7 +80,7 @@ class TestTransforms:
 
     def test_withupdates_trains_if_any_argument_is_a_model(self):
         seen = []
-        fl.withupdates(lambda x, m: m(x, seen), {"x": torch.ones(1)}["x"], Probe())
+        fl.withupdates(lambda x, m: m(x, seen), torch.ones(1), Probe())
         fl.withupdates(lambda x: seen.append(fl.training()), torch.ones(1))
         assert seen == [True, False]
 

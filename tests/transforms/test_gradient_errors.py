@@ -109,6 +109,14 @@ def test_wrt_without_a_parameter_says_so() -> None:
         fl.gradient(lambda m: m["w"].sum(), {"w": torch.ones(1), "n": torch.tensor(1)}, wrt="['n']")
 
 
+def test_a_function_without_arguments_is_an_error_that_shows_how_to_hand_the_model_in() -> None:
+    model = fl.Dense(2, 1)
+    with pytest.raises(
+        ValueError, match=r"no argument to differentiate.*write gradient\(loss, model"
+    ):
+        fl.gradient(lambda: model(torch.ones(1, 2)).sum())
+
+
 def test_wrt_with_several_argnums_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"wrt= chooses places of one argument, but argnums=\(0, 1\)"):
         fl.gradient(lambda a, b: a * b, 1.0, 2.0, argnums=(0, 1), wrt=lambda m: m)

@@ -89,6 +89,10 @@ class TestScaleAndLerp:
     def test_scale_keeps_the_dtype(self, dtype, factor):
         assert fl.tree.scale([torch.ones(2, dtype=dtype)], factor)[0].dtype == dtype
 
+    def test_a_0d_factor_does_not_change_the_dtype_of_a_0d_leaf(self):
+        factor = torch.tensor(2.0, dtype=torch.float64)
+        assert fl.tree.scale([torch.tensor(1.0)], factor)[0].dtype == torch.float32
+
     def test_scale_keeps_ties(self):
         w = torch.ones(1)
         scaled = fl.tree.scale([w, w], 2)
@@ -139,6 +143,10 @@ class TestDotAndNorm:
             fl.tree.dot([torch.ones(2), torch.tensor(3), 5.0], [torch.ones(2), torch.tensor(3), 5.0]).item()
             == 2
         )
+
+    def test_dot_does_not_overflow_in_sixteen_bits(self):
+        x = [torch.full((1000,), 100.0, dtype=torch.float16)]
+        assert fl.tree.dot(x, x).item() == 1e7
 
     def test_dot_of_nothing_is_zero(self):
         assert fl.tree.dot([None, "a"], [None, "b"]).item() == 0
@@ -246,6 +254,11 @@ class TestAllclose:
         assert not fl.tree.allclose([nan], [nan.clone()])
         assert fl.tree.allclose([nan], [nan.clone()], equal_nan=True)
 
+    def test_on_the_meta_device_only_itself_is_known_to_be_equal(self):
+        x = torch.ones(1, device="meta")
+        assert fl.tree.allclose([x], [x])
+        assert not fl.tree.allclose([x], [torch.ones(1, device="meta")])
+
     def test_assigned_values_are_compared(self):
         a, b = fl.Assigned(torch.ones(1)), fl.Assigned(torch.zeros(1))
         assert fl.tree.allclose([a], [fl.Assigned(torch.ones(1))])
@@ -255,30 +268,3 @@ class TestAllclose:
         assert fl.tree.allclose([np.ones(2)], [np.ones(2)])
         assert not fl.tree.allclose([np.ones(2)], [np.zeros(2)])
         assert not fl.tree.allclose([np.ones(2)], [np.ones(3)])
-
-
-class TestFindNonfinite:
-    def test_finite_trees_have_none(self):
-        assert fl.find_nonfinite(fl.Chain(fl.Dense(2, 1), fl.BatchNorm(1))) == {}
-
-    def test_paths_and_counts_are_named(self):
-        bad = torch.tensor([1.0, math.nan, math.inf, -math.inf])
-        assert fl.find_nonfinite({"a": bad, "b": torch.ones(1)}) == {
-            "['a']": "1 of 4 is NaN, 2 of 4 are infinite"
-        }
-
-    def test_a_tie_is_named_once(self):
-        w = torch.tensor([math.nan])
-        assert list(fl.find_nonfinite([w, w])) == ["[0]"]
-
-    def test_assigned_values_complex_numbers_and_floats_are_looked_at(self):
-        found = fl.find_nonfinite(
-            [
-                fl.Assigned(torch.tensor([math.nan])),
-                torch.tensor([complex(0, math.inf)]),
-                math.inf,
-                None,
-                "nan",
-            ]
-        )
-        assert list(found) == ["[0]", "[1]", "[2]"]

@@ -159,7 +159,7 @@ class TestMismatches:
 
 class TestWithPath:
     def test_the_path_comes_first(self):
-        paths = fl.fmap_with_path(lambda path, x: path, fl.Chain(fl.Dense(2, 1), {"head": torch.ones(1)}.get))
+        paths = fl.fmap_with_path(lambda path, x: path, fl.Chain(fl.Dense(2, 1)))
         assert (paths.layers[0].weight, paths.layers[0].bias) == (".layers[0].weight", ".layers[0].bias")
 
     def test_a_tied_tensor_has_the_path_of_its_first_place(self):

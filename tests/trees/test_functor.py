@@ -134,6 +134,18 @@ KINDS = [
 ]
 
 
+def test_a_dataclass_is_a_node_without_registration():
+    @dataclass
+    class Pair:
+        first: Any
+        second: Any
+
+    grads = fl.gradient(lambda p: (p.first * 3).sum(), Pair(torch.ones(2), torch.ones(1)))
+    assert isinstance(grads, Pair)
+    assert grads.first.tolist() == [3, 3]
+    assert grads.second is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_class_is_rebuilt_to_its_class_with_its_leaves(kind):
     w, b = torch.ones(2), "constant"
@@ -322,6 +334,18 @@ def test_attributes_that_some_objects_lack_are_kept_as_each_has_them():
     assert vars(rebuilt(long)) == {"w": 1, "b": 2}
 
 
+def test_the_order_in_which_attributes_were_set_is_no_part_of_the_structure():
+    @fl.functor
+    class Layer:
+        def __init__(self, names):
+            for name in names:
+                setattr(self, name, torch.ones(1))
+
+    one, two = Layer("ab"), Layer("ba")
+    assert fl.tree.allclose(one, two)
+    assert [path for path, _ in fl.trainables(two, paths=True)] == [".a", ".b"]
+
+
 def test_a_class_without_attributes_is_an_empty_node():
     @fl.functor
     class Empty:
@@ -486,6 +510,20 @@ class TestSubclasses:
             pass
 
         assert [path for path, _ in fl.trainables(Child(), paths=True)] == [".w"]
+
+    def test_a_tensor_that_a_subclass_adds_beside_the_children_of_its_parent_is_an_error(self):
+        @fl.functor(children=("a",))
+        class Parent:
+            def __init__(self):
+                self.a, self.size = torch.ones(1), 3
+
+        class Child(Parent):
+            def __init__(self):
+                super().__init__()
+                self.b = torch.ones(1)
+
+        with pytest.raises(TypeError, match=r"Child\.b is a tensor, but not among children=\('a',\)"):
+            fl.trainables(Child())
 
     def test_a_subclass_may_have_options_of_its_own(self):
         @fl.functor(trainable=("w",))
@@ -682,119 +720,3 @@ class TestLeaf:
     def test_an_object_can_not_become_a_leaf(self):
         with pytest.raises(TypeError, match="leaf takes a class, found 3"):
             fl.leaf(3)
-
-
-class Unregistered:
-    def __init__(self, w):
-        self.w = w
-
-    def method(self):
-        return self.w
-
-
-class CallableUnregistered(Unregistered):
-    def __call__(self, x):
-        return self.w * x
-
-
-class UnregisteredSlots:
-    __slots__ = ("w",)
-
-    def __init__(self, w):
-        self.w = w
-
-
-class TestUnregistered:
-    """Objects that hold tensors are never taken for constants."""
-
-    def test_the_error_names_the_place_and_the_cure(self):
-        with pytest.raises(
-            TypeError,
-            match=r"\.layers\[0\] is a CallableUnregistered, which is not registered and holds a tensor at "
-            r"\.w: register the class: put @fluxlike\.functor above CallableUnregistered.*fluxlike\.leaf",
-        ):
-            fl.trainables(fl.Chain(CallableUnregistered(torch.ones(1))))
-
-    def test_a_root_that_is_not_registered(self):
-        with pytest.raises(TypeError, match="the tree itself is a Unregistered"):
-            fl.trainables(Unregistered(torch.ones(1)))
-
-    def test_slots_are_looked_into(self):
-        with pytest.raises(TypeError, match=r"UnregisteredSlots.* holds a tensor at \.w"):
-            fl.trainables([UnregisteredSlots(torch.ones(1))])
-
-    def test_containers_inside_are_looked_into(self):
-        with pytest.raises(TypeError, match=r"holds a tensor at \.w\['a'\]\[1\]"):
-            fl.trainables([Unregistered({"a": [0, torch.ones(1)]})])
-
-    def test_a_functor_inside_counts_as_a_tensor(self):
-        with pytest.raises(TypeError, match=r"holds a tensor at \.w"):
-            fl.trainables([Unregistered(fl.Dense(1, 1))])
-
-    def test_a_partial(self):
-        with pytest.raises(TypeError, match=r"\['f'\] is a partial.*holds a tensor at \.args\[0\].*__call__"):
-            fl.trainables({"f": functools.partial(torch.add, torch.ones(1))})
-
-    def test_a_partial_with_a_keyword(self):
-        with pytest.raises(TypeError, match=r"holds a tensor at \.keywords\['other'\]"):
-            fl.trainables({"f": functools.partial(torch.add, other=torch.ones(1))})
-
-    def test_a_bound_method(self):
-        with pytest.raises(TypeError, match=r"\[0\] is a method.*holds a tensor at \.__self__\.w"):
-            fl.trainables([Unregistered(torch.ones(1)).method])
-
-    def test_a_bound_method_of_a_functor(self):
-        with pytest.raises(TypeError, match=r"\[0\] is a method.*holds a tensor at \.__self__"):
-            fl.trainables([fl.Dense(1, 1).extra_repr])
-
-    def test_a_torch_module(self):
-        with pytest.raises(TypeError, match=r"\[0\] is a Linear.*a torch\.nn\.Module keeps its parameters"):
-            fl.trainables([torch.nn.Linear(1, 1)])
-
-    def test_a_set_of_tensors(self):
-        with pytest.raises(TypeError, match=r"\[0\] is a set.*holds a tensor at \[0\]"):
-            fl.trainables([{torch.ones(1)}])
-
-    def test_objects_without_tensors_are_constants(self):
-        constant = [
-            Unregistered(3),
-            functools.partial(torch.add, 1),
-            "text".upper,
-            Unregistered,
-            torch.nn.ReLU,
-        ]
-        assert all(a is b for a, b in zip(rebuilt(constant), constant, strict=True))
-
-    def test_an_object_that_holds_itself_is_a_constant(self):
-        constant = Unregistered(None)
-        constant.w = constant
-        assert rebuilt([constant])[0] is constant
-
-    def test_a_gradient_says_so_too(self):
-        with pytest.raises(TypeError, match=r"\['m'\] is a Unregistered"):
-            fl.gradient(lambda t: t["w"].sum(), {"w": torch.ones(1), "m": Unregistered(torch.ones(1))})
-
-
-class TestCycles:
-    def test_a_list_that_holds_itself(self):
-        tree = {"a": [1]}
-        tree["a"].append(tree["a"])
-        with pytest.raises(ValueError, match=r"\['a'\]\[1\] is \['a'\] again: a tree can't contain itself"):
-            fl.fmap(torch.neg, tree)
-
-    def test_a_functor_that_holds_its_parent(self):
-        parent = Plain(None, None)
-        parent.w = Plain(torch.ones(1), parent)
-        with pytest.raises(ValueError, match=r"\.w\.b is the tree itself again"):
-            fl.trainables(parent)
-
-    def test_a_tree_that_is_too_deep(self):
-        tree = torch.ones(1)
-        for _ in range(3000):
-            tree = [tree]
-        with pytest.raises(ValueError, match="nested too deeply"):
-            fl.trainables(tree)
-
-    def test_the_same_node_twice_is_no_cycle(self):
-        shared = Plain(torch.ones(1), 1)
-        assert len(fl.trainables([shared, shared])) == 1

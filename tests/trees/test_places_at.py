@@ -1,5 +1,6 @@
 """Model surgery with `at`: exactly the place named changes."""
 
+import operator
 from typing import Any, NamedTuple
 
 import pytest
@@ -52,6 +53,11 @@ class TestSelector:
     def test_a_slice_of_layers_is_several_places(self):
         m = model()
         assert fl.at(m, lambda m: m.layers[:2]).get() == m.layers[:2]
+
+    def test_a_getter_of_operator_is_a_selector(self):
+        m = model()
+        assert fl.at(m, operator.attrgetter("layers")).get() is m.layers
+        assert fl.at((1, 2), operator.itemgetter(1)).set(5) == (1, 5)
 
     def test_names_of_layers_work(self):
         named = fl.Chain(body=fl.Dense(1, 1), head=fl.Dense(1, 1))
@@ -169,7 +175,7 @@ class TestPredicate:
         assert fl.at([1, 2], lambda path, x: x == 2).get() == (2,)
 
     def test_nothing_chosen_is_an_error(self):
-        with pytest.raises(KeyError, match="the predicate chose no place of the tree"):
+        with pytest.raises(KeyError, match=r"the predicate chose no place of the tree: .* paths are \[0\]"):
             fl.at([1], lambda path, x: False)
 
 

@@ -75,6 +75,22 @@ class TestRepr:
     def test_a_pinned_mode_is_shown(self):
         assert repr(fl.testmode(fl.Dropout(0.5))) == "Dropout(0.5)  # test mode"
 
+    def test_a_0d_tensor_is_shown_by_its_value(self):
+        assert "scale=float32(0.5)" in repr(Affine(torch.tensor(0.5), None))
+
+    def test_a_named_chain_shows_its_names(self):
+        assert "head=Dense(2, 1)" in repr(fl.Chain(body=fl.Dense(2, 2), head=fl.Dense(2, 1)))
+
+    def test_what_is_no_tree_says_so_and_does_not_raise(self):
+        class Unregistered:
+            def __init__(self):
+                self.weight = torch.ones(1)
+
+            def __call__(self, x):
+                return x
+
+        assert "Unregistered, which is not registered" in repr(fl.Chain(Unregistered()))
+
     def test_gradients_and_states_print(self):
         model = fl.Chain(fl.Dense(2, 1), fl.BatchNorm(1))
         grads = fl.gradient(lambda m, x: m(x).sum(), model, torch.ones(2, 2))

@@ -257,8 +257,8 @@ def test_keys_are_stacked_to_keys() -> None:
         ([["a"], ["b"]], r"tree 0 has the str 'a' and tree 1 has the str 'b'; constants are the same"),
         ([[0.5], [0.25]], r"tree 0 has the float 0.5 .*functor\(scalars=…\)"),
         ([[True], [1]], r"tree 0 has the bool True and tree 1 has the int 1; all trees hold"),
-        ([[fl.relu], [torch.tanh]], r"functions are compared by identity"),
-        ([[lambda x: x], [lambda x: x]], r"define it once, outside of the loop"),
+        ([[fl.relu], [torch.tanh]], r"the function relu and tree 1 has the function tanh; all members"),
+        ([[lambda x: x], [lambda x: x]], r"the function <lambda>; functions are compared by identity; define it once"),
         ([[functools.partial(max, 1)], [functools.partial(max, 1)]], r"compared by identity"),
         ([[fl.Assigned(torch.ones(1))], [torch.ones(1)]], r"at \[0\], tree 0 has Assigned"),
         ([[fl.Assigned(torch.ones(1))], [fl.Assigned(torch.ones(2))]], r"shape \(1,\) and tree 1 of \(2,\)"),
@@ -292,12 +292,21 @@ def test_attributes_that_are_no_children_must_agree() -> None:
         fl.stack([[Strided(torch.ones(1), (2, 2))], [Strided(torch.ones(1), (1, 1))]])
 
 
+def test_a_tensor_that_is_no_child_is_told_by_its_shape_in_the_error() -> None:
+    one, other, none = (Strided(torch.ones(1), x) for x in (torch.zeros(900), torch.ones(900), None))
+    said = r"stride = a tensor of shape \(900,\) in tree 0 and"
+    with pytest.raises(ValueError, match=rf"{said} a tensor of shape \(900,\) in tree 1; it is no child"):
+        fl.stack([one, other])
+    with pytest.raises(ValueError, match=f"{said} None in tree 1; it is no child"):
+        fl.stack([one, none])
+
+
 def test_a_mode_that_is_pinned_in_one_tree_alone_is_an_error() -> None:
     model = fl.Chain(fl.Dense(2, 2), fl.Dropout(0.5))
     pinned = fl.testmode(model)
     assert fl.stack([pinned, pinned]).layers[1](torch.ones(3, 2)).equal(torch.ones(3, 2))
     with pytest.raises(
-        ValueError, match="the pinned mode None in tree 0 and 'test' in tree 1; pin all alike"
+        ValueError, match="the pinned mode none in tree 0 and 'test' in tree 1; pin all alike"
     ):
         fl.stack([model, pinned])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
+from fluxlike._private.fake import unlogged
 from fluxlike._private.pytree import map_tensors
 
 __all__ = ["NEEDS_A_SHAPE", "NEEDS_A_VALUE", "Recorded", "Recorder", "is_stand_in", "lift_captured"]
@@ -149,14 +149,9 @@ def is_stand_in(x: Tensor) -> bool:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what fake tensors say beside: they log what they raise, and ask non-leaves for ``.grad``."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-            yield
-    finally:
-        log.disabled = before
+    with unlogged(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        yield
 
 
 _LITERAL = torch.ops.aten.lift_fresh_copy.default  # takes what ``torch.tensor(2.0)`` made from numbers

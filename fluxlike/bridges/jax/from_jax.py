@@ -13,7 +13,7 @@ from torch import Tensor
 from fluxlike.bridges.arrays.array_memory import is_array, tensor_of
 from fluxlike.bridges.arrays.convert import flatten_arrays
 from fluxlike.bridges.jax.package import dtype_in_jax, handed, import_jax, torch_dtype, x64_enabled
-from fluxlike.bridges.jax.retraced import Retraced
+from fluxlike.transforms.retraced import Retraced
 from fluxlike.trees.structure import structure_of
 
 __all__ = ["from_jax"]
@@ -62,7 +62,8 @@ def from_jax(f: Callable[..., Any], /) -> Callable[..., Any]:
     if not callable(f):
         raise TypeError(f"from_jax takes a function, found a {type(f).__name__}; write from_jax(f)(x)")
     import_jax()
-    traced = functools.lru_cache(_KEPT)(functools.partial(_trace, f, Retraced(_name(f))))
+    retraced = Retraced(f"from_jax: {_name(f)}", stacklevel=4)
+    traced = functools.lru_cache(_KEPT)(functools.partial(_trace, f, retraced))
 
     @functools.wraps(f, updated=())
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -201,7 +202,7 @@ def _trace(f: Callable[..., Any], retraced: Retraced, kind: _Kind) -> tuple[Any,
     except Exception as error:
         error.add_note(f"in fluxlike.from_jax of {_name(f)}")
         raise
-    retraced.note(kind.treedef, _described(kind))
+    retraced.note(kind.treedef, lambda: _described(kind))
     return program, outputs[-1]
 
 

@@ -53,10 +53,7 @@ class Program:
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The results for plain tensors, in memory of their own."""
         with self._setting():
-            given = [
-                handed("an argument", x, shape.dtype) for x, shape in zip(tensors, self.inputs, strict=True)
-            ]
-            return _taken(self._run(*given), tensors)
+            return _taken(self._run(*_handed("an argument", tensors, self.inputs)), tensors)
 
     def _setting(self) -> AbstractContextManager[Any]:
         """JAX as it was set when this was traced: backward passes come later, and on other threads."""
@@ -103,19 +100,13 @@ class Program:
             forward = self._forwards.get(
                 tuple(wanted), lambda: _Forward(self._traced, self._by, self.inputs, wanted)
             )
-            given = [
-                handed("an argument", x, shape.dtype) for x, shape in zip(tensors, self.inputs, strict=True)
-            ]
-            found, back = forward(given)
+            found, back = forward(_handed("an argument", tensors, self.inputs))
             results = _taken(found, tensors)
         shapes = self._float_shapes()
 
         def pull(cotangents: Sequence[Tensor]) -> list[Tensor]:
             with self._setting():
-                given = [
-                    handed("a cotangent", c, shape.dtype) for c, shape in zip(cotangents, shapes, strict=True)
-                ]
-                return _taken(back(given), cotangents)
+                return _taken(back(_handed("a cotangent", cotangents, shapes)), cotangents)
 
         return results, pull
 

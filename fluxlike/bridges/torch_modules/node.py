@@ -12,7 +12,8 @@ from fluxlike._private.pytree import tensors_in
 from fluxlike.bridges.torch_modules.classes import RIDING, class_for
 from fluxlike.bridges.torch_modules.run import Run
 from fluxlike.bridges.torch_modules.skeleton import Skeleton
-from fluxlike.layers.steps import ELSEWHERE, fail
+from fluxlike.layers.errors import fail
+from fluxlike.layers.steps import ELSEWHERE
 from fluxlike.trees.functor import leaf
 from fluxlike.trees.nodes import PIN
 from fluxlike.trees.paths import children

@@ -11,7 +11,7 @@ from torch import Tensor
 from fluxlike.optimisers.state import ParamState
 from fluxlike.trees.paths import dotted
 
-__all__ = ["dotted", "match", "named_parameters", "owned"]
+__all__ = ["match", "named_parameters", "owned"]
 
 
 def named_parameters(module: Any) -> dict[str, Tensor]:

@@ -18,9 +18,10 @@ from torch import Tensor
 from fluxlike.files.opening import open_regular
 from fluxlike.files.printing import shown
 
-__all__ = ["CSVTable", "read_csv"]
+__all__ = ["CSVTable", "listed", "read_csv"]
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
+_FEW = 20
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -134,6 +135,11 @@ def read_csv(
     return CSVTable(values, place.numbered(texts, known), tuple(chosen), target, known)
 
 
+def listed(names: Sequence[str], /) -> str:
+    """The first names of columns or classes, in print."""
+    return ", ".join(map(shown, names[:_FEW])) + (", …" if len(names) > _FEW else "")
+
+
 def _lines(path: object, stream: Iterable[bytes]) -> Iterator[str]:
     for number, line in enumerate(stream, 1):
         try:
@@ -188,8 +194,7 @@ def _chosen(path: object, names: list[str], target: str | None, features: Sequen
     chosen = [name for name in names if name != target] if features is None else list(features)
     for name in [*chosen, *([] if target is None else [target])]:
         if name not in names:
-            there = ", ".join(map(shown, names[:20])) + (", …" if len(names) > 20 else "")
-            raise ValueError(f"{path} has no column {name!r}; it has {there}")
+            raise ValueError(f"{path} has no column {name!r}; it has {listed(names)}")
     if target in chosen:
         raise ValueError(f"read_csv: {target!r} is the target and one of the features; leave it out of these")
     if not chosen:
@@ -297,8 +302,7 @@ class _Places:
         numbers = {name: number for number, name in enumerate(classes)}
         for row, text in enumerate(texts):
             if text not in numbers:
-                few = ", ".join(map(shown, classes[:20])) + (", …" if len(classes) > 20 else "")
-                raise ValueError(f"{self._at(row)} {shown(text)} is none of the classes {few}")
+                raise ValueError(f"{self._at(row)} {shown(text)} is none of the classes {listed(classes)}")
         return torch.tensor([numbers[text] for text in texts], dtype=torch.int64)
 
     def _at(self, row: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fluxlike.layers.attention.positions import RotaryEmbedding
-from fluxlike.layers.errors import require_features
+from fluxlike.layers.checks import require_features
 
 __all__ = ["require_inputs", "require_rotary", "require_sizes"]
 

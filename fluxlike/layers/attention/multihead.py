@@ -17,7 +17,7 @@ from fluxlike.layers.auto import autosized
 from fluxlike.layers.autocast import autocast_dtype
 from fluxlike.layers.basic import Dense, Init
 from fluxlike.layers.dropout import require_probability
-from fluxlike.layers.steps import within
+from fluxlike.layers.errors import within
 from fluxlike.scope.mode import training
 from fluxlike.trees.functor import functor
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fluxlike.layers.errors import require_features
+from fluxlike.layers.checks import refuse_input
 from fluxlike.trees.functor import functor
 
 __all__ = ["RotaryEmbedding", "SinusoidalEmbedding"]
@@ -61,9 +61,7 @@ class RotaryEmbedding:
 
     def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[-1] < self.dim:
-            wanted = f"(…, L, D) with D of at least {self.dim}"
-            require_features("RotaryEmbedding", x, -1, self.dim, wanted)
-            raise ValueError(f"RotaryEmbedding takes the shape {wanted}, found {tuple(x.shape)}")
+            refuse_input("RotaryEmbedding", x, f"(…, L, D) with D of at least {self.dim}")
         if positions is None:
             positions = torch.arange(x.shape[-2], device=x.device)
         angle = _angles(positions, self.dim, self.base, x.dtype)

@@ -15,12 +15,12 @@ from fluxlike.layers.attention.multihead import MultiHeadAttention
 from fluxlike.layers.attention.positions import RotaryEmbedding
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation, Dense, Init
+from fluxlike.layers.checks import require_features
 from fluxlike.layers.dropout import Dropout, DropPath, require_probability
 from fluxlike.layers.dropout import dropout as drop
-from fluxlike.layers.errors import require_features
+from fluxlike.layers.errors import within
 from fluxlike.layers.layernorm import LayerNorm
 from fluxlike.layers.printing import activation_text
-from fluxlike.layers.steps import within
 from fluxlike.scope.mode import training
 from fluxlike.trees.functor import functor
 
@@ -214,7 +214,7 @@ class TransformerBlock:
         return (
             f"{dim}, {attention.num_heads}"
             + (f", {hidden}" if own or hidden != 4 * dim else "")
-            + (activation_text(linear.activation) if own else "")
+            + activation_text(linear.activation, gelu)
             + ("" if self.prenorm else ", prenorm=False")
             + ("" if self.causal == self._causal else f", causal={self.causal}")
             + ("" if self.hidden_dropout is None else f", hidden_dropout={self.hidden_dropout}")

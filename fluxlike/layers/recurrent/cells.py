@@ -13,13 +13,12 @@ from torch import Tensor
 from fluxlike.layers.activations import tanh
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation
-from fluxlike.layers.errors import explain_mixture, require_activation, require_features
+from fluxlike.layers.checks import explain_mixture, require_activation, require_features
+from fluxlike.layers.printing import activation_text
 from fluxlike.layers.recurrent import fused
 from fluxlike.layers.recurrent.autocast import settled
 from fluxlike.random import uniform
 from fluxlike.trees.functor import functor
-from fluxlike.trees.paths import is_node
-from fluxlike.trees.show import value_text
 
 __all__ = ["Cell", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -53,10 +52,7 @@ class Cell:
     bias_hh: Tensor | None
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool) -> None:
-        for size, n in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if not isinstance(n, Integral) or n < 1:
-                kind = ValueError if isinstance(n, Integral) else TypeError
-                raise kind(f"{type(self).__name__}: {size}={n!r}; write a whole number, at least 1")
+        require_at_least_one(type(self).__name__, input_size=input_size, hidden_size=hidden_size)
         bound, rows = hidden_size**-0.5, self.gates * hidden_size
         self.weight_ih = uniform((rows, input_size), -bound, bound)
         self.weight_hh = uniform((rows, hidden_size), -bound, bound)
@@ -109,11 +105,9 @@ class Cell:
         return y, after if self.states > 1 else after[0]
 
     def extra_repr(self) -> str:
-        activation = getattr(self, "activation", tanh)
-        shown = activation is not tanh and not is_node(activation)  # a layer has a line of its own
         return (
             f"{self.weight_ih.shape[1]}, {self.weight_hh.shape[1]}"
-            + (f", {value_text(activation)}" if shown else "")
+            + activation_text(getattr(self, "activation", tanh), tanh)
             + (", bias=False" if self.bias_ih is None else "")
         )
 
@@ -277,6 +271,19 @@ class GRUCell(Cell):
         n = (n + r * of_n).tanh()
         h = ((h - n) * z + n).to(h.dtype)
         return h, h
+
+
+def require_at_least_one(name: str, **sizes: Any) -> None:
+    """Refuse sizes that are no whole numbers from 1 on.
+
+    Raises:
+        TypeError: no whole number.
+        ValueError: below 1.
+    """
+    for size, n in sizes.items():
+        if not isinstance(n, Integral) or n < 1:
+            kind = ValueError if isinstance(n, Integral) else TypeError
+            raise kind(f"{name}: {size}={n!r}; write a whole number, at least 1")
 
 
 def as_tuple(state: Any) -> tuple[Tensor, ...]:

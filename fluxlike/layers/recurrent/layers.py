@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,11 +10,19 @@ from torch import Tensor
 from fluxlike.layers.activations import tanh
 from fluxlike.layers.auto import autosized
 from fluxlike.layers.basic import Activation
+from fluxlike.layers.checks import explain_mixture, refuse_input, require_activation
 from fluxlike.layers.dropout import dropout as drop
 from fluxlike.layers.dropout import require_probability
-from fluxlike.layers.errors import explain_mixture, require_activation
 from fluxlike.layers.lengths import require_lengths
-from fluxlike.layers.recurrent.cells import Cell, GRUCell, LSTMCell, RNNCell, as_tuple, require_state
+from fluxlike.layers.recurrent.cells import (
+    Cell,
+    GRUCell,
+    LSTMCell,
+    RNNCell,
+    as_tuple,
+    require_at_least_one,
+    require_state,
+)
 from fluxlike.layers.recurrent.recurrence import require_steps
 from fluxlike.layers.recurrent.sequence import run
 from fluxlike.scope.mode import training
@@ -39,8 +47,7 @@ class Recurrent:
         **of_cell: Any,
     ) -> None:
         name = type(self).__name__
-        if num_layers < 1:
-            raise ValueError(f"{name}: num_layers={num_layers}; write at least 1")
+        require_at_least_one(name, num_layers=num_layers)
         if not isinstance(bidirectional, bool):
             raise TypeError(f"{name}: bidirectional={bidirectional!r}; write True or False")
         require_probability(name, "dropout", dropout)
@@ -63,8 +70,10 @@ class Recurrent:
 
     def __call__(self, x: Tensor, state: Any = None, /, *, lengths: Tensor | None = None) -> Any:
         name, n = type(self).__name__, self.cells[0].weight_ih.shape[1]
-        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != n or not x.shape[1]:
-            self._refuse(name, x, n)
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != n:
+            alone = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == n
+            refuse_input(name, x, f"(N, L, {n})", "; for one sequence write x[None]" if alone else "")
+        require_steps(name, x)
         given = state is not None
         if given:
             require_state(name, state, self.cell.states, self._state_shape(x))
@@ -98,17 +107,6 @@ class Recurrent:
 
     def _state_shape(self, x: Tensor) -> tuple[int, int, int]:
         return x.shape[0], len(self.cells), self.cells[0].weight_hh.shape[1]
-
-    @staticmethod
-    def _refuse(name: str, x: Any, n: int) -> NoReturn:
-        wanted = f"(N, L, {n})"
-        found = tuple(x.shape) if isinstance(x, Tensor) else ()
-        if len(found) == 2 and found[1] == n:
-            raise ValueError(
-                f"{name} takes the shape {wanted}, found {found}; for one sequence write x[None]"
-            )
-        require_steps(name, x, wanted, found if len(found) == 3 and found[2] == n else None)
-        raise AssertionError
 
     @property
     def arguments_say_all(self) -> bool:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fluxlike.layers.auto import autosized
+from fluxlike.layers.checks import refuse_input
+from fluxlike.layers.errors import fail
 from fluxlike.layers.lengths import inside, require_lengths
-from fluxlike.layers.steps import fail
 from fluxlike.transforms.control.scan import scan
 from fluxlike.trees.fmap import fmap
 from fluxlike.trees.functor import functor
@@ -98,23 +99,19 @@ def _start_of(cell: Any) -> Callable[[Tensor], Any]:
 
 
 def _require_sequences(x: Any) -> None:
-    shape = tuple(x.shape) if isinstance(x, Tensor) and x.ndim > 1 else None
-    require_steps("Recurrence", x, "(N, L, …)", shape)
+    if not isinstance(x, Tensor) or x.ndim < 2:
+        refuse_input("Recurrence", x, "(N, L, …)")
+    require_steps("Recurrence", x)
 
 
-def require_steps(name: str, x: Any, wanted: str, shape: tuple[int, ...] | None) -> None:
-    """Refuse what is no batch of sequences, or sequences without a step.
+def require_steps(name: str, x: Tensor) -> None:
+    """Refuse sequences (N, L, …) without a step.
 
     Raises:
-        TypeError: no tensor.
-        ValueError: another shape (`shape` is None), or no step.
+        ValueError: there is none.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} takes a tensor of shape {wanted}, found {type(x).__name__}")
-    if shape is None:
-        raise ValueError(f"{name} takes the shape {wanted}, found {tuple(x.shape)}")
-    if shape[1] == 0:
-        raise ValueError(f"{name} takes sequences of at least one step, found the shape {tuple(shape)}")
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} takes sequences of at least one step, found the shape {tuple(x.shape)}")
 
 
 def over_time(

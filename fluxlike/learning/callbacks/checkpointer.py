@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fluxlike.learning.callback import EVERYTHING, Callback
+from fluxlike.learning.callbacks.every import checked_every
 from fluxlike.learning.checkpoints.store import Store
 from fluxlike.learning.checkpoints.together import gathered, on_first, over_mesh
 from fluxlike.learning.checkpoints.writer import AsyncWriter
@@ -37,6 +38,7 @@ class Checkpointer(Callback):
         background: whether the run goes on while a checkpoint is written. (default: True)
 
     Raises:
+        ValueError: `every` or `keep` is no number from 1, or `mode` is another.
         LearningError: at the begin of a fit, the folder has checkpoints of another run.
         CallbackError: a checkpoint can't be written, as on a full disk; the older ones are whole.
 
@@ -64,8 +66,8 @@ class Checkpointer(Callback):
 
     def __post_init__(self) -> None:
         self.store()
-        if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
-            raise ValueError(f"every={self.every!r}: write after how many steps to save, from 1")
+        if self.every is not None:
+            checked_every("Checkpointer", self.every)
 
     def store(self) -> Store:
         """The checkpoints of the folder."""
@@ -79,7 +81,7 @@ class Checkpointer(Callback):
         run.live["writer"] = AsyncWriter(store) if self.background else None
 
     def step_end(self, run: Any) -> None:
-        if self.every and run.phase == "training" and run.step % self.every == 0:
+        if self.every and run.trains and run.step % self.every == 0:
             self._save(run)
 
     def epoch_end(self, run: Any) -> None:

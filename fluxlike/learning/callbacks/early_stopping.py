@@ -99,9 +99,8 @@ class EarlyStopping(Callback):
         if self.monitor not in metrics:
             there = ", ".join(map(repr, metrics)) or "none: the learner has no callback Metrics"
             raise ValueError(
-                f"there is no metric {self.monitor!r} in {self.phase}; there are {there}. Names are those "
-                "of the "
-                'history, without the phase: EarlyStopping("loss")'
+                f"there is no metric {self.monitor!r} in {self.phase}; there are {there}. Names are those of "
+                "the history, without the phase: EarlyStopping('loss')"
             )
         found = metrics[self.monitor]
         if isinstance(found, Tensor) and found.numel() != 1:

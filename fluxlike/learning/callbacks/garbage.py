@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fluxlike.learning.callback import Callback
+from fluxlike.learning.callbacks.every import checked_every
 
 __all__ = ["GarbageCollect"]
 
@@ -34,11 +35,10 @@ class GarbageCollect(Callback):
     every: int = 100
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"GarbageCollect has every={self.every!r}; write a number of steps, from 1")
+        checked_every("GarbageCollect", self.every)
 
     def step_end(self, run: Any) -> None:
-        if run.phase == "training" and run.step % self.every == 0:
+        if run.trains and run.step % self.every == 0:
             _collect()
 
     def epoch_end(self, run: Any) -> None:

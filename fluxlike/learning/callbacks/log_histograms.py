@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fluxlike.learning.callbacks.logging import Logging, checked_every
+from fluxlike.learning.callbacks.every import checked_every
+from fluxlike.learning.callbacks.logging import Logging
 from fluxlike.learning.logs.protocol import Log
 from fluxlike.learning.ranks import whole
 from fluxlike.trees.places import Where
@@ -55,7 +56,7 @@ class LogHistograms(Logging):
         self.where = where
 
     def step_end(self, run: Any) -> None:
-        if self.every and run.phase == "training" and run.step % self.every == 0:
+        if self.every and run.trains and run.step % self.every == 0:
             _write(run, self.logs, "parameters", _chosen(run.model, self.where), run.step)
 
     def epoch_end(self, run: Any) -> None:

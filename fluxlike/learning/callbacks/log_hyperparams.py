@@ -12,7 +12,7 @@ from fluxlike.learning.callback import innermost
 from fluxlike.learning.callbacks.logging import Logging
 from fluxlike.learning.callbacks.metrics import Metrics
 from fluxlike.learning.callbacks.scheduler import Scheduler
-from fluxlike.learning.logs.protocol import Log
+from fluxlike.learning.logs.protocol import Log, plain_values
 from fluxlike.learning.metrics.functions import FunctionMetric
 from fluxlike.optimisers.rule import is_rule, rules_in
 from fluxlike.optimisers.state import is_param_state
@@ -58,13 +58,7 @@ class LogHyperParams(Logging):
 
     def __init__(self, *logs: Log, **more: Plain) -> None:
         super().__init__(*logs)
-        for name, value in more.items():
-            if value is not None and not isinstance(value, (bool, int, float, str)):
-                raise TypeError(
-                    f"LogHyperParams({name}=…) is a {type(value).__name__}; write a number, a string or "
-                    f"None, such as {name}=str(…)"
-                )
-        self.more = more
+        self.more = plain_values(more)
 
     def init(self) -> dict[str, Any]:
         return {"written": False}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fluxlike.learning.callbacks.logging import Logging, checked_every
+from fluxlike.learning.callbacks.every import checked_every
+from fluxlike.learning.callbacks.logging import Logging
 from fluxlike.learning.callbacks.metrics import numbers_of
 from fluxlike.learning.callbacks.recorder import scheduled
 from fluxlike.learning.logs.protocol import Log
@@ -56,7 +57,7 @@ class LogMetrics(Logging):
         self.every = checked_every(self.name, every)
 
     def step_end(self, run: Any) -> None:
-        if run.step % self.every or run.phase != "training":
+        if run.step % self.every or not run.trains:
             return
         values = {f"step/{name}": value for name, value in numbers_of(run.out)}
         values |= {f"step/{name}": value for name, value in scheduled(run.hyperparameters).items()}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fluxlike.learning.callback import DECLARED
-from fluxlike.learning.callbacks.logging import Logging, checked_every
+from fluxlike.learning.callbacks.every import checked_every
+from fluxlike.learning.callbacks.logging import Logging
 from fluxlike.learning.logs.protocol import Log
 from fluxlike.learning.randomness import kept
 from fluxlike.learning.ranks import whole
@@ -69,7 +70,7 @@ class LogVisualization(Logging):
         self.called = _named(f) if name is None else name
 
     def step_end(self, run: Any) -> None:
-        if self.every and run.phase == "training" and run.step % self.every == 0:
+        if self.every and run.trains and run.step % self.every == 0:
             self._write(run)
 
     def epoch_end(self, run: Any) -> None:

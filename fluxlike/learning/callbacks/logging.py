@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from fluxlike.learning.callback import Callback
 from fluxlike.learning.logs.protocol import Kind, Log, requires
 
-__all__ = ["Logging", "checked_every"]
+__all__ = ["Logging"]
 
 
 class Logging(Callback):
@@ -55,14 +55,3 @@ class Logging(Callback):
             log.flush()
         memory: Mapping[str, Any] = run.memory
         return memory
-
-
-def checked_every(name: str, every: Any, /) -> Any:
-    """A number of steps.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"{name} has every={every!r}; write after how many steps to write, from 1")
-    return every

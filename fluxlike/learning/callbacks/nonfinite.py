@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.learning.callback import Callback
+from fluxlike.learning.callbacks.every import checked_every
 from fluxlike.learning.events import LearningError
 from fluxlike.learning.ranks import whole
 from fluxlike.learning.step import FunctionStep
@@ -37,7 +38,8 @@ class StopOnNonFiniteLoss(Callback):
         every: after how many steps to look, on another device than the CPU. (default: 50)
 
     Raises:
-        NonFiniteLoss: the loss is not finite.
+        ValueError: `every` is no number of steps.
+        NonFiniteLoss: in the fit, the loss is not finite.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -55,6 +57,9 @@ class StopOnNonFiniteLoss(Callback):
     guards = True
     reads = ("model", "batch", "out")
 
+    def __post_init__(self) -> None:
+        checked_every("StopOnNonFiniteLoss", self.every)
+
     def step_end(self, run: Any) -> None:
         loss, scale = run.out.get("loss"), run.loss_scale
         if isinstance(loss, Tensor) and not loss.is_cpu and run.batch_number % self.every:
@@ -62,10 +67,9 @@ class StopOnNonFiniteLoss(Callback):
         if scale is not None and scale.exhausted:
             raise NonFiniteLoss(
                 f"the gradients are not finite at any scale of the loss, now {float(scale.scale):.2g}, "
-                f"{run.where()}; "
-                "clip or normalise what is large, or take precision='bf16'"
+                f"{run.where()}; clip or normalise what is large, or take precision='bf16'"
             )
-        if loss is None or math.isfinite(loss) or run.phase != "training":
+        if loss is None or math.isfinite(loss) or not run.trains:
             return
         with run.randomness():
             found = first_nonfinite(run.learner.steps, run.model, run.batch)
@@ -94,8 +98,7 @@ def first_nonfinite(step: Any, model: Any, batch: Any, /) -> str:
     if found:
         return (
             f"NaN or Inf has got into the model at {_some(found)}, in a step before; take a lower learning "
-            "rate, "
-            "or clip by ClipGlobalNorm"
+            "rate, or clip by ClipGlobalNorm"
         )
     if isinstance(step, FunctionStep):
         return "a step that is one function does not let its layers be looked at"
@@ -113,8 +116,7 @@ def first_nonfinite(step: Any, model: Any, batch: Any, /) -> str:
     path = inner[0].removeprefix(".model")
     return (
         f"the first layer whose output is not finite is {path or 'the model itself'}; if that came by and "
-        "by, take a "
-        "lower learning rate (fl.find_lr), or clip by ClipGlobalNorm in the rule"
+        "by, take a lower learning rate (fl.find_lr), or clip by ClipGlobalNorm in the rule"
     )
 
 

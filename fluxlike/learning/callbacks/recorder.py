@@ -39,9 +39,9 @@ class Recorder(Callback):
         run.live["begun"] = perf_counter()
 
     def step_end(self, run: Any) -> None:
-        if run.phase != "training":
+        if not run.trains:
             return
-        row = {"step": run.step, "epoch": run.epoch, "phase": "training"}
+        row = {"step": run.step, "epoch": run.epoch, "phase": run.phase}
         if (loss := run.out.get("loss")) is not None:
             row["loss"] = loss
         if values := run.hyperparameters:
@@ -51,9 +51,9 @@ class Recorder(Callback):
     def epoch_end(self, run: Any) -> None:
         seconds = run.ranks.firsts(perf_counter() - run.live["begun"])
         row = {"epoch": run.epoch, "phase": run.phase, **run.metrics}
-        if run.phase == "training" and len(run.history.steps):
+        if run.trains and len(run.history.steps):
             last = run.history.steps[-1]
-            if last["epoch"] == run.epoch:
+            if (last["epoch"], last["phase"]) == (run.epoch, run.phase):
                 row |= {name: value for name, value in last.items() if name.startswith(_RATE)}
         run.history = run.history.add_epoch({**row, "seconds": seconds})
         run.live["begun"] = perf_counter()

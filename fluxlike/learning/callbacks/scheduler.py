@@ -92,7 +92,7 @@ class Scheduler(Callback):
         return {name: _value(schedule, step) for name, schedule in self.schedules}
 
     def step_begin(self, run: Any) -> None:
-        if run.phase != "training":
+        if not run.trains:
             return
         memory = run.memory
         if memory["start"] is None:

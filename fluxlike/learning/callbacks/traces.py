@@ -58,7 +58,7 @@ class Traces(Callback):
 
     def step_begin(self, run: Any) -> None:
         start, stop = self.steps
-        if run.phase == "training" and start <= run.step < stop and "profile" not in run.live:
+        if run.trains and start <= run.step < stop and "profile" not in run.live:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
@@ -67,7 +67,7 @@ class Traces(Callback):
             run.live["profile"].start()
 
     def step_end(self, run: Any) -> None:
-        if run.phase == "training" and run.step >= self.steps[1]:
+        if run.trains and run.step >= self.steps[1]:
             self._write(run)
 
     def fit_end(self, run: Any) -> None:

@@ -17,6 +17,7 @@ from fluxlike.learning.interpretation.confusion import (
 from fluxlike.learning.interpretation.predictions import (
     Predicted,
     Probabilities,
+    class_names,
     class_probabilities,
     predicted_batches,
 )
@@ -104,7 +105,7 @@ def interpret(
     if not seen or count is None:
         raise ValueError("the data holds no observation to interpret")
     return Interpretation(
-        _names(classes, count), [torch.cat(x) for x in zip(*parts, strict=True)], kept.inputs
+        class_names(classes, count), [torch.cat(x) for x in zip(*parts, strict=True)], kept.inputs
     )
 
 
@@ -126,14 +127,6 @@ def _numbers(batch: Predicted, loss: Callable[..., Any] | None) -> list[Tensor]:
         with torch.no_grad():
             found.append(losses_of_each(loss, batch.outputs, batch.y))
     return [x.cpu() for x in found]
-
-
-def _names(classes: Sequence[Any] | None, count: int) -> tuple[str, ...]:
-    if classes is None:
-        return tuple(map(str, range(count)))
-    if len(classes) != count:
-        raise ValueError(f"{len(classes)} classes are named, the model gives probabilities of {count}")
-    return tuple(map(str, classes))
 
 
 @leaf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from fluxlike.placement.device import get_device, to_device
 from fluxlike.scope.mode import mode
 from fluxlike.trees.fmap import fleaves
 
-__all__ = ["Predicted", "class_probabilities", "predicted", "predicted_batches"]
+__all__ = ["Predicted", "class_names", "class_probabilities", "predicted", "predicted_batches"]
 
 #: Turns a model's outputs into probabilities of classes, (N, C).
 Probabilities = Callable[[Tensor], Tensor]
@@ -136,6 +136,20 @@ def _require_probabilities(shares: Any, place: str) -> None:
             f"the probabilities of {place} reach from {low:.4g} to {high:.4g}; expected numbers from 0 to 1: "
             "leave probabilities= out where the model gives unnormalised scores"
         )
+
+
+def class_names(classes: Sequence[Any] | None, count: int, /) -> tuple[str, ...]:
+    """The names of all classes: their numbers where there are none.
+
+    Raises:
+        ValueError: there are not as many as classes.
+    """
+    names = range(count) if classes is None else classes
+    if len(names) != count:
+        raise ValueError(
+            f"{len(names)} classes are named, and the model gives probabilities of {count}; name all of them"
+        )
+    return tuple(map(str, names))
 
 
 def _few(row: Tensor) -> str:

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from fluxlike.learning.interpretation.images import Denormalise, pictures
-from fluxlike.learning.interpretation.predictions import Probabilities, class_probabilities, predicted
+from fluxlike.learning.interpretation.predictions import (
+    Probabilities,
+    class_names,
+    class_probabilities,
+    predicted,
+)
 from fluxlike.learning.interpretation.top_losses import TopLoss
 from fluxlike.optional import optional
 
@@ -66,10 +71,7 @@ def show_predictions(
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k={k!r}: write a whole number of at least 1")
     found = predicted(model, batch, probabilities, "the batch")
-    count = found.probabilities.shape[1]
-    names = range(count) if classes is None else classes
-    if len(names) != count:
-        raise ValueError(f"{len(names)} classes are named, the model gives probabilities of {count}")
+    names = class_names(classes, found.probabilities.shape[1])
     drawn = pictures(found.x, denormalise)[:k]
     shares, guesses = (part.cpu() for part in found.probabilities.max(1))
     texts = [

@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from torch import Tensor
 
 from fluxlike.files.durable import write_whole
 from fluxlike.learning.history import files
-from fluxlike.learning.logs.csv import require_new
 from fluxlike.learning.logs.histogram import histogram
-from fluxlike.learning.logs.protocol import Kind, not_kept, require_step
-from fluxlike.learning.logs.waiting import Waiting
-from fluxlike.learning.metrics.host import Number, Scalar, host_numbers
+from fluxlike.learning.logs.opened import OpenedLog
+from fluxlike.learning.logs.protocol import Kind, not_kept, plain_values, require_new, require_step
+from fluxlike.learning.metrics.host import Number
 
 __all__ = ["JSONLinesLog"]
 
 
-class JSONLinesLog:
+class JSONLinesLog(OpenedLog):
     """Scalars, histograms, text and hyperparameters, each write a line with a JSON object.
 
     A line is ``{"step": 7, "scalars": {"loss": 0.5}}``, with ``"histogram"`` (its ``name``, ``edges``,
@@ -47,25 +45,8 @@ class JSONLinesLog:
     keeps: frozenset[Kind] = frozenset({"scalars", "histograms", "text", "hyperparameters"})
 
     def __init__(self, path: str | os.PathLike[str], /) -> None:
-        self._path = Path(path)
-        self._file: TextIO | None = None
-        self._last: int | None = None
-        self._begun = False
-        self._waiting = Waiting()
+        super().__init__(path)
         self._there: tuple[int, set[tuple[str, str]]] = (-1, set())  # after a rewind
-
-    def scalar(self, name: str, value: Scalar, step: int, /) -> None:
-        self.scalars({name: value}, step)
-
-    def scalars(self, values: Mapping[str, Scalar], step: int, /) -> None:
-        self._check(step)
-        self._write_scalars(dict(zip(values, host_numbers(list(values.values())), strict=True)), step)
-
-    def later(self, values: Mapping[str, Scalar], step: int, /) -> None:
-        require_step(f"JSONLinesLog {self._path}", step, self._waiting.last(self._last))
-        self._opened()
-        if self._waiting.add(values, step):
-            self._write_waiting()
 
     def histogram(self, name: str, values: Tensor, step: int, /) -> None:
         found = dataclasses.asdict(histogram(values))
@@ -90,11 +71,11 @@ class JSONLinesLog:
         Raises:
             ValueError: the file is no log of this kind; it is left as it is.
         """
-        require_step(f"JSONLinesLog {self._path}", step, None)
+        require_step(self._place, step, None)
         self.close()
         rows = files.read_jsonl(self._path, whole=False) if self._path.exists() else []
         if any(type(row.get("step", 0)) is not int for row in rows):
-            raise ValueError(f"JSONLinesLog {self._path}: the file has steps that are no ints; it is no log")
+            raise ValueError(f"{self._place}: the file has steps that are no ints; it is no log")
         kept = [row for row in rows if row.get("step", 0) <= step]
         if self._path.exists():
             write_whole(self._path, files.encoded(map(files.json_line, kept)))
@@ -102,33 +83,15 @@ class JSONLinesLog:
         self._last = max((row["step"] for row in kept if "step" in row), default=None)
         self._begun = True
 
-    def flush(self) -> None:
-        self._write_waiting()
-
-    def close(self) -> None:
-        try:
-            self._write_waiting()
-        finally:
-            file, self._file = self._file, None
-            if file is not None:
-                file.close()
-
-    def _check(self, step: int) -> None:
-        self._write_waiting()
-        require_step(f"JSONLinesLog {self._path}", step, self._last)
-
-    def _write_waiting(self) -> None:
-        for step, numbers in self._waiting.take():
-            self._write_scalars(numbers, step)
-
-    def _write_scalars(self, numbers: dict[str, Number], step: int) -> None:
+    def _write_scalars(self, numbers: Mapping[str, Number], step: int) -> None:
         new = {name: number for name, number in numbers.items() if not self._is_there("scalars", name, step)}
         if new:
             self._write({"step": step, "scalars": new})
             self._last = step
 
     def _write_at(self, step: int, kind: str, entry: dict[str, Any]) -> None:
-        self._check(step)
+        self._write_waiting()
+        require_step(self._place, step, self._last)
         if not self._is_there(kind, entry["name"], step):
             self._write({"step": step, kind: entry})
             self._last = step
@@ -142,11 +105,11 @@ class JSONLinesLog:
         file.flush()
 
     def _opened(self) -> TextIO:
-        if self._file is None:
-            require_new(self, self._path, self._begun)
-            self._file = open(self._path, "a", encoding="utf-8", newline="")  # noqa: SIM115
+        if self._open is None:
+            require_new(self._place, self._path, self._begun)
+            self._open = open(self._path, "a", encoding="utf-8", newline="")  # noqa: SIM115
             self._begun = True
-        return self._file
+        return self._open
 
 
 def _entries(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -156,18 +119,3 @@ def _entries(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for kind in ("histogram", "text"):
         if kind in row:
             yield kind, row[kind]["name"]
-
-
-def plain_values(values: Mapping[str, Any], /) -> dict[str, Any]:
-    """Hyperparameters, each a number, a string or None.
-
-    Raises:
-        TypeError: one is anything else.
-    """
-    for name, value in values.items():
-        if value is not None and not isinstance(value, (bool, int, float, str)):
-            raise TypeError(
-                f"the hyperparameter {name!r} is a {type(value).__name__}; write a number, a string or None, "
-                f"for example {name}=str(…)"
-            )
-    return dict(values)

@@ -1,15 +1,17 @@
-"""What a log is to the loop."""
+"""What a log is to the loop, and what all logs refuse."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
 
+from fluxlike.files.durable import require_replaceable
 from fluxlike.learning.metrics.host import Scalar
 
-__all__ = ["Kind", "Log", "not_kept", "require_step", "requires"]
+__all__ = ["Kind", "Log", "not_kept", "plain_values", "require_new", "require_step", "requires"]
 
 #: Something that a log may keep: "scalars", "histograms", "images", "figures", "text", "hyperparameters".
 Kind = str
@@ -108,6 +110,36 @@ def require_step(place: str, step: int, last: int | None, /) -> None:
             f"{place}: step {step} {after}; to go on from an earlier step, call rewind(step) first; for "
             "another run, give another place"
         )
+
+
+def require_new(place: str, path: Path, begun: bool, /) -> None:
+    """Refuse to write into the file of another run, or into what is no file.
+
+    Raises:
+        FileExistsError: there is something in it.
+        ValueError: it is a pipe, a device or a folder.
+    """
+    require_replaceable(path)
+    if not begun and path.exists() and path.stat().st_size:
+        raise FileExistsError(
+            f"{place}: another run is in this file already; give another path, remove "
+            "the file, or go on from that run's checkpoint, which calls rewind(step)"
+        )
+
+
+def plain_values(values: Mapping[str, Any], /) -> dict[str, Any]:
+    """Hyperparameters, each a number, a string or None.
+
+    Raises:
+        TypeError: one is anything else.
+    """
+    for name, value in values.items():
+        if value is not None and not isinstance(value, (bool, int, float, str)):
+            raise TypeError(
+                f"the hyperparameter {name!r} is a {type(value).__name__}; write a number, a string or None, "
+                f"for example {name}=str(…)"
+            )
+    return dict(values)
 
 
 def _keeps(log: Log) -> str:

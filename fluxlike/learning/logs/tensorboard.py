@@ -13,11 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from fluxlike.learning.logs.histogram import histogram
-from fluxlike.learning.logs.jsonlines import plain_values
+from fluxlike.learning.logs.opened import OpenedLog
 from fluxlike.learning.logs.pictures import figure_pixels, pixels
-from fluxlike.learning.logs.protocol import Kind, require_step
-from fluxlike.learning.logs.waiting import Waiting
-from fluxlike.learning.metrics.host import Number, Scalar, host_numbers
+from fluxlike.learning.logs.protocol import Kind, plain_values, require_step
+from fluxlike.learning.metrics.host import Number
 from fluxlike.optional import optional
 
 __all__ = ["TensorBoardLog"]
@@ -26,7 +25,7 @@ _FLUSH_SECONDS = 5
 _LONGEST_WAIT = 2.0  # seconds
 
 
-class TensorBoardLog:
+class TensorBoardLog(OpenedLog):
     """All kinds of things in a folder for TensorBoard: ``tensorboard --logdir FOLDER``.
 
     Scalars are kept as float32, as TensorBoard does. Of entries of a histogram that are not finite their
@@ -55,27 +54,10 @@ class TensorBoardLog:
     def __init__(self, folder: str | os.PathLike[str], /) -> None:
         optional("tensorboard", "TensorBoardLog")
         self._torch = optional("torch.utils.tensorboard", "TensorBoardLog")
-        self._folder = Path(folder)
-        self._writer: Any = None
-        self._last: int | None = None
+        super().__init__(folder)
         self._purge: int | None = None
-        self._begun = False
-        self._waiting = Waiting()
         self._there: tuple[int, set[str]] = (-1, set())  # after a rewind
         self._rewound: int | None = None
-
-    def scalar(self, name: str, value: Scalar, step: int, /) -> None:
-        self.scalars({name: value}, step)
-
-    def scalars(self, values: Mapping[str, Scalar], step: int, /) -> None:
-        self._at(step)
-        self._write_scalars(dict(zip(values, host_numbers(list(values.values())), strict=True)), step)
-
-    def later(self, values: Mapping[str, Scalar], step: int, /) -> None:
-        require_step(f"TensorBoardLog {self._folder}", step, self._waiting.last(self._last))
-        self._opened()
-        if self._waiting.add(values, step):
-            self._write_waiting()
 
     def histogram(self, name: str, values: Tensor, step: int, /) -> None:
         found, writer = histogram(values), self._at(step)
@@ -114,32 +96,20 @@ class TensorBoardLog:
 
     def rewind(self, step: int, /) -> None:
         """Take back what was written after this step: the files say so to TensorBoard, and keep it."""
-        require_step(f"TensorBoardLog {self._folder}", step, None)
+        require_step(self._place, step, None)
         if self._rewound == step:
             return
         self.close()
         events = self._events()
         self._purge = step + 1 if events else None
-        self._there = step, _tags_at(step, [self._folder / name for name in sorted(events)])
+        self._there = step, _tags_at(step, [self._path / name for name in sorted(events)])
         self._last = min(step, self._last) if self._last is not None else None
         self._begun, self._rewound = True, step
 
     def flush(self) -> None:
-        self._write_waiting()
-        if self._writer is not None:
-            self._writer.flush()
-
-    def close(self) -> None:
-        try:
-            self._write_waiting()
-        finally:
-            writer, self._writer = self._writer, None
-            if writer is not None:
-                writer.close()
-
-    def _write_waiting(self) -> None:
-        for step, numbers in self._waiting.take():
-            self._write_scalars(numbers, step)
+        super().flush()
+        if self._open is not None:
+            self._open.flush()
 
     def _write_scalars(self, numbers: Mapping[str, Number], step: int) -> None:
         writer = self._opened()
@@ -159,30 +129,30 @@ class TensorBoardLog:
 
     def _at(self, step: int) -> Any:
         self._write_waiting()
-        require_step(f"TensorBoardLog {self._folder}", step, self._last)
+        require_step(self._place, step, self._last)
         writer = self._opened()
         self._last = step
         return writer
 
     def _opened(self) -> Any:
         self._rewound = None
-        if self._writer is None:
+        if self._open is None:
             events = self._events()
             if events and not self._begun:
                 raise FileExistsError(
-                    f"TensorBoardLog {self._folder}: the events of another run are in this folder already; "
-                    f"give a folder of its own, such as {self._folder / 'second'}, or go on from that run's "
+                    f"{self._place}: the events of another run are in this folder already; "
+                    f"give a folder of its own, such as {self._path / 'second'}, or go on from that run's "
                     "checkpoint, which calls rewind(step)"
                 )
             _wait_for_later_name(events)
-            self._writer = self._torch.SummaryWriter(
-                str(self._folder), purge_step=self._purge, flush_secs=_FLUSH_SECONDS
+            self._open = self._torch.SummaryWriter(
+                str(self._path), purge_step=self._purge, flush_secs=_FLUSH_SECONDS
             )
             self._begun, self._purge = True, None
-        return self._writer
+        return self._open
 
     def _events(self) -> list[str]:
-        return [path.name for path in self._folder.glob("events.out.tfevents.*")]
+        return [path.name for path in self._path.glob("events.out.tfevents.*")]
 
 
 def _wait_for_later_name(events: list[str]) -> None:

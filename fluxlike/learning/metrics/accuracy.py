@@ -26,7 +26,7 @@ def accuracy(outputs: Tensor, targets: Tensor, /) -> Tensor:
             two classes 0 and 1, of any dtype, in the shape of the outputs or without their axis 1.
 
     Returns:
-        float32, 0-d: the mean over all entries.
+        The mean over all entries, 0-d: float64 for outputs in float64, else float32.
 
     Raises:
         TypeError: no tensors, or outputs that are no floating numbers.
@@ -46,7 +46,7 @@ def accuracy(outputs: Tensor, targets: Tensor, /) -> Tensor:
         predicted, labels = _of_two(outputs, targets)
     else:
         predicted, labels = outputs.argmax(1), _labels(outputs, targets)
-    return (predicted == labels).float().mean()
+    return (predicted == labels).to(torch.promote_types(outputs.dtype, torch.float32)).mean()
 
 
 def _of_two(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import fused
+from fluxlike.optimisers.checks import positive, two_rates
+from fluxlike.optimisers.counters import counter
 from fluxlike.optimisers.formula import Formula, Kernel
 from fluxlike.optimisers.leaves import Leaves, Scalar, decayed, where
-from fluxlike.optimisers.rule import Hyper, counter, positive, two_rates
+from fluxlike.optimisers.rule import Hyper
 from fluxlike.trees.functor import functor
 
 __all__ = [
@@ -95,15 +97,18 @@ class Adam(TwoMoments):
         return Moments(m, v, s.step), self.ratio(m, v, s.step, self.lr)
 
     def kernel(self) -> Kernel | None:
-        return self._adam(decoupled=False)
+        return _fused(self, decoupled=False)
 
-    def _adam(self, *, decoupled: bool) -> Kernel:
-        hyper: dict[str, Any] = {
-            "lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay
-        }  # fmt: skip
-        return lambda s, x, g, skip: fused.adam(
-            x, g, s.exp_avg, s.exp_avg_sq, [], s.step, skip, decoupled=decoupled, **hyper
-        )
+
+def _fused(rule: TwoMoments, *, decoupled: bool) -> Kernel:
+    """torch's kernel; `decoupled` says that the decay is added to the step, not to the gradient."""
+    hyper: dict[str, Any] = {
+        "lr": rule.lr, "betas": rule.betas, "eps": rule.eps, "weight_decay": rule.weight_decay
+    }  # fmt: skip
+    return lambda s, x, g, skip: fused.adam(
+        x, g, s.exp_avg, s.exp_avg_sq, getattr(s, "max_exp_avg_sq", []), s.step, skip,
+        decoupled=decoupled, **hyper,
+    )  # fmt: skip
 
 
 @functor
@@ -141,7 +146,7 @@ class AdamW(Adam):
         return Moments(m, v, s.step), decayed(self.ratio(m, v, s.step, self.lr), x, rate)
 
     def kernel(self) -> Kernel | None:
-        return self._adam(decoupled=True) if self.couple else None
+        return _fused(self, decoupled=True) if self.couple else None
 
 
 class MaxMoments(NamedTuple):
@@ -192,13 +197,7 @@ class AMSGrad(TwoMoments):
         return MaxMoments(m, v, largest, s.step), decayed(self.ratio(m, largest, s.step, self.lr), x, decay)
 
     def kernel(self) -> Kernel:
-        hyper: dict[str, Any] = {
-            "lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay
-        }  # fmt: skip
-        return lambda s, x, g, skip: fused.adam(
-            x, g, s.exp_avg, s.exp_avg_sq, s.max_exp_avg_sq, s.step, skip,
-            decoupled=self.decoupled_weight_decay, **hyper,
-        )  # fmt: skip
+        return _fused(self, decoupled=self.decoupled_weight_decay)
 
 
 def _split_decay(rule: Any) -> tuple[Hyper, Hyper]:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import fused
+from fluxlike.optimisers.checks import positive, within
+from fluxlike.optimisers.counters import counter
 from fluxlike.optimisers.formula import Formula, Kernel
 from fluxlike.optimisers.leaves import Leaves, decayed
-from fluxlike.optimisers.rule import Hyper, counter, positive, within
+from fluxlike.optimisers.rule import Hyper
 from fluxlike.trees.functor import functor
 
 __all__ = ["AdaDelta", "AdaGrad", "RMSProp"]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import fused
+from fluxlike.optimisers.checks import positive, within
 from fluxlike.optimisers.formula import Formula, Kernel
 from fluxlike.optimisers.leaves import Leaves
-from fluxlike.optimisers.rule import Hyper, positive, within
+from fluxlike.optimisers.rule import Hyper
 from fluxlike.trees.functor import functor
 
 __all__ = ["Descent", "Momentum", "Nesterov"]

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from fluxlike.optimisers.batch import Batch, Moved, merged, on_part
+from fluxlike.optimisers.checks import number, positive, whole, within
+from fluxlike.optimisers.counters import counter
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, decayed, smaller
-from fluxlike.optimisers.rule import Hyper, counter, is_rule, number, positive, whole, within
+from fluxlike.optimisers.rule import Hyper, is_rule
 from fluxlike.optimisers.rules.adam import AdamW
 from fluxlike.placement.mesh import used
 from fluxlike.trees.functor import functor

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fluxlike.optimisers.checks import number, positive, two_rates, whole
+from fluxlike.optimisers.counters import counter
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, Scalar, decayed, larger, smaller
-from fluxlike.optimisers.rule import Hyper, counter, number, positive, two_rates, whole
+from fluxlike.optimisers.rule import Hyper
 from fluxlike.trees.functor import functor
 
 __all__ = ["ScheduleFree"]

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fluxlike.optimisers.checks import positive, two_rates
 from fluxlike.optimisers.formula import Formula
 from fluxlike.optimisers.leaves import Leaves, decayed, where
-from fluxlike.optimisers.rule import Hyper, positive, two_rates
+from fluxlike.optimisers.rule import Hyper
 from fluxlike.trees.functor import functor
 
 __all__ = ["Lion", "Rprop"]

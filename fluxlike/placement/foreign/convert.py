@@ -172,7 +172,7 @@ def _read(site: Site, part: Part, values: list[Any]) -> Sequence[Any]:
     try:
         return part.read(*values[: len(part.theirs)])
     except (ValueError, IndexError, RuntimeError) as error:
-        raise ValueError(f"{site.path or 'the layer'}{part.ours[0]}: {error}") from error
+        raise ValueError(f"{site.path}{part.ours[0]}: {error}") from error
 
 
 def _write(site: Site, part: Part, values: list[Any]) -> Sequence[Any]:
@@ -184,7 +184,7 @@ def _write(site: Site, part: Part, values: list[Any]) -> Sequence[Any]:
 
 def _refuse_several(site: Site, part: Part) -> None:
     raise TypeError(
-        f"{site.path or 'the layer'}{part.ours[0]} is several arrays there ({', '.join(part.theirs)}), which "
+        f"{site.path}{part.ours[0]} is several arrays there ({', '.join(part.theirs)}), which "
         "don't fit into its place; use fluxlike.load_foreign_state and fluxlike.foreign_state"
     )
 

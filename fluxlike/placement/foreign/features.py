@@ -14,6 +14,7 @@ from typing import Final
 __all__ = [
     "BATCH",
     "CHANNEL",
+    "ONE",
     "PLAIN",
     "SPATIAL",
     "UNSURE",
@@ -123,10 +124,13 @@ class Factor:
 Block = tuple[Factor, ...]
 Axis = tuple[Block, ...]
 
+#: The axis of one entry, which counts nothing.
+ONE: Final[Axis] = ((),)
+
 
 def fresh_axis(size: int, assumed: str, said: str | None = None) -> Axis:
     """An axis that counts a new thing."""
-    return ((Factor(size, _Role(assumed, said)),),) if size != 1 else ((),)
+    return ((Factor(size, _Role(assumed, said)),),) if size != 1 else ONE
 
 
 def expand(axis: Axis) -> Axis:

@@ -26,7 +26,8 @@ from fluxlike.placement.foreign.features import (
     fresh_axis,
     order_of,
 )
-from fluxlike.placement.foreign.following import Follower, Form, Trace, Use
+from fluxlike.placement.foreign.following import Follower
+from fluxlike.placement.foreign.forms import Form, Trace, Use
 from fluxlike.scope.mode import mode
 from fluxlike.trees import paths
 from fluxlike.trees.fmap import fleaves
@@ -123,6 +124,8 @@ def flattened_features(model: Any, inputs: Any, /) -> dict[int, list[Flattened]]
         raise ValueError("inputs= is empty; give an example of one entry at least")
     leaves, treedef = flatten(model)
     where = structure_of(treedef).paths
+    seen: dict[int, int] = {}
+    firsts = [seen.setdefault(id(x), i) for i, x in enumerate(leaves)]
     follower = Follower()
     forms: dict[int, Form] = {}
     try:
@@ -131,7 +134,7 @@ def flattened_features(model: Any, inputs: Any, /) -> dict[int, list[Flattened]]
             here = f32(on_meta(given))
             with follower:
                 for i, x in enumerate(flatten(there)[0]):
-                    if isinstance(x, Tensor) and not any(x is y for y in flatten(there)[0][:i]):
+                    if isinstance(x, Tensor) and firsts[i] == i:
                         forms[i] = Form(tuple(fresh_axis(n, PLAIN) for n in x.shape), parameters=(where[i],))
                         follower.tell(x, forms[i])
                 for x in fleaves(here):
@@ -144,10 +147,8 @@ def flattened_features(model: Any, inputs: Any, /) -> dict[int, list[Flattened]]
         ) from error
     for use in follower.uses:
         _require_explained(use, {where[i]: form for i, form in forms.items()})
-    firsts: dict[int, int] = {}
     found: dict[int, list[Flattened]] = {}
-    for i, x in enumerate(leaves):
-        first = firsts.setdefault(id(x), i)
+    for i, first in enumerate(firsts):
         if first in forms and (uses := _flattened(where[first], forms[first])):
             found[i] = uses
     return found

@@ -17,9 +17,8 @@ from torch import Tensor
 from fluxlike._private.dispatch import TorchDispatchMode, arguments
 from fluxlike.placement.foreign.features import (
     BATCH,
-    CHANNEL,
+    ONE,
     PLAIN,
-    SPATIAL,
     UNSURE,
     Axis,
     expand,
@@ -27,69 +26,11 @@ from fluxlike.placement.foreign.features import (
     fresh_axis,
     same_axis,
 )
+from fluxlike.placement.foreign.forms import Axes, Form, Trace, Use, say_features
 
-__all__ = [
-    "Axes",
-    "Given",
-    "Follower",
-    "Form",
-    "Trace",
-    "Use",
-    "is_for_images",
-    "length",
-    "pointwise",
-    "rule",
-    "say_features",
-    "say_image",
-    "tensors",
-]
+__all__ = ["Follower", "Given", "is_for_images", "length", "pointwise", "rule", "tensors"]
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What a tensor was made of in a way that no rule explains.
-
-    Attributes:
-        by: the operation.
-        axes: those of what it was made of.
-        keeps_axes: whether the result may have axes of its own, in the layout of a sequence.
-        known: whether a layer for images says since which axes are which.
-    """
-
-    by: str
-    axes: tuple[Axis, ...]
-    keeps_axes: bool = True
-    known: bool = False
-
-
-@dataclass
-class Form:
-    """What the axes of a tensor count.
-
-    Attributes:
-        axes: one for each axis.
-        data: whether it depends on the inputs.
-        parameters: the paths of the parameters that it is made of, if it does not.
-        traces: what it was made of in other ways.
-    """
-
-    axes: tuple[Axis, ...]
-    data: bool = False
-    parameters: tuple[str, ...] = ()
-    traces: tuple[Trace, ...] = ()
-
-
-@dataclass(frozen=True)
-class Use:
-    """A parameter that meets a tensor with traces, or with other axes than before."""
-
-    parameters: tuple[str, ...]
-    traces: tuple[Trace, ...] = ()
-    clash: tuple[Axis, ...] = ()
-    made_of: tuple[Axis, ...] = ()  # the axes of a tensor that was made of the parameters in an unknown way
-
-
-Axes = tuple[Axis, ...]
 Given = Mapping[str, Any]
 Rule = Callable[["Follower", Given, Any], Any]
 _rules: dict[str, Rule] = {}
@@ -242,7 +183,7 @@ def _alias_of(x: Tensor, given: list[Tensor]) -> Tensor | None:
     return next((y for y in given if y.untyped_storage()._cdata == memory), None)
 
 
-def _unknown(data: list[Form], made: list[Tensor]) -> list[tuple[Axis, ...]]:
+def _unknown(data: list[Form], made: list[Tensor]) -> list[Axes]:
     unsure = any(f.role.kind == UNSURE for form in data for f in factors_of(form.axes))
     batch = [form.axes[0] for form in data if form.axes and _is_batch(form.axes[0])]
     assumed = UNSURE if unsure else PLAIN
@@ -313,30 +254,6 @@ def pointwise(follower: Follower, given: Given, out: Any) -> Any:
             if i == -1 and any(f.parameters and len(f.axes) == 1 for f in aligned):
                 for f in aligned:
                     say_features(f, f.axes[-1])
-            axes.append(aligned[0].axes[i] if aligned else ((),))
+            axes.append(aligned[0].axes[i] if aligned else ONE)
         found.append(tuple(axes))
     return found
-
-
-def say_image(form: Form, channels: int) -> None:
-    """Say that an axis counts the channels of images, and those after it their places."""
-    for i, axis in enumerate(form.axes):
-        kind = CHANNEL if i == channels else SPATIAL if i > channels else BATCH
-        found = factors_of([axis])
-        said = {f.role.said for f in found}
-        if kind == BATCH or not {CHANNEL, SPATIAL} <= said:
-            for f in found:
-                if kind != BATCH or f.role.said is None:
-                    f.role.say(kind)
-
-
-def say_features(form: Form, summed: Axis) -> None:
-    """Say that a tensor of unsure axes is one of features, as a sum over one of them shows."""
-    found = factors_of([summed])
-    if len(found) > 1:
-        return
-    for f in factors_of(form.axes):
-        role = f.role.root()
-        if f.role.kind == UNSURE:
-            role.assumed = PLAIN
-            role.summed = f in found

@@ -7,23 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fluxlike.placement.foreign.features import CHANNEL, PLAIN, SPATIAL, Axis, factors_of, fresh_axis
-from fluxlike.placement.foreign.following import (
-    Axes,
-    Follower,
-    Form,
-    Given,
-    length,
-    pointwise,
-    rule,
-    say_features,
-    say_image,
-    tensors,
-)
+from fluxlike.placement.foreign.features import CHANNEL, ONE, PLAIN, SPATIAL, factors_of, fresh_axis
+from fluxlike.placement.foreign.following import Follower, Given, length, pointwise, rule, tensors
+from fluxlike.placement.foreign.forms import Axes, Form, say_features, say_image
 
 __all__ = ["summed"]
-
-ONE: Axis = ((),)
 
 
 @rule(

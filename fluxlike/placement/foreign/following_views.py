@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fluxlike.placement.foreign.features import (
     CHANNEL,
+    ONE,
     PLAIN,
     SPATIAL,
     Axis,
@@ -17,11 +18,10 @@ from fluxlike.placement.foreign.features import (
     factors_of,
     fresh_axis,
 )
-from fluxlike.placement.foreign.following import Axes, Follower, Given, Trace, length, rule, tensors
+from fluxlike.placement.foreign.following import Follower, Given, length, rule, tensors
+from fluxlike.placement.foreign.forms import Axes, Trace
 
 __all__ = ["reshaped"]
-
-ONE: Axis = ((),)
 
 
 def _at(given: Given, name: str = "dim") -> list[int]:

@@ -1,4 +1,4 @@
-"""Tensors laid out over a mesh as others are: empty ones, and ones with the values of a whole tensor."""
+"""What of a tensor over a mesh is on this rank, and tensors laid out as others are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,21 @@ from torch.distributed.tensor.placement_types import Placement
 
 from fluxlike._private.dtensors import local_of, of_local, spec_over
 
-__all__ = ["empty_as", "laid_out_as", "part_of"]
+__all__ = ["empty_as", "laid_out_as", "part_of", "piece_of"]
+
+
+def piece_of(mesh: DeviceMesh, rows: Sequence[Placement], /) -> tuple[int, int]:
+    """Which of how many pieces of the rows this rank has, counted along the last axis of the mesh first.
+
+    Args:
+        mesh: the ranks.
+        rows: how a tensor lies that is divided by its rows.
+    """
+    number, count = 0, 1
+    for i, p in enumerate(rows):
+        if isinstance(p, Shard):
+            number, count = number * mesh.size(i) + mesh.get_local_rank(i), count * mesh.size(i)
+    return number, count
 
 
 def part_of(x: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], /) -> Tensor:

@@ -115,9 +115,7 @@ def shard_batch(batch: Any, mesh: DeviceMesh, /) -> Any:
     if not isinstance(mesh, DeviceMesh):
         raise TypeError(f"shard_batch(batch, {mesh!r}): the second argument is a mesh, fl.distributed.mesh()")
     dims = data_dims(mesh)
-    count = 1
-    for i in dims:
-        count *= mesh.size(i)
+    count = math.prod(mesh.size(i) for i in dims)
 
     def place(path: str, x: Any) -> Any:
         if not isinstance(x, Tensor) or isinstance(x, DTensor):

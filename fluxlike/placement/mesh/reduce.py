@@ -55,7 +55,7 @@ class _Bucket:
             if running != self._running:
                 self.forget()
                 self._running = running
-            pending = _pending(g, placements) if isinstance(g, DTensor) and not g.requires_grad else None
+            pending = _pending_axes(g, placements) if isinstance(g, DTensor) and not g.requires_grad else None
             if pending is None or len(pending) != 1:
                 return
             self._grads[k] = g
@@ -119,7 +119,7 @@ def placed_as(grads: Sequence[Tensor | None], params: Sequence[Tensor], /) -> li
         if g.placements == x.placements:
             result[i] = _stored(g)
             continue
-        pending = _pending(g, x.placements)
+        pending = _pending_axes(g, x.placements)
         if pending is None or g.requires_grad:
             result[i] = _stored(g.redistribute(placements=x.placements))
         else:
@@ -138,7 +138,7 @@ def _stored(g: DTensor) -> DTensor:
     return g
 
 
-def _pending(g: DTensor, wanted: Sequence[Any]) -> tuple[tuple[int, str], ...] | None:
+def _pending_axes(g: DTensor, wanted: Sequence[Any]) -> tuple[tuple[int, str], ...] | None:
     """The axes along which a sum is pending and the parameter is whole, if that is all the difference."""
     found = []
     for i, (has, wants) in enumerate(zip(g.placements, wanted, strict=True)):

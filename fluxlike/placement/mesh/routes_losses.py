@@ -6,7 +6,6 @@ in the mean of `nll_loss`, the number of entries in the gradient of `mse_loss`.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from torch.nn import _reduction
 
 from fluxlike._private import collectives
 from fluxlike._private.dtensors import of_local, spec_over
+from fluxlike.placement.mesh.parts import piece_of
 from fluxlike.placement.mesh.rowwise import Divided, Rowwise, Whole, common, tensors_over
 from fluxlike.placement.mesh.signatures import named
 from fluxlike.placement.mesh.tensors import replicated
@@ -62,13 +62,14 @@ class _Loss:
         self, func: Any, given: _Arguments, reduction: str, found: list[DTensor], rows: list[Placement]
     ) -> Any:
         """A local value of which the sum over the ranks is the loss."""
-        mesh, parts = found[0].device_mesh, _parts(found[0].device_mesh, rows)
+        mesh = found[0].device_mesh
+        _, pieces = piece_of(mesh, rows)
 
         def reduced(**local: Any) -> Tensor:
             value: Tensor = func(**local)
-            return value if reduction == "sum" else value / parts
+            return value if reduction == "sum" else value / pieces
 
-        return _pending(Rowwise(*self._rows, broadcast=self._broadcast), reduced, given, mesh, rows)
+        return _summed(Rowwise(*self._rows, broadcast=self._broadcast), reduced, given, mesh, rows)
 
     def _bring_together(self, func: Any, given: _Arguments) -> None:
         first, second = (given[name] for name in self._rows[:2])
@@ -100,7 +101,7 @@ class _OfClasses(_Loss):
             total: Tensor = func(**local | {"reduction": "sum"})
             return total / mass
 
-        return _pending(Rowwise(*self._rows), reduced, given, mesh, rows)
+        return _summed(Rowwise(*self._rows), reduced, given, mesh, rows)
 
 
 def _mass(scores: Tensor, target: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
@@ -111,7 +112,7 @@ def _mass(scores: Tensor, target: Tensor, weight: Tensor | None, ignored: int) -
     return (weight.detach()[torch.where(kept, target, 0)] * kept).sum()
 
 
-def _pending(by_rows: Rowwise, reduced: Any, given: _Arguments, mesh: DeviceMesh, rows: Any) -> Any:
+def _summed(by_rows: Rowwise, reduced: Any, given: _Arguments, mesh: DeviceMesh, rows: Any) -> Any:
     """What a function of this rank's rows gives, as its part of a sum over the ranks."""
     value: list[Tensor] = []
 
@@ -119,21 +120,16 @@ def _pending(by_rows: Rowwise, reduced: Any, given: _Arguments, mesh: DeviceMesh
         value.append(reduced(**local))
 
     by_rows(keep, (), given)
-    return _sum(value[0], mesh, rows)
+    return _pending_sum(value[0], mesh, rows)
 
 
-def _sum(value: Tensor, mesh: DeviceMesh, rows: Sequence[Placement]) -> DTensor:
+def _pending_sum(value: Tensor, mesh: DeviceMesh, rows: Sequence[Placement]) -> DTensor:
     """The sum of the numbers that ranks with different rows have computed."""
     placements: list[Placement] = [Partial() if isinstance(p, Shard) else Replicate() for p in rows]
     if not value.requires_grad:
         found: DTensor = of_local(value, spec_over(mesh, placements, (), value))
         return found
     return DTensor.from_local(value, mesh, placements, run_check=False)
-
-
-def _parts(mesh: DeviceMesh, rows: Sequence[Placement]) -> int:
-    """How many parts the rows are in."""
-    return math.prod(mesh.size(i) for i, p in enumerate(rows) if isinstance(p, Shard))
 
 
 def _reduction_of(given: _Arguments) -> str:
@@ -160,7 +156,8 @@ def _ctc(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     if given["reduction"] == "none":
         return rows.leave(value, 0)
     places = rows.at(0)
-    return _sum(value / _parts(mesh, places) if given["reduction"] == "mean" else value, mesh, places)
+    _, pieces = piece_of(mesh, places)
+    return _pending_sum(value / pieces if given["reduction"] == "mean" else value, mesh, places)
 
 
 def _over(lengths: Any, mesh: DeviceMesh) -> DTensor:

@@ -29,7 +29,7 @@ __all__ = ["ROUTES"]
 _Route = Callable[..., Any] | None
 
 
-def _pending(x: Any) -> bool:
+def _is_pending(x: Any) -> bool:
     return isinstance(x, DTensor) and bool(_partial(x))
 
 
@@ -37,7 +37,7 @@ def _whole(x: Any) -> Any:
     """An argument without pending sums."""
     if isinstance(x, (tuple, list)) and type(x) in (tuple, list):
         return type(x)(map(_whole, x))
-    return settled(x) if _pending(x) else x
+    return settled(x) if _is_pending(x) else x
 
 
 class _Settled:
@@ -51,7 +51,7 @@ class _Settled:
         self._route = route
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if any(map(_pending, tensors_over([args, list(kwargs.values())]))):
+        if any(map(_is_pending, tensors_over([args, list(kwargs.values())]))):
             args, kwargs = _whole(args), {name: _whole(x) for name, x in kwargs.items()}
         elif self._route is None:
             return NotImplemented
@@ -81,7 +81,7 @@ class _Into:
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if args else kwargs.get("input")
-        if not _pending(x) or not self._writes(func, args, kwargs) or _each_by_itself(func, args, kwargs):
+        if not _is_pending(x) or not self._writes(func, args, kwargs) or _each_by_itself(func, args, kwargs):
             return NotImplemented if self._route is None else self._route(func, args, kwargs)
         assert isinstance(x, DTensor)
         y = settled(x).clone()
@@ -112,7 +112,7 @@ def _each_by_itself(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if not all(type(p) is Partial and p.reduce_op in ("sum", "avg") for p in _partial(x)):
         return False
     if func in _ADDED:
-        return isinstance(other, DTensor) and (not _pending(other) or other.placements == x.placements)
+        return isinstance(other, DTensor) and (not _is_pending(other) or other.placements == x.placements)
     return isinstance(other, (int, float)) and kwargs.get("rounding_mode") is None
 
 

@@ -1,6 +1,7 @@
-"""Routes of functions that cut a tensor along an axis: piece by piece.
+"""Routes of functions that cut a tensor along an axis: piece by piece, of a tensor that is whole along it.
 
-DTensor's derivative of all pieces together fails where some piece is not used.
+DTensor's derivative of all pieces together fails where some piece is not used; and where the axis is divided
+over the ranks, it would gather all of it for each piece.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 __all__ = ["ROUTES"]
 
 
-def _cut(x: Tensor, sizes: Sequence[int], dim: int) -> tuple[Tensor, ...]:
+def _whole_along(x: DTensor, dim: int) -> DTensor:
+    """A tensor that no rank has only a part of along an axis: gathered once, where they have."""
+    wants = [Replicate() if p == Shard(dim % x.ndim) else p for p in x.placements]
+    return x if wants == list(x.placements) else x.redistribute(placements=wants)
+
+
+def _cut(x: DTensor, sizes: Sequence[int], dim: int) -> tuple[Tensor, ...]:
+    x = _whole_along(x, dim)
     pieces, start = [], 0
     for size in sizes:
         pieces.append(x.narrow(dim, start, size))
@@ -22,7 +31,7 @@ def _cut(x: Tensor, sizes: Sequence[int], dim: int) -> tuple[Tensor, ...]:
     return tuple(pieces)
 
 
-def _in_sizes(x: Tensor, size: int, dim: int) -> tuple[Tensor, ...]:
+def _in_sizes(x: DTensor, size: int, dim: int) -> tuple[Tensor, ...]:
     n = x.shape[dim]
     return _cut(x, [min(size, n - start) for start in range(0, n, size)], dim)
 
@@ -47,7 +56,8 @@ def _chunk(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
 
 def _unbind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     x, dim = _given(("input", "dim"), args, kwargs)
-    return tuple(x.select(dim, i) for i in range(x.shape[dim]))
+    whole = _whole_along(x, dim)
+    return tuple(whole.select(dim, i) for i in range(whole.shape[dim]))
 
 
 def _given(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 from fluxlike._private.dtensors import local_of
 from fluxlike._private.fake import without_values
 from fluxlike._private.tracing import tracing
+from fluxlike.placement.mesh.parts import piece_of
 from fluxlike.placement.mesh.routes_in_place import Beside
 from fluxlike.placement.mesh.rowwise import ANY, Rowwise, common, leave, tensors_over, whole
 from fluxlike.placement.mesh.signatures import named
@@ -49,13 +50,10 @@ def apart(mesh: DeviceMesh, placements: Sequence[Placement], device: torch.devic
             "of these, or leave out fluxlike.jit"
         )
     seed = int(torch.randint(1 << 31, (), device="cpu"))
-    part, count = 0, 1
-    for i, p in enumerate(placements):
-        if isinstance(p, Shard):
-            part, count = part * mesh.size(i) + mesh.get_local_rank(i), count * mesh.size(i)
+    number, count = piece_of(mesh, placements)
     generator = _generator(device)
     before = generator.get_state()
-    generator.manual_seed(seed * count + part)
+    generator.manual_seed(seed * count + number)
     try:
         yield
     finally:
@@ -185,17 +183,13 @@ def _part(x: Tensor) -> Any:
     """The rows of this rank, where they begin among all elements, and how a result is put over the mesh."""
     if not isinstance(x, DTensor):
         return None
-    rows, left = list(x.placements), x.shape[0] if x.ndim else 0
-    part = 0
-    for i, p in enumerate(rows):
-        if not isinstance(p, Shard):
-            continue
-        size = x.device_mesh.size(i)
-        if p.dim != 0 or left % size:
-            return None  # not one stretch of elements
-        part, left = part * size + x.device_mesh.get_local_rank(i), left // size
+    # what is drawn for a pending sum is no sum itself
+    rows = [Replicate() if isinstance(p, Partial) else p for p in x.placements]
+    number, count = piece_of(x.device_mesh, rows)
+    if any(p not in (Shard(0), Replicate()) for p in rows) or (count > 1 and x.shape[0] % count):
+        return None  # not one stretch of elements
     local = local_of(x)
-    return local, part * local.numel(), lambda y: leave(y, x.device_mesh, rows)
+    return local, number * local.numel(), lambda y: leave(y, x.device_mesh, rows)
 
 
 draws.PARTS.append(_part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,24 +23,18 @@ __all__ = ["ROUTES"]
 def _pad(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """Padding, which leaves the leading axes alone."""
 
-    def leading(input: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> int:
-        return input.ndim - len(pad) // 2
-
-    free = leading(*args, **kwargs)
+    given = named(func, args, kwargs)
+    free = given["input"].ndim - len(given["pad"]) // 2
     return (Rowwise(0, "input", axes=free) if free > 0 else Whole())(func, args, kwargs)
 
 
 def _embedding_bag(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """Bags in rows are apart; those in one long row are not, nor are gradients scaled by how often."""
 
-    def apart(
-        input: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None,
-        norm_type: float = 2, scale_grad_by_freq: bool = False, *_: Any, **__: Any,
-    ) -> bool:  # fmt: skip
-        return input.ndim == 2 and max_norm is None and not scale_grad_by_freq
-
+    given = named(func, args, kwargs)
+    apart = given["input"].ndim == 2 and given["max_norm"] is None and not given["scale_grad_by_freq"]
     by_rows = Rowwise(0, 8, "input", "per_sample_weights")
-    return (by_rows if apart(*args, **kwargs) else Whole())(func, args, kwargs)
+    return (by_rows if apart else Whole())(func, args, kwargs)
 
 
 def _embedding(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
@@ -56,24 +50,17 @@ def _embedding(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 def _instance_norm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """Each example by its own moments; running statistics move by the mean over the examples of all ranks."""
     y = Rowwise(0, "input")(func, args, kwargs)
-    mean, var, used = _of_instances(*args, **kwargs)
-    if used and isinstance(y, DTensor):
+    given = named(func, args, kwargs)
+    if given["use_input_stats"] and isinstance(y, DTensor):
         mesh = y.device_mesh
         dims = [i for i, p in enumerate(y.placements) if isinstance(p, Shard)]
-        for running in (mean, var):
+        for running in (given["running_mean"], given["running_var"]):
             if isinstance(running, DTensor) and dims:
                 total = local_of(running)
                 for i in dims:
                     total = collectives.all_reduce(total, mesh, i) / mesh.size(i)
                 local_of(running).copy_(total)
     return y
-
-
-def _of_instances(
-    input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
-    use_input_stats: bool = True, *_: Any, **__: Any,
-) -> tuple[Any, Any, bool]:  # fmt: skip
-    return running_mean, running_var, use_input_stats
 
 
 _OF_ROWS = (

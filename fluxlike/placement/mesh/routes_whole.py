@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.tensor import Shard
 
 from fluxlike.placement.mesh.rowwise import Whole, tensors_over
 from fluxlike.placement.mesh.tensors import replicated
@@ -36,15 +35,7 @@ def _item(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     return NotImplemented if new is index else func(x, new)
 
 
-def _unbind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
-    """The parts along an axis, of which each rank has all unless it is that of the rows."""
-    x, dim = args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs.get("dim", 0)
-    apart = [p for p in x.placements if isinstance(p, Shard) and p.dim == dim % x.ndim]
-    return Whole()(func, args, kwargs) if apart else NotImplemented
-
-
 ROUTES: dict[Any, Any] = {
     **dict.fromkeys((*_MIXED, F.pdist, torch.linalg.lstsq, Tensor.__format__), Whole()),
-    **dict.fromkeys((Tensor.unbind, torch.unbind, Tensor.__iter__), _unbind),
     Tensor.__getitem__: _item,
 }

@@ -13,48 +13,33 @@ from torch.distributed.tensor import DTensor, Shard
 from fluxlike._private import collectives
 from fluxlike._private.dtensors import local_of
 from fluxlike.placement.mesh.rowwise import Rowwise, common, enter, leave, whole
+from fluxlike.placement.mesh.signatures import named
 
 __all__ = ["batch_norm"]
 
 
 def batch_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any:
     """``torch.nn.functional.batch_norm`` over a mesh; running statistics move as on one device."""
-    call = _Call(*args, **kwargs)
-    if not isinstance(call.x, DTensor):
+    given = named(func, args, kwargs)
+    rows = given["input"]
+    if not isinstance(rows, DTensor):
         return NotImplemented
-    mesh, placements = call.x.device_mesh, common([call.x], 1)
+    mesh, placements = rows.device_mesh, common([rows], 1)
     dims = [i for i, p in enumerate(placements) if isinstance(p, Shard)]
-    if not dims or not call.training or call.x.numel() == call.x.shape[1]:
+    if not dims or not given["training"] or rows.numel() == rows.shape[1]:
         return Rowwise(0, "input")(func, args, kwargs)
-    none = whole(placements)
-    weight, bias = (None if t is None else enter(t, none, placements) for t in (call.weight, call.bias))
-    x = enter(call.x, placements)
-    y, mean, var = _Normalise.apply(x, weight, bias, call.eps, mesh, dims)
-    if call.mean is not None and call.var is not None:
+    none, scales = whole(placements), (given["weight"], given["bias"])
+    weight, bias = (None if t is None else enter(t, none, placements) for t in scales)
+    x = enter(rows, placements)
+    y, mean, var = _Normalise.apply(x, weight, bias, given["eps"], mesh, dims)
+    if given["running_mean"] is not None and given["running_var"] is not None:
         count = _count(x, mesh, dims)
+        moved = (given["running_mean"], mean), (given["running_var"], var * (count / (count - 1)))
         with torch.no_grad():
-            for running, now in ((call.mean, mean), (call.var, var * (count / (count - 1)))):
+            for running, now in moved:
                 local = local_of(running)
-                local.copy_(local.to(now.dtype).lerp(now, call.momentum))
+                local.copy_(local.to(now.dtype).lerp(now, given["momentum"]))
     return leave(y, mesh, placements)
-
-
-class _Call:
-    """The arguments by their names."""
-
-    def __init__(
-        self,
-        input: Any,
-        running_mean: Any,
-        running_var: Any,
-        weight: Any = None,
-        bias: Any = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> None:
-        self.x, self.mean, self.var, self.weight, self.bias = input, running_mean, running_var, weight, bias
-        self.training, self.momentum, self.eps = training, momentum, eps
 
 
 def _count(x: Tensor, mesh: DeviceMesh, dims: list[int]) -> int:

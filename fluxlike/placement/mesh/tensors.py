@@ -173,12 +173,7 @@ def _require_no_graph(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
 
 
 def _tensors(args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    for x in args:
-        if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, (tuple, list)):
-            yield from _tensors(x, {})
-    for x in kwargs.values():
+    for x in (*args, *kwargs.values()):
         if isinstance(x, Tensor):
             yield x
         elif isinstance(x, (tuple, list)):

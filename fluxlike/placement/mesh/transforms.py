@@ -16,8 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
+from fluxlike.placement.mesh.parts import piece_of
 from fluxlike.placement.mesh.routes_random import apart
-from fluxlike.placement.mesh.rowwise import Divided, differentiable_again, enter, leave, whole
+from fluxlike.placement.mesh.rowwise import Divided, enter, leave, whole
 from fluxlike.placement.mesh.tensors import Batched, MeshTensor, Stored, data_dims, gathered, replicated
 
 __all__ = ["Share", "laid_out_like", "of_entries", "of_members", "placed_like"]
@@ -38,11 +39,7 @@ class Share:
 
     def __init__(self, mesh: DeviceMesh, rows: Sequence[Placement], kind: type[MeshTensor]) -> None:
         self._mesh, self._rows, self._kind = mesh, rows, kind
-        self.count, self.number = 1, 0
-        for i, p in enumerate(rows):
-            if isinstance(p, Shard):
-                self.count *= mesh.size(i)
-                self.number = self.number * mesh.size(i) + mesh.get_local_rank(i)
+        self.number, self.count = piece_of(mesh, rows)
 
     def whole(self, x: DTensor, /) -> Tensor:
         """What all members share, plain."""
@@ -55,7 +52,7 @@ class Share:
 
     def part(self, x: Tensor, axis: int, /) -> Tensor:
         """This rank's members of a tensor that has them on an axis. All ranks have a plain one alike."""
-        over = x if isinstance(x, DTensor) else _replicated(x, self._mesh)
+        over = x if isinstance(x, DTensor) else replicated(x, self._mesh)
         return enter(over, self._at(axis), self._at(axis))
 
     def joined(self, y: Tensor, axis: int, /) -> DTensor:
@@ -91,11 +88,6 @@ class Share:
         return [Shard(axis) if isinstance(p, Shard) else Replicate() for p in self._rows]
 
 
-def _replicated(x: Tensor, mesh: DeviceMesh) -> DTensor:
-    new = replicated(x, mesh)
-    return differentiable_again(new) if new.requires_grad else new
-
-
 def of_members(mesh: DeviceMesh, tensors: Sequence[Tensor], axes: Sequence[int], /) -> Share:
     """The share in members that stand on an axis of some tensors: as any of these is divided.
 
@@ -120,7 +112,7 @@ def of_entries(mesh: DeviceMesh, /) -> Share:
 def laid_out_like(x: Tensor, like: Tensor, /) -> Tensor:
     """A plain tensor, which every rank has alike, laid out as `placed_like` would."""
     assert isinstance(like, DTensor)
-    return placed_like(_replicated(x, like.device_mesh), like)
+    return placed_like(replicated(x, like.device_mesh), like)
 
 
 def placed_like(x: Tensor, like: Tensor, /) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor
 from fluxlike._private import functorch, tracing
 from fluxlike.scope import assigned, mode, seeded
 from fluxlike.transforms.jit.arguments import Arguments
+from fluxlike.transforms.jit.cache import Cache
 from fluxlike.transforms.jit.call import Signature, pins
 from fluxlike.transforms.jit.over_mesh import OfParts, Places, joined, parted
 from fluxlike.transforms.jit.record import record
-from fluxlike.transforms.jit.retraced import Retraced
 from fluxlike.transforms.jit.trace import Taken, Trace
 from fluxlike.transforms.motors import enclosed
 from fluxlike.trees.structure import flatten
@@ -162,9 +162,12 @@ class Jitted:
         self._f, self._dynamic, self._frozen = f, dynamic, frozen
         self._arguments = Arguments(f, donate=donate, static=static)
         self._calls = 0
+        if frozen:
+            cache = Cache(f"inference({f.__qualname__})", "pad to one size")
+        else:
+            cache = Cache(repr(self), "write jit(…, dynamic=True) for sizes that change, or pad to one size")
         # Behind a function: what a trace keeps is no part of a model that the compiled function stands in.
-        traces = _Traces(f"inference({f.__qualname__})", "") if frozen else _Traces(repr(self))
-        self._get_traces = lambda: traces
+        self._get_cache = lambda: cache
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._calls += 1
@@ -178,7 +181,7 @@ class Jitted:
         over = parted(leaves)
         if over is not None:
             return self._over_mesh(leaves, treedef, settings, over, args, kwargs)
-        found = self._get_traces().find(leaves, treedef, settings)
+        found = self._get_cache().find(leaves, treedef, settings)
         if found is None and not _differentiated(leaves):
             donated = self._arguments.donated(tree, args, kwargs)
             found = self._traced(leaves, treedef, settings, self._arguments.call(static), donated)
@@ -199,7 +202,7 @@ class Jitted:
         """A call with tensors over a mesh: the graph is of the parts that this rank holds."""
         parts, places = over
         settings = (*settings, places)
-        found = self._get_traces().find(parts, treedef, settings)
+        found = self._get_cache().find(parts, treedef, settings)
         if found is None and not _differentiated(leaves):
             tree, static = self._arguments.split(args, kwargs)
             donated = self._arguments.donated(tree, args, kwargs)
@@ -221,18 +224,18 @@ class Jitted:
         donated: Sequence[bool] | None,
     ) -> tuple[Trace, Taken]:
         """A new trace for a call, and its inputs."""
-        traces = self._get_traces()
+        cache = self._get_cache()
         with _compiling:
-            found = traces.find(leaves, treedef, settings)  # another thread may have made one
+            found = cache.find(leaves, treedef, settings)  # another thread may have made one
             if found is None:
                 signature = self._signature(leaves, treedef)
-                traces.add(Trace(call, signature, leaves, settings, donated, frozen=self._frozen))
-                found = traces.find(leaves, treedef, settings)
+                cache.add(Trace(call, signature, leaves, settings, donated, frozen=self._frozen))
+                found = cache.find(leaves, treedef, settings)
         assert found is not None
         return found
 
     def _signature(self, leaves: Sequence[Any], treedef: Any) -> Signature:
-        seen = self._get_traces().signatures() if self._dynamic else []
+        seen = self._get_cache().signatures() if self._dynamic else []
         return Signature(leaves, treedef, self._arguments.label, dynamic=self._dynamic, seen=seen)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -278,42 +281,7 @@ class Jitted:
             >>> double.cache_info()
             CacheInfo(calls=2, traces=1)
         """
-        return CacheInfo(self._calls, len(self._get_traces().all))
-
-
-class _Traces:
-    """The traces of one function.
-
-    Args:
-        name: what the function is called in warnings.
-        dynamic: as in Retraced.
-
-    Attributes:
-        all: the traces, the newest first.
-    """
-
-    def __init__(self, name: str, *dynamic: str) -> None:
-        self.all: tuple[Trace, ...] = ()
-        self._retraced = Retraced(name, *dynamic)
-
-    def find(
-        self, leaves: Sequence[Any], treedef: Any, settings: tuple[Any, ...]
-    ) -> tuple[Trace, Taken] | None:
-        """The trace for a call, and its inputs."""
-        for trace in self.all:
-            taken = trace.inputs(leaves, treedef, settings)
-            if taken is not None:
-                return trace, taken
-        return None
-
-    def signatures(self) -> list[Signature]:
-        """Those of all traces."""
-        return [trace.signature for trace in self.all]
-
-    def add(self, trace: Trace) -> None:
-        """Keep a new trace."""
-        before, self.all = self.all, (trace, *self.all)
-        self._retraced.note(before, trace)
+        return CacheInfo(self._calls, len(self._get_cache().traces))
 
 
 def surrounded() -> bool:

@@ -52,6 +52,15 @@ def test_a_circle_is_gone_after_it_even_where_python_does_not_collect():
 
 
 @pytest.mark.parametrize("every", [0, -1, 2.5, True])
-def test_a_number_of_steps_that_is_none_is_an_error(every):
-    with pytest.raises(ValueError, match="write a number of steps"):
-        GarbageCollect(every)
+@pytest.mark.parametrize(
+    "make",
+    [
+        GarbageCollect,
+        lambda every: fl.callbacks.Checkpointer("checkpoints", every=every),
+        lambda every: fl.callbacks.StopOnNonFiniteLoss(every=every),
+    ],
+    ids=["garbage", "checkpoints", "losses"],
+)
+def test_a_number_of_steps_that_is_none_is_an_error(make, every):
+    with pytest.raises(ValueError, match=f"has every={every}; write after how many steps, a whole number"):
+        make(every)

@@ -249,7 +249,7 @@ def test_logs_are_closed_after_an_error_and_losses_that_waited_are_there(tmp_pat
     with pytest.raises(fl.CallbackError):
         fl.fit(learner(LogMetrics(log, every=1), Leave(3)))
     assert len(Table.from_csv(tmp_path / "run.csv")) == 3
-    assert log._file is None
+    assert log._open is None
 
 
 def test_a_log_that_fails_leaves_a_learner_and_the_error_is_the_first_one(tmp_path):
@@ -419,7 +419,7 @@ def test_predictions_of_a_batch_are_a_figure_in_the_log(tmp_path):
         (lambda a, b: LogHistograms(a, every=2.5), ValueError, r"every=2\.5"),
         (lambda a, b: LogGradients(b), TypeError, "LogGradients writes histograms, and CSVLog keeps"),
         (lambda a, b: LogHyperParams(b), TypeError, "writes hyperparameters, and CSVLog keeps scalars"),
-        (lambda a, b: LogHyperParams(a, a=[1]), TypeError, r"\(a=…\) is a list; write a number"),
+        (lambda a, b: LogHyperParams(a, a=[1]), TypeError, "hyperparameter 'a' is a list; write a number"),
         (lambda a, b: LogVisualization(a, f=picture), TypeError, "figures and images, and JSONLinesLog"),
     ],
     ids=["none", "path", "class", "every", "csv", "float", "gradients", "choices", "list", "pictures"],

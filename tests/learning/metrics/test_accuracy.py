@@ -48,6 +48,11 @@ def test_sixteen_bits_and_a_single_entry():
     assert accuracy(scores, torch.tensor([True])) == 1
 
 
+def test_the_share_has_the_precision_of_the_outputs():
+    scores = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    assert accuracy(scores, torch.tensor([1, 0, 1])).item() == 2 / 3
+
+
 @pytest.mark.parametrize(
     ("outputs", "targets", "error", "says"),
     [

@@ -1,6 +1,7 @@
 """Every test of `jit` runs twice: over the recorded graph alone, which is quick, and compiled.
 
-A file whose promises are kept before a graph is built says ``RECORDED_ALONE = True``, and runs once.
+A file whose promises are kept before a graph is built says ``RECORDED_ALONE = True``, and runs once. A test
+that parametrizes ``engine`` itself runs as it says.
 """
 
 import warnings
@@ -9,7 +10,8 @@ import pytest
 
 
 def pytest_generate_tests(metafunc):
-    if "engine" in metafunc.fixturenames:
+    named = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "engine" in metafunc.fixturenames and "engine" not in named:
         alone = getattr(metafunc.module, "RECORDED_ALONE", False)
         compiled = [] if alone else [pytest.param("compiled", marks=pytest.mark.slow)]
         metafunc.parametrize("engine", ["recorded", *compiled], indirect=True)

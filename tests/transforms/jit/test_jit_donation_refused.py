@@ -6,6 +6,8 @@ import torch
 
 import fluxlike as fl
 
+RECORDED_ALONE = True
+
 
 def plus_one(model, x):
     return {"w": model["w"] + 1}, x * 2

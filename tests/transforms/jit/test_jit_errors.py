@@ -9,6 +9,8 @@ import torch
 
 import fluxlike as fl
 
+RECORDED_ALONE = True
+
 # Values that are not known while a function is traced
 
 

@@ -10,6 +10,8 @@ import torch
 
 import fluxlike as fl
 
+RECORDED_ALONE = True
+
 # Arguments
 
 

@@ -1,21 +1,18 @@
+"""BatchNorm: its statistics, its modes and its options."""
+
 from __future__ import annotations
 
 import pytest
 import torch
+from norm_steps import doubles, exact, trained
 from torch import nn
 
 import fluxlike as fl
 
 
-def exact(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-
-
-def trained(norm, x):
-    """What the layer returns in training, and the layer after it."""
-    with fl.mode("train"):
-        y, updates = fl.withupdates(lambda m: m(x), norm)
-    return y, fl.apply_updates(norm, updates)
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -95,26 +92,6 @@ def test_batchnorm_over_any_axes_equals_torchs_over_several_steps(shape, twin, m
     exact(norm(x), other.eval()(x).detach())
 
 
-@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (4, 3, 2, 2)], ids=str)
-def test_batchnorm_inside_torch_func_equals_the_one_outside(shape):
-    torch.manual_seed(0)
-    norm = fl.f64(fl.BatchNorm(3))
-    x, weights = torch.randn(2, *shape, dtype=torch.float64)
-
-    def loss(x):
-        y, updates = fl.withupdates(lambda m: m(x), norm)
-        moved = fl.apply_updates(norm, updates)
-        return (y * weights).sum(), (y, moved.running_mean, moved.running_var)
-
-    x2 = x.clone().requires_grad_()
-    value, outside = loss(x2)
-    value.backward()
-    grad, inside = torch.func.grad(loss, has_aux=True)(x)
-    exact(grad, x2.grad)
-    for a, b in zip(inside, outside, strict=True):
-        exact(a, b.detach())
-
-
 @pytest.mark.parametrize("shape", [(1, 2), (1, 2, 1), (1, 2, 1, 1)], ids=str)
 def test_a_single_value_a_channel_cannot_train(shape):
     with fl.mode("train"), pytest.raises(ValueError, match="more than 1 value per channel"):
@@ -128,41 +105,12 @@ def test_a_single_value_a_channel_cannot_train_inside_torch_func_either(shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("make", [fl.BatchNorm, fl.LayerNorm])
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("mode", ["train", "test"])
-def test_half_precision_input_is_normalised_in_float32_and_rounded_once(make, dtype, affine, mode):
-    torch.manual_seed(0)
-    norm, x = make(4, affine=affine), (100 + torch.randn(64, 4)).to(dtype)
-    with fl.mode(mode):
-        y, wanted = norm(x), fl.f64(norm)(x.double())
-    rounding = torch.finfo(dtype).eps / 2 * wanted.abs()
-    arithmetic = 8 * torch.finfo(torch.float32).eps * 100
-    assert y.dtype == dtype
-    assert ((y.double() - wanted).abs() <= rounding + arithmetic).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_input_moves_float32_statistics(dtype):
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]).to(dtype)
     _, norm = trained(fl.BatchNorm(2), x)
     assert norm.running_mean.dtype == norm.running_var.dtype == torch.float32
     torch.testing.assert_close(norm.running_mean, torch.tensor([0.3, 0.4]))
     torch.testing.assert_close(norm.running_var, torch.tensor([1.3, 1.3]))
-
-
-@pytest.mark.parametrize("make", [fl.BatchNorm, fl.LayerNorm])
-def test_without_affine_there_is_nothing_to_train(make):
-    norm = make(3, affine=False)
-    assert norm.weight is None
-    assert norm.bias is None
-    assert fl.trainables(norm) == []
-
-
-def test_weight_starts_at_one_and_bias_at_zero():
-    for norm in (fl.BatchNorm(3), fl.LayerNorm(3)):
-        assert torch.equal(norm.weight, torch.ones(3))
-        assert torch.equal(norm.bias, torch.zeros(3))
 
 
 def test_running_statistics_are_buffers():
@@ -183,64 +131,51 @@ def test_a_pinned_batchnorm_does_not_train_inside_gradient(rows):
     assert grads.running_var is None
 
 
-def test_layernorm_has_mean_zero_and_variance_one():
-    y = fl.LayerNorm(3)(torch.tensor([[1.0, 2.0, 3.0]]))
-    torch.testing.assert_close(y, torch.tensor([[-1.22474, 0.0, 1.22474]]), rtol=0, atol=1e-5)
+def test_batchnorm_without_momentum_keeps_the_mean_over_all_batches():
+    norm, twin = fl.f64(fl.BatchNorm(3, momentum=None)), nn.BatchNorm1d(3, momentum=None).double()
+    for n in range(1, 5):
+        x = doubles(4, 3, 2)
+        y, norm = trained(norm, x)
+        exact(y, twin(x).detach())
+        exact(norm.running_mean, twin.running_mean)
+        exact(norm.running_var, twin.running_var)
+        assert norm.num_batches_tracked.item() == n
+    exact(norm(x), twin.eval()(x).detach())
 
 
-@pytest.mark.parametrize("shape", [4, (4,), (3, 4), [2, 3, 4]], ids=str)
+def test_batchnorm_without_momentum_moves_in_two_lines():
+    norm, x = fl.f64(fl.BatchNorm(2, momentum=None)), doubles(4, 2)
+    grads = fl.gradient(lambda m: m(x).square().sum(), norm)
+    new, _ = fl.update(fl.setup(fl.Descent(0.1), norm), norm, grads)
+    exact(new.running_mean, x.mean(0))
+    assert new.num_batches_tracked.item() == 1
+
+
+def test_batchnorm_with_momentum_counts_no_batches():
+    assert fl.BatchNorm(2).num_batches_tracked is None
+    assert fl.BatchNorm(2, momentum=None, track_stats=False).num_batches_tracked is None
+
+
+@pytest.mark.parametrize("mode", ["train", "test"])
 @pytest.mark.parametrize("affine", [True, False])
-def test_layernorm_over_the_last_axes_equals_torchs(shape, affine):
-    torch.manual_seed(0)
-    x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
-    exact(fl.f64(fl.LayerNorm(shape, affine=affine))(x), nn.LayerNorm(shape).double()(x).detach())
+def test_batchnorm_without_statistics_normalises_by_the_batch_in_both_modes(mode, affine):
+    norm = fl.f64(fl.BatchNorm(3, affine=affine, track_stats=False))
+    twin = nn.BatchNorm1d(3, affine=affine, track_running_stats=False).double().train(mode == "train")
+    x = doubles(5, 3)
+    with fl.mode(mode):
+        y, updates = fl.withupdates(lambda m: m(x), norm)
+    exact(y, twin(x).detach())
+    assert not any(isinstance(leaf, fl.Assigned) for leaf in fl.fleaves(updates, leaves="all"))
+    assert norm.running_mean is norm.running_var is None
 
 
-def test_layernorm_does_not_know_modes():
-    x = torch.randn(3, 4)
-    with fl.mode("train"):
-        y = fl.LayerNorm(4)(x)
-    assert torch.equal(y, fl.LayerNorm(4)(x))
+def test_the_options_of_batchnorm_are_printed():
+    norm = fl.BatchNorm(3, momentum=None, track_stats=False, affine=False)
+    assert repr(norm) == "BatchNorm(3, momentum=None, affine=False, track_stats=False)"
 
 
-def test_dropout_in_test_mode_returns_its_input():
-    x = torch.ones(5)
-    assert fl.Dropout(0.9)(x) is x
-
-
-@pytest.mark.parametrize("p", [0, 0.0, 0.2, 0.5, 1, 1.0])
-def test_dropout_after_manual_seed_equals_torchs(p):
-    x = torch.randn(50, 4)
-    torch.manual_seed(3)
-    wanted = nn.Dropout(p)(x)
-    torch.manual_seed(3)
-    with fl.mode("train"):
-        assert torch.equal(fl.Dropout(p)(x), wanted)
-
-
-def test_dropout_is_reproducible_after_manual_seed_and_differs_without():
-    x, drop = torch.ones(1000), fl.trainmode(fl.Dropout(0.5))
-    torch.manual_seed(1)
-    first, second = drop(x), drop(x)
-    torch.manual_seed(1)
-    assert torch.equal(drop(x), first)
-    assert not torch.equal(first, second)
-
-
-def test_dropout_zeroes_a_share_of_p_and_scales_the_rest():
-    torch.manual_seed(0)
-    y = fl.trainmode(fl.Dropout(0.2))(torch.ones(100_000))
-    assert set(y.unique().tolist()) == {0.0, 1.25}
-    assert abs((y == 0).double().mean().item() - 0.2) < 4 * (0.2 * 0.8 / 100_000) ** 0.5
-
-
-def test_dropout_trains_inside_the_gradient_of_a_model():
-    model = fl.Chain(fl.Dense(1, 1000, bias=False), fl.Dropout(0.5))
-    grads = fl.gradient(lambda m: m(torch.ones(1, 1)).sum(), model)
-    assert set(grads.layers[0].weight.unique().tolist()) == {0.0, 2.0}
-
-
-@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan"), float("inf")])
-def test_dropout_of_no_probability_is_an_error(p):
-    with pytest.raises(ValueError, match=r"Dropout\(p=.*\): write a probability, from 0 to 1"):
-        fl.Dropout(p)
+@pytest.mark.parametrize("track", [True, False])
+def test_batchnorm_of_one_example_alone_is_an_error_that_names_groupnorm(track):
+    norm = fl.BatchNorm(3, track_stats=track)
+    with pytest.raises(ValueError, match="use GroupNorm, which looks at each example alone"):
+        fl.per_example_gradient(lambda m, x: m(x).sum(), norm, torch.ones(4, 3))
