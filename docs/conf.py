@@ -27,6 +27,8 @@ napoleon_google_docstring = True
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["fluxlike.css"]
+html_logo = html_favicon = "_static/logo.svg"
+pygments_dark_style = "github-dark"
 html_title = "fluxlike"
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#4063d8", "color-brand-content": "#4063d8"},

@@ -49,6 +49,24 @@ def train_step(model, state, x, y):
     return fl.update(state, model, grads)
 
 
+def train(model, codes, held_out, steps, lr):
+    """The model after some steps, and the bits that it needs for a held-out letter."""
+    rule = fl.AdamW(betas=(0.9, 0.99), weight_decay=0.1)
+    rule = fl.Scheduled(rule, lr=fl.schedules.OneCycle(steps, lr))
+    state = fl.setup(fl.OptimiserChain(fl.ClipGlobalNorm(1.0), rule), model)
+
+    x_test, y_test = windows(held_out, torch.arange(0, len(held_out) - CONTEXT - 1, CONTEXT)[:500])
+    start = time.perf_counter()
+    for step in range(steps):
+        x, y = windows(codes, torch.randint(len(codes) - CONTEXT, (BATCH,)))
+        model, state = train_step(model, state, x, y)
+        if (step + 1) % (steps // 5) == 0:
+            bits = loss(model, x_test, y_test).item() / math.log(2)
+            seconds = time.perf_counter() - start
+            print(f"step {step + 1:4}: {bits:.2f} bits a held-out letter, after {seconds:.0f} s")
+    return model, bits
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smaller model, fewer steps")
@@ -62,19 +80,7 @@ def main():
         dropout=0.0,  # it sees each letter a few times at most
     )
     print(model)
-    rule = fl.AdamW(betas=(0.9, 0.99), weight_decay=0.1)
-    rule = fl.Scheduled(rule, lr=fl.schedules.OneCycle(steps, 1e-2 if quick else 4e-3))
-    state = fl.setup(fl.OptimiserChain(fl.ClipGlobalNorm(1.0), rule), model)
-
-    x_test, y_test = windows(held_out, torch.arange(0, len(held_out) - CONTEXT - 1, CONTEXT)[:500])
-    start = time.perf_counter()
-    for step in range(steps):
-        x, y = windows(codes, torch.randint(len(codes) - CONTEXT, (BATCH,)))
-        model, state = train_step(model, state, x, y)
-        if (step + 1) % (steps // 5) == 0:
-            bits = loss(model, x_test, y_test).item() / math.log(2)
-            seconds = time.perf_counter() - start
-            print(f"step {step + 1:4}: {bits:.2f} bits a held-out letter, after {seconds:.0f} s")
+    model, bits = train(model, codes, held_out, steps, 1e-2 if quick else 4e-3)
 
     baseline = Categorical(probs=codes.bincount().float()).entropy().item() / math.log(2)
     print(f"by the frequencies of letters alone it would take {baseline:.2f}")

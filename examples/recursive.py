@@ -79,6 +79,17 @@ def accuracy(model, expressions):
     return sum(right).item() / len(right)
 
 
+def train(model, steps, rng, deep):
+    state = fl.setup(fl.Scheduled(fl.Adam(), lr=fl.schedules.OneCycle(steps, 1e-2)), model)
+    for step in range(steps):
+        lesson = [tree(rng.randint(1, 4), rng) for _ in range(32)]
+        error, grads = fl.withgradient(loss, model, lesson)
+        model, state = fl.update(state, model, grads)
+        if (step + 1) % (steps // 5) == 0:
+            print(f"step {step + 1:4}: loss {error.item():.4f}, {accuracy(model, deep):.1%} of deeper trees")
+    return model
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps")
@@ -87,15 +98,7 @@ def main():
     torch.manual_seed(0)
     rng = random.Random(0)
     deep = [tree(8, rng) for _ in range(200)]
-    model = network()
-    rule = fl.Scheduled(fl.Adam(), lr=fl.schedules.OneCycle(steps, 1e-2))
-    state = fl.setup(rule, model)
-    for step in range(steps):
-        lesson = [tree(rng.randint(1, 4), rng) for _ in range(32)]
-        error, grads = fl.withgradient(loss, model, lesson)
-        model, state = fl.update(state, model, grads)
-        if (step + 1) % (steps // 5) == 0:
-            print(f"step {step + 1:4}: loss {error.item():.4f}, {accuracy(model, deep):.1%} of deeper trees")
+    model = train(network(), steps, rng, deep)
 
     found, true = accuracy(model, deep), sum(map(value, deep)) / len(deep)
     baseline = max(true, 1 - true)

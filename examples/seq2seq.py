@@ -79,6 +79,19 @@ def as_text(codes):
     return "".join(LETTERS[c] for c in codes.tolist())
 
 
+def train(model, steps, rng, held_out):
+    texts, lengths, answers = held_out
+    rule = fl.Scheduled(fl.Adam(), lr=fl.schedules.OneCycle(steps, 8e-3))
+    state = fl.setup(fl.OptimiserChain(fl.ClipGlobalNorm(1.0), rule), model)
+    for step in range(steps):
+        value, grads = fl.withgradient(loss, model, *batch(64, rng))
+        model, state = fl.update(state, model, grads)
+        if (step + 1) % (steps // 5) == 0:
+            right = (translate(model, texts, lengths) == answers).all(1).float().mean().item()
+            print(f"step {step + 1:4}: loss {value.item():.3f}, {right:.1%} of the held-out dates right")
+    return model, right
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps")
@@ -86,16 +99,8 @@ def main():
 
     torch.manual_seed(0)
     rng = random.Random(0)
-    model = network()
-    rule = fl.Scheduled(fl.Adam(), lr=fl.schedules.OneCycle(steps, 8e-3))
-    state = fl.setup(fl.OptimiserChain(fl.ClipGlobalNorm(1.0), rule), model)
     texts, lengths, answers = batch(500, rng, held_out=True)
-    for step in range(steps):
-        value, grads = fl.withgradient(loss, model, *batch(64, rng))
-        model, state = fl.update(state, model, grads)
-        if (step + 1) % (steps // 5) == 0:
-            right = (translate(model, texts, lengths) == answers).all(1).float().mean().item()
-            print(f"step {step + 1:4}: loss {value.item():.3f}, {right:.1%} of the held-out dates right")
+    model, right = train(network(), steps, rng, (texts, lengths, answers))
 
     for text, n, answer in zip(texts[:8], lengths, translate(model, texts, lengths), strict=False):
         print(f"  {as_text(text[:n]):28} {as_text(answer)}")

@@ -82,6 +82,16 @@ def loader(root, split, **options):
     return fl.DataLoader(fl.data.CIFAR10(root, split), transform=as_input, **options)
 
 
+def train(model, loaders, epochs, lr):
+    """A learner, trained by one cycle of Adam's rate."""
+    learner = fl.Learner(
+        model, loaders, fl.Adam(lr), fl.losses.logitcrossentropy,
+        metrics=[fl.metrics.accuracy],
+        callbacks=[fl.callbacks.ToDevice("cuda" if torch.cuda.is_available() else "cpu")],
+    )  # fmt: skip
+    return fl.fit_one_cycle(learner, epochs, lr)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="a folder of CIFAR-10 (default: pictures that it draws)")
@@ -101,14 +111,11 @@ def main():
         root = options.out / "pictures"
         write_cifar(root, count)
     classes = fl.data.read_class_names(root / "batches.meta.txt")
-    train = loader(root, "train", batch_size=32, shuffle=True, partial=False)
-    test = loader(root, "test", batch_size=100)
-    learner = fl.Learner(
-        network(options.depth), (train, test), fl.Adam(options.lr), fl.losses.logitcrossentropy,
-        metrics=[fl.metrics.accuracy],
-        callbacks=[fl.callbacks.ToDevice("cuda" if torch.cuda.is_available() else "cpu")],
-    )  # fmt: skip
-    learner = fl.fit_one_cycle(learner, epochs, options.lr)
+    loaders = (
+        loader(root, "train", batch_size=32, shuffle=True, partial=False),
+        loader(root, "test", batch_size=100),
+    )
+    learner = train(network(options.depth), loaders, epochs, options.lr)
 
     learner.history.plot().savefig(options.out / "vgg.png")
     mistakes = fl.interpret(learner, classes=classes)

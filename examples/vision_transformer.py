@@ -67,31 +67,44 @@ def loss(model, x, y):
     return fl.losses.logitcrossentropy(model(x), y)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two epochs")
-    epochs, goal = (2, 0.3) if parser.parse_args().quick else (30, 0.95)
+def digits():
+    """Images (N, 1, 8, 8) from 0 to 1, and labels, split into training and a held-out fifth."""
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
+    return fl.splitobs((images, torch.tensor(data.target)), at=0.8, shuffle=True)
 
-    torch.manual_seed(0)
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    data, (x_test, y_test) = fl.splitobs((images, torch.tensor(digits.target)), at=0.8, shuffle=True)
 
-    model = vision_transformer()
-    print(model)
+def accuracy(model, x, y):
+    with torch.no_grad():
+        return (fl.onecold(model(x)) == y).float().mean().item()
+
+
+def train(model, data, held_out, epochs):
     state = fl.setup(fl.AdamW(3e-3), model)
     for epoch in range(epochs):
         state = fl.adjust(state, 3e-3 * (1 - epoch / epochs))
         for x, y in fl.DataLoader(data, batch_size=64, shuffle=True):
             grads = fl.gradient(loss, model, x, y)
             model, state = fl.update(state, model, grads)
-        with torch.no_grad():
-            accuracy = (fl.onecold(model(x_test)) == y_test).float().mean().item()
-        print(f"epoch {epoch + 1:2d}: {accuracy:.2%} of the held-out digits")
+        print(f"epoch {epoch + 1:2d}: {accuracy(model, *held_out):.2%} of the held-out digits")
+    return model
 
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two epochs")
+    epochs, goal = (2, 0.3) if parser.parse_args().quick else (30, 0.95)
+
+    torch.manual_seed(0)
+    data, held_out = digits()
+    model = vision_transformer()
+    print(model)
+    model = train(model, data, held_out, epochs)
+
+    grads = fl.gradient(loss, model, *held_out)
     attention = grads.layers[1].layers[0].layer.layers[1]
     print("the gradient of an Attention has the shape of one:", attention, sep="\n")
-    if accuracy < goal:
+    if accuracy(model, *held_out) < goal:
         raise SystemExit(f"expected at least {goal:.0%}")
 
 
