@@ -18,6 +18,7 @@ with warnings.catch_warnings():
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+ON_GITHUB = "https://github.com/fluxlike/fluxlike/blob/main/"
 DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^(?:<!-- needs: ([^\n]*) -->\n)?```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ROOMS = (
@@ -142,5 +143,7 @@ def test_a_link_in_a_document_leads_to_a_file():
     for document in DOCUMENTS:
         prose = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", prose):
-            if not target.startswith("http"):
-                assert (document.parent / target).exists(), f"{document.relative_to(ROOT)}: {target}"
+            ours = target.removeprefix(ON_GITHUB)
+            if ours != target or not target.startswith("http"):
+                there = (ROOT if ours != target else document.parent) / ours
+                assert there.exists(), f"{document.relative_to(ROOT)}: {target}"

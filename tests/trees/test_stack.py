@@ -258,7 +258,7 @@ def test_keys_are_stacked_to_keys() -> None:
         ([[0.5], [0.25]], r"tree 0 has the float 0.5 .*functor\(scalars=…\)"),
         ([[True], [1]], r"tree 0 has the bool True and tree 1 has the int 1; all trees hold"),
         ([[fl.relu], [torch.tanh]], r"the function relu and tree 1 has the function tanh; all members"),
-        ([[lambda x: x], [lambda x: x]], r"the function <lambda>; functions are compared by identity; define it once"),
+        ([[lambda x: x], [lambda x: x]], r"by identity; define it once, outside of the loop"),
         ([[functools.partial(max, 1)], [functools.partial(max, 1)]], r"compared by identity"),
         ([[fl.Assigned(torch.ones(1))], [torch.ones(1)]], r"at \[0\], tree 0 has Assigned"),
         ([[fl.Assigned(torch.ones(1))], [fl.Assigned(torch.ones(2))]], r"shape \(1,\) and tree 1 of \(2,\)"),
