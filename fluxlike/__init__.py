@@ -185,7 +185,9 @@ else:
         """What is imported when it is used first: most programs need a few of these."""
         room = _ROOMS.get(name)
         if room is None:
-            raise AttributeError(f"module 'fluxlike' has no attribute {name!r}")
+            from fluxlike.words_of_torch import absent
+
+            raise absent("fluxlike", name, __all__)
         globals()[name] = found = room.imported(name)
         return found
 

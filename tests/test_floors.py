@@ -17,6 +17,7 @@ FLOORS = {
     "columns": 0,
     "lazily": 0,
     "optional": 0,
+    "words_of_torch": 0,
     "trees": 1,
     "scope": 2,
     "random": 2,

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
 )
 
-__all__ = ["NEEDS_A_VALUE", "shapes", "stand_ins", "unlogged", "value_asked", "without_values"]
+__all__ = ["NEEDS_A_VALUE", "is_stand_in", "shapes", "stand_ins", "unlogged", "value_asked", "without_values"]
 
 Shape = tuple[tuple[int, ...], torch.dtype]
 
@@ -59,6 +60,11 @@ def stand_ins() -> Iterator[None]:
             yield
     finally:
         _inside.reset(token)
+
+
+def is_stand_in(x: Tensor, /) -> bool:
+    """Whether a tensor has a shape, a dtype and a device, but no memory: in `stand_ins`, or a trace."""
+    return isinstance(x, FakeTensor)
 
 
 def value_asked(error: BaseException, /) -> str | None:

@@ -48,6 +48,10 @@ class Description:
         """The names of functions and other objects by path."""
         return {path: entry["name"] for path, entry in self.leaves.items() if "name" in entry}
 
+    def names_of_tensors(self) -> dict[str, str]:
+        """By the path of each leaf that is a tensor, the name under which it is stored."""
+        return {path: entry["tensor"] or "tree" for path, entry in self.leaves.items() if "tensor" in entry}
+
     def stored(self) -> list[str]:
         """The names of stored tensors, in the order of the leaves."""
         named = ((e[kind] or "tree") for e in self.leaves.values() for kind in STORED if kind in e)

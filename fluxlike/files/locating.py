@@ -11,9 +11,12 @@ import torch
 
 from fluxlike.files.nested_dicts import named_tensors
 from fluxlike.files.opening import SAFETENSORS, START, TORCH, kind_of, open_regular
+from fluxlike.files.parts import part_of
 from fluxlike.files.printing import shown
+from fluxlike.files.reader import TensorFile
 from fluxlike.files.sources import InMemory, Safetensors, Source, TorchShards
 from fluxlike.files.strict_json import read_json
+from fluxlike.files.tensors import FORMAT, described
 from fluxlike.files.torch_file import read_torch
 
 __all__ = ["source_of"]
@@ -52,8 +55,7 @@ def source_of(source: Any, part: str | None, /) -> Source:
     if path.name.endswith(".json"):
         return _indexed(path, part)
     if _kind(path) == SAFETENSORS:
-        _refuse_part(part, path)
-        return Safetensors(path, [path])
+        return _single(path, part)
     return InMemory(str(path), read_torch(path, part)[0], lent=False)
 
 
@@ -64,13 +66,27 @@ def _in_folder(folder: Path) -> Path:
     return found
 
 
+def _single(path: Path, part: str | None) -> Safetensors:
+    """A file of safetensors; of one that `save` wrote, perhaps one part."""
+    source = Safetensors(path, [path])
+    if part is not None:
+        with TensorFile(path) as file:
+            if FORMAT not in file.metadata:
+                _refuse_part(part, path)
+            place, about = part_of(described(path, file), part, str(path))
+        source.narrow(f"{shown(place)} of {path}", about.names_of_tensors())
+    return source
+
+
 def _kind(path: Path) -> str:
-    """What a file is by its first bytes; its name must not say otherwise."""
+    """What a file is by its first bytes; its name must not say otherwise, but where `save` was given it."""
     with open_regular(path) as file:
         found = kind_of(file.read(START))
     named = _KINDS.get(path.suffix)
     if found in _KINDS.values() and named in (None, found):
         return str(found)
+    if found == SAFETENSORS and _is_ours(path):
+        return SAFETENSORS
     if found is not None:
         what = f"is {named} by its name, and {found}" if named else f"is {found}"
         hint = "rename it" if found in _KINDS.values() else "load_keras and load_flux read such files"
@@ -81,6 +97,15 @@ def _kind(path: Path) -> str:
             ".index.json of shards, and a folder that holds one"
         )
     return named
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `save` wrote a file of safetensors."""
+    try:
+        with TensorFile(path) as file:
+            return FORMAT in file.metadata
+    except ValueError:
+        return False
 
 
 def _refuse_part(part: str | None, path: Path) -> None:

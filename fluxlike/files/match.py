@@ -14,7 +14,8 @@ from fluxlike.files.reader import bytes_of
 from fluxlike.files.rename import Rename, renamed
 from fluxlike.files.report import CheckpointMatch, Differing
 from fluxlike.files.sources import Form, Source, refuse_others
-from fluxlike.trees.paths import children, dotted
+from fluxlike.placement.foreign.containers import step_names
+from fluxlike.trees.paths import children, dotted, is_node
 from fluxlike.trees.records import names_it_may_lack
 from fluxlike.trees.structure import flatten, structure_of
 
@@ -39,7 +40,7 @@ class Match:
         every = renamed((*source.forms, *source.others), rename)
         self.names = {name: new for name, new in every.items() if new is not None}
         refuse_others(source, self.names)
-        name_of = {new: name for name, new in self.names.items()}
+        name_of = _numbered({new: name for name, new in self.names.items()}, like, wanted)
         self._goes: dict[str, Tensor] = {}  # by the name in the checkpoint, the tensor of the model
         loaded: dict[str, str] = {}
         absent: list[list[str]] = []
@@ -141,6 +142,31 @@ def _differing(path: str, name: str, form: Form, x: Tensor, cast: bool) -> Diffe
 
 def _castable(a: torch.dtype, b: torch.dtype) -> bool:
     return (a.is_floating_point and b.is_floating_point) or (a.is_complex and b.is_complex)
+
+
+def _numbered(name_of: dict[str, str], like: Any, wanted: dict[str, Tensor]) -> dict[str, str]:
+    """Names by place, where the layers of a Chain may be called by their own names, as torch calls them."""
+    places = set(map(dotted, wanted))
+    number = {
+        called: dotted(path)
+        for path, called in _called(like, "", "")
+        if called in name_of and called not in places and dotted(path) not in name_of
+    }
+    return {number.get(new, new): name for new, name in name_of.items()}
+
+
+def _called(node: Any, path: str, name: str) -> Iterator[tuple[str, str]]:
+    """The places below a node, with their names in dots where each layer of a container has its own name."""
+    container, names = step_names(node) or ("", None)
+    for step, child in children(node):
+        below, called = path + step.text, f"{name}.{dotted(step.text)}" if name else dotted(step.text)
+        if names is not None and step.entry == container:
+            for (inner, layer), own in zip(children(child), names, strict=True):
+                yield from _called(layer, below + inner.text, f"{name}.{own}" if name else own)
+        elif is_node(child):
+            yield from _called(child, below, called)
+        else:
+            yield below, called
 
 
 def _kept(like: Any, wanted: dict[str, Tensor], absent: list[list[str]], filled: set[str]) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluxlike._private.fake import is_stand_in
 from fluxlike.files import description
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import flatten, structure_of
@@ -55,6 +56,11 @@ class Naming:
             return self._names[id(x)]
         if x.is_meta:
             raise ValueError(f"{path or 'the tensor'} is on the meta device, which holds no data to save")
+        if is_stand_in(x):
+            raise ValueError(
+                f"{path or 'the tensor'} is a FakeTensor, a stand-in while a function is traced, which "
+                "holds no data to save; save what the compiled function returns, outside of it"
+            )
         if x.layout is not torch.strided or x.is_quantized or x.is_nested:
             kind = "nested" if x.is_nested else x.dtype if x.is_quantized else x.layout
             raise ValueError(

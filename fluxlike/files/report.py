@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,8 +157,9 @@ def _hint(path: str, found: CheckpointMatch, names: Mapping[str, str]) -> str:
 def _advice(found: CheckpointMatch) -> list[str]:
     advice = []
     if found.missing and found.unexpected:
-        prefix = _prefix(dotted(found.missing[0]), found.unexpected)
-        advice.append(f"map names by rename={{{prefix or '...: ...'}}}")
+        rules = _prefix(found.missing, found.unexpected) or _places(found.missing, found.unexpected)
+        rules = rules or "'their name': 'the name here'"
+        advice.append(f"map names by rename={{{rules}}}")
     if found.unexpected:
         advice.append("drop what is not wanted by rename={'name': None}")
     if any(d.found.is_floating_point and d.wanted.is_floating_point for d in found.retyped if _dtypes(d)):
@@ -170,11 +171,34 @@ def _dtypes(differing: Differing) -> bool:
     return isinstance(differing.found, torch.dtype) and isinstance(differing.wanted, torch.dtype)
 
 
-def _prefix(missing: str, unexpected: Sequence[str]) -> str | None:
+def _prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
     """The rule that takes off, or puts on, what the checkpoint's names have more, or less, than ours."""
+    wanted, first = set(map(dotted, missing)), dotted(missing[0])
     for name in unexpected[:_COMPARED]:
-        if name.endswith(f".{missing}"):
-            return f"{name.removesuffix(f'.{missing}')!r}: ''"
-        if missing.endswith(f".{name}"):
-            return f"'': {missing.removesuffix(f'.{name}')!r}"
+        if name.endswith(f".{first}"):
+            more = name.removesuffix(first)
+            if wanted <= {n.removeprefix(more) for n in unexpected if n.startswith(more)}:
+                return f"{more[:-1]!r}: ''"
+        if first.endswith(f".{name}"):
+            less = first.removesuffix(name)
+            if wanted <= {less + n for n in unexpected}:
+                return f"'': {less[:-1]!r}"
     return None
+
+
+def _places(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
+    """The rules from layer to layer, in order, where each has tensors of the same names as the other."""
+    ours, theirs = _by_layer(map(dotted, missing)), _by_layer(map(plain_name, unexpected))
+    if len(ours) > _LISTED or list(ours.values()) != list(theirs.values()):
+        return None
+    return ", ".join(f"{old!r}: {new!r}" for old, new in zip(theirs, ours, strict=True) if old != new)
+
+
+def _by_layer(names: Iterable[str]) -> dict[str, set[str]]:
+    """The names of the tensors of each layer, without the count of batches that torch alone keeps."""
+    layers: dict[str, set[str]] = {}
+    for name in names:
+        layer, _, tensor = name.rpartition(".")
+        if tensor != "num_batches_tracked":
+            layers.setdefault(layer, set()).add(tensor)
+    return layers

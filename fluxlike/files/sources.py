@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Protocol
 
@@ -60,6 +60,14 @@ def refuse_others(source: Source, kept: Iterable[str], /) -> None:
             )
 
 
+class _Place(NamedTuple):
+    """Where safetensors have a tensor."""
+
+    file: Path
+    stored: Stored
+    name: str
+
+
 class Safetensors:
     """The tensors of safetensors files, of which one at a time is open."""
 
@@ -68,28 +76,34 @@ class Safetensors:
         self.forms: dict[str, Form] = {}
         self.others: dict[str, str] = {}
         self.advice = ""
-        self._where: dict[str, tuple[Path, Stored]] = {}
+        self._where: dict[str, _Place] = {}
         self._identities: dict[Path, tuple[int, ...]] = {}
         for path in files:
             with TensorFile(path) as file:
                 self._identities[path] = file.identity
                 for name, stored in file.tensors.items():
                     if name in self._where:
-                        raise ValueError(f"{shown(name)} is in {self._where[name][0]} and in {path}")
+                        raise ValueError(f"{shown(name)} is in {self._where[name].file} and in {path}")
                     self.forms[name] = Form(stored.shape, stored.dtype)
-                    self._where[name] = path, stored
+                    self._where[name] = _Place(path, stored, name)
+
+    def narrow(self, title: str, stored: Mapping[str, str]) -> None:
+        """Hold a part of the tensors alone, under other names: by each new name, that in the file."""
+        self.title = title
+        self.forms = {name: self.forms[old] for name, old in stored.items()}
+        self._where = {name: self._where[old] for name, old in stored.items()}
 
     def file_of(self, name: str) -> str:
         """The name of the file that holds a tensor."""
-        return self._where[name][0].name
+        return self._where[name].file.name
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        for path, held in _by_file({name: self._where[name][0] for name in names}).items():
+        for path, held in _by_file({name: self._where[name].file for name in names}).items():
             with TensorFile(path) as file:
                 if file.identity != self._identities[path]:
                     _refuse_changed(path)
-                for name in sorted(held, key=lambda n: self._where[n][1].start):
-                    yield name, file.read(name)
+                for name in sorted(held, key=lambda n: self._where[n].stored.start):
+                    yield name, file.read(self._where[name].name)
 
 
 class InMemory:

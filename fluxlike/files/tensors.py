@@ -21,6 +21,7 @@ from fluxlike.files.description import STORED, Description
 from fluxlike.files.durable import write_whole
 from fluxlike.files.fitting import fitted
 from fluxlike.files.naming import Naming, as_stored
+from fluxlike.files.parts import part_of, parts_in
 from fluxlike.files.placing import placed, require_model
 from fluxlike.files.printing import shown
 from fluxlike.files.reader import Stored, TensorFile, bytes_of
@@ -50,8 +51,8 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
         tree: any tree.
 
     Raises:
-        ValueError: a tensor on the meta device, or of a layout or dtype that the format lacks; or a pipe or a
-            device is at the path.
+        ValueError: a tensor without data (on the meta device, or of a trace of `jit`), or of a layout or
+            dtype that the format lacks; or a pipe or a device is at the path.
         OSError: the file can't be written; of a full disk, it says how much was needed and is free.
 
     Example:
@@ -117,8 +118,8 @@ def _prepared(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return prepared, {name: zlib.crc32(bytes_of(x)) if x.numel() else 0 for name, x in prepared.items()}
 
 
-def load(path: str | os.PathLike[str], /, like: Any) -> Any:
-    """Read a tree that `save` wrote.
+def load(path: str | os.PathLike[str], /, like: Any, *, part: str | None = None) -> Any:
+    """Read a tree that `save` wrote, or one part of it.
 
     Args:
         path: the file.
@@ -126,13 +127,16 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
             other objects are taken from it, tensors and numbers from the file; tensors go to the
             devices that it has them on (from the meta device to main memory), and over a mesh where it has
             them there, divided as it has them.
+        part: what to read of a file that holds more: a key such as ``"model"``, or a path as in `at`,
+            ``"['runs'][0].model"``. Nothing else in the file is read. (default: the whole tree)
 
     Returns:
         A tree of the structure and ties of `like`.
 
     Raises:
-        ValueError: the file is truncated, damaged or was not written by `save`; or a leaf is missing, is
-            not in `like`, or has another shape, dtype, type, name or setting. The first ten are named.
+        ValueError: the file is truncated, damaged or was not written by `save`; or it has no such part; or a
+            leaf is missing, is not in `like`, or has another shape, dtype, type, name or setting. The first
+            ten are named.
         TypeError: `like` is a class, or a module of torch.
         FileNotFoundError: there is no such file.
 
@@ -143,14 +147,30 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
         ...     fl.save(file, {"w": torch.ones(2)})
         ...     fl.load(file, like={"w": torch.empty(2)})
         {'w': tensor([1., 1.])}
+
+        The model alone, of a file that holds more:
+
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = os.path.join(folder, "run.safetensors")
+        ...     fl.save(file, {"model": {"w": torch.ones(2)}, "epoch": 3})
+        ...     fl.load(file, like={"w": torch.empty(2)}, part="model")
+        {'w': tensor([1., 1.])}
     """
     require_model(like)
     leaves, treedef = flatten(like)
     where = structure_of(treedef).paths
+    title = f"the file {path}"
     with TensorFile(path) as file:
         about = described(path, file)
+        if part is not None:
+            place, about = part_of(about, part, title)
+            title = f"{shown(place)} of {title}"
         tensors = _tensors(file, about, dict(zip(where, leaves, strict=True)))
-    tree = fitted(f"the file {path}", about, tensors, like)
+    try:
+        tree = fitted(title, about, tensors, like)
+    except ValueError as error:
+        hint = "" if part is not None else _part_hint(about, like)
+        raise ValueError(f"{error}{hint}") from None
     loaded, treedef = flatten(tree)
     moved: dict[int, Tensor] = {}
     for i, (x, old) in enumerate(zip(loaded, leaves, strict=True)):
@@ -161,6 +181,19 @@ def load(path: str | os.PathLike[str], /, like: Any) -> Any:
         elif isinstance(x, Assigned):
             loaded[i] = Assigned(placed(x.value, old.value))
     return treedef.unflatten(loaded)
+
+
+def _part_hint(about: Description, like: Any) -> str:
+    """What to write where the file is a dict with more in it than the tree expected: a part may be meant."""
+    known = parts_in(about)
+    own = like if isinstance(like, dict) else {}
+    trees = {k for k in known if f"[{k!r}]" in about.nodes}  # which could be loaded alone
+    if about.nodes.get("", {}).get("class") != "dict" or own.keys() >= trees:
+        return ""
+    of_class = (k for k in known if about.nodes.get(f"[{k!r}]", {}).get("class") == type(like).__name__)
+    one = next((k for k in known if k in own), None) or next(of_class, known[0])
+    names = ", ".join(map(shown, known[:10]))
+    return f"\nthe parts of the file are {names}; one alone is read by load(path, like=…, part={shown(one)})"
 
 
 def described(path: str | os.PathLike[str], file: TensorFile, /) -> Description:

@@ -9,6 +9,8 @@ A loss is of the dtype that prediction and target promote to. Of 16 bits, all is
 Weights serve any dtype.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from fluxlike.losses.binary import binary_focal, binarycrossentropy, logitbinarycrossentropy
 from fluxlike.losses.classes import (
     crossentropy,
@@ -21,6 +23,7 @@ from fluxlike.losses.regression import huber, mae, mse, msle, poisson
 from fluxlike.losses.segmentation import dice_coeff, tversky
 from fluxlike.losses.sequence import ctc
 from fluxlike.losses.smoothing import label_smoothing
+from fluxlike.words_of_torch import absent
 
 __all__ = [
     "binary_focal",
@@ -43,3 +46,9 @@ __all__ = [
     "squared_hinge",
     "tversky",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """The error of a name that is not here, which says what to write for those of torch."""
+        raise absent(__name__, name, __all__)

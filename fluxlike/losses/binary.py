@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike.losses.entries import Agg, check_not_negative, check_pair, rounded_once, spacing
+from fluxlike.losses.entries import (
+    Agg,
+    check_not_negative,
+    check_pair,
+    check_probabilities,
+    rounded_once,
+    spacing,
+)
 from fluxlike.losses.focus import focus
 
 __all__ = ["binary_focal", "binarycrossentropy", "logitbinarycrossentropy"]
@@ -33,7 +40,7 @@ def binarycrossentropy(
         What `agg` returns.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or `probs` has values that are no probabilities (on the CPU).
         TypeError: `probs` is no floating tensor, or the target no tensor of real numbers.
 
     Example:
@@ -42,6 +49,7 @@ def binarycrossentropy(
         tensor(0.6931)
     """
     check_pair("binarycrossentropy", probs, target, labels=True)
+    check_probabilities("binarycrossentropy", probs, "logitbinarycrossentropy")
     tiny = spacing(eps, probs, target)
 
     def formula(probs: Tensor, target: Tensor) -> Tensor:
@@ -118,7 +126,8 @@ def binary_focal(
         What `agg` returns.
 
     Raises:
-        ValueError: the shapes differ, or `gamma` is negative.
+        ValueError: the shapes differ, `probs` has values that are no probabilities (on the CPU), or
+            `gamma` is negative.
         TypeError: `probs` is no floating tensor, or the target no tensor of real numbers.
 
     Example:
@@ -127,6 +136,7 @@ def binary_focal(
         tensor(0.0731)
     """
     check_pair("binary_focal", probs, target, labels=True)
+    check_probabilities("binary_focal", probs, "torch.sigmoid(logits)")
     tiny = spacing(eps, probs, target)
     check_not_negative("binary_focal", "gamma", gamma)
 

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.losses.entries import Agg, check_not_negative, check_pair, rounded_once, spacing
+from fluxlike.losses.entries import (
+    Agg,
+    check_not_negative,
+    check_pair,
+    check_probabilities,
+    rounded_once,
+    spacing,
+)
 from fluxlike.losses.focus import focus
 from fluxlike.losses.labels import Labels, class_axis
 
@@ -100,7 +107,7 @@ def crossentropy(
         What `agg` returns.
 
     Raises:
-        ValueError: as `logitcrossentropy`.
+        ValueError: as `logitcrossentropy`, and values that are no probabilities (on the CPU).
         TypeError: as `logitcrossentropy`.
 
     Example:
@@ -109,6 +116,7 @@ def crossentropy(
         tensor(0.6931)
     """
     labels = Labels("crossentropy", probs, target, dim, weight, ignore_index, label_smoothing)
+    check_probabilities("crossentropy", probs, "logitcrossentropy")
     tiny = spacing(eps, probs, target)
     return labels.loss(lambda p: torch.log(p + tiny), agg)
 
@@ -145,7 +153,8 @@ def focal(
         What `agg` returns.
 
     Raises:
-        ValueError: as `logitcrossentropy`, and where `gamma` is negative.
+        ValueError: as `logitcrossentropy`, values that are no probabilities (on the CPU), or a negative
+            `gamma`.
         TypeError: as `logitcrossentropy`.
 
     Example:
@@ -154,6 +163,7 @@ def focal(
         tensor(0.1733)
     """
     labels = Labels("focal", probs, target, dim, weight, ignore_index)
+    check_probabilities("focal", probs, f"torch.softmax(logits, {dim})")
     tiny = spacing(eps, probs, target)
     check_not_negative("focal", "gamma", gamma)
     return labels.loss(lambda p: focus(p, gamma) * torch.log(p + tiny), agg)
@@ -179,7 +189,8 @@ def kldivergence(
         What `agg` returns.
 
     Raises:
-        ValueError: the shapes differ, or have no such axis.
+        ValueError: the shapes differ, or have no such axis, or `probs` has values that are no
+            probabilities (on the CPU).
         TypeError: one of them is no floating tensor.
 
     Example:
@@ -190,6 +201,7 @@ def kldivergence(
     """
     check_pair("kldivergence", probs, target)
     axis = class_axis("kldivergence", probs, dim)
+    check_probabilities("kldivergence", probs, f"torch.softmax(logits, {dim}), or log_probs.exp()")
     tiny = spacing(eps, probs, target)
 
     def formula(probs: Tensor, target: Tensor) -> Tensor:

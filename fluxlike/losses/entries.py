@@ -8,12 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxlike._private.tracing import readable
 from fluxlike.placement.numbers import at_least_float32
 
-__all__ = ["Agg", "check_floats", "check_not_negative", "check_pair", "rounded_once", "spacing"]
+__all__ = [
+    "Agg",
+    "check_floats",
+    "check_not_negative",
+    "check_pair",
+    "check_probabilities",
+    "rounded_once",
+    "spacing",
+]
 
 #: Reduces the losses of all entries; None leaves them as they are.
 Agg = Callable[[Tensor], Any] | None
+
+_ROUNDING = 1e-3  # how far from 0 and 1 products and means of probabilities may come to lie
 
 
 def rounded_once(agg: Agg, formula: Callable[..., Tensor], /, *tensors: Tensor) -> Any:
@@ -77,6 +88,25 @@ def check_floats(name: str, pred: Any, target: Any, /) -> None:
             raise TypeError(f"{name}: the {what} is a {type(x).__name__}; write a tensor")
     if not pred.is_floating_point():
         raise TypeError(f"{name}: the prediction is {pred.dtype}; {_instead(pred, 'prediction')}")
+
+
+def check_probabilities(name: str, probs: Tensor, write: str, /) -> None:
+    """Raise a ValueError where the values of a prediction can be read here and are no probabilities.
+
+    Args:
+        name: of the loss.
+        probs: the prediction.
+        write: what to write for unnormalised scores.
+    """
+    values = probs.detach()
+    if not values.numel() or not readable(values):
+        return
+    low, high = (x.item() for x in values.aminmax())
+    rounding = max(_ROUNDING, torch.finfo(values.dtype).eps)
+    if low < -rounding or high > 1 + rounding:
+        raise ValueError(
+            f"{name} takes probabilities, found values from {low:.4g} to {high:.4g}: write {write}"
+        )
 
 
 def check_not_negative(name: str, option: str, value: float, /) -> None:

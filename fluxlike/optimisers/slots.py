@@ -62,6 +62,11 @@ class Aligned:
         """The path of a leaf."""
         return self.structure.paths[leaf] or "the root"
 
+    def lacks_every_gradient(self) -> bool:
+        """Whether there is something to train, and nothing was found for any leaf of the model."""
+        waiting = any(type(entry) is ParamState and not entry.frozen for entry in self.entries)
+        return waiting and all(g is None or g is x for x, g in zip(self.leaves, self.grads, strict=True))
+
     def _collect(self) -> list[Slot]:
         """The parameters that have a gradient and are not frozen, each tied one once."""
         slots: dict[int, Slot] = {}

@@ -44,6 +44,13 @@ class ParamState:
     def __repr__(self) -> str:
         return f"ParamState({self.rule!r}{', frozen' if self.frozen else ''})"
 
+    def __getattr__(self, name: str) -> Any:
+        # A layer asks what it takes for its weight for a shape, where the state was given for the model.
+        raise AttributeError(
+            f"a ParamState, what an optimiser keeps for one parameter, has no {name!r}; if a model was "
+            "meant: update returns (model, state), in this order"
+        )
+
 
 stays_float32(ParamState)
 belongs_to_parameter(ParamState)
@@ -78,8 +85,8 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
         one) and None elsewhere. It is a tree like any other: save it, move it, map over it.
 
     Raises:
-        TypeError: `rule` is no rule, or a class instead of an object, or the two are swapped, or
-            `carry` is no state; or a rule for real matrices meets a complex parameter.
+        TypeError: `rule` is no rule, or a class instead of an object, or the two are swapped, or `model` is
+            a state, or `carry` is none; or a rule for real matrices meets a complex parameter.
         ValueError: the function gives different rules to places that are tied; or what is carried over is
             not over the mesh of its parameter.
         RuntimeError: a layer made with `auto` has no sizes yet.
@@ -114,6 +121,11 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
     structure = structure_of(treedef)
     found = parameters(leaves, structure.trainable)
     if not found.first:
+        if any(map(is_param_state, flatten(model, is_param_state)[0])):
+            raise TypeError(
+                "the model is the state of an optimiser: update returns (model, state), in this order; write "
+                "model, state = update(state, model, grads)"
+            )
         warnings.warn("setup found no parameter to train in the model", stacklevel=2)
     rule_at = _rule_function(rule)
     earlier = _entries_by_path(carry) if carry is not None else {}

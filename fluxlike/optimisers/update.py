@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
         TypeError: model and state are swapped.
         RuntimeError: an argument holds a tensor that was donated before.
 
+    Warns:
+        UserWarning: there are parameters that are not frozen, and not one gradient: the loss did not depend
+            on the model that it was given.
+
     Example:
         >>> import torch, fluxlike as fl
         >>> model = {"w": torch.tensor([1.0, 2.0])}
@@ -73,6 +78,14 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
             raise
         if plain:
             step.open_lane()
+        if not step.moving and step.aligned.lacks_every_gradient():
+            warnings.warn(
+                "update found no gradient: every one is None, so nothing is trained. The loss did not depend "
+                "on the model that it was given: it used the one outside instead of its argument (write "
+                "gradient(lambda m: loss(m, x), model)), or an argmax, a comparison or detach() ended the "
+                "gradient",
+                stacklevel=2,
+            )
     consume(result[2])
     return result[0], result[1]
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import optree
 from torch import Tensor
 
+from fluxlike.placement.mesh.entries import is_entry
 from fluxlike.scope.assigned import Frame
 from fluxlike.transforms.motors import Closer, Motor
 from fluxlike.trees.functor import NAMESPACE
@@ -212,6 +213,11 @@ class Argument:
             raise TypeError(
                 f"argument {self._number} is the {type(tree).__name__} {tree!r}, which can't be "
                 f"differentiated; write {float(tree)!r}"
+            )
+        if any(map(is_entry, flatten(tree, is_entry)[0])):
+            raise TypeError(
+                f"argument {self._number} is the state of an optimiser: update returns (model, state), in "
+                "this order; write model, state = update(state, model, grads)"
             )
         kinds = sorted({self._kind(i) for i in range(len(self._leaves))})
         what = f"holds {', '.join(kinds)}" if kinds else "is empty"

@@ -56,8 +56,8 @@ def gradient(
     Raises:
         ValueError: the loss is not a real scalar tensor, the argument holds no parameter, or `f`
             changes one in place.
-        TypeError: the argument is an int, or an object of an unregistered class that holds tensors; `key`
-            is no Key.
+        TypeError: the argument is an int, the state of an optimiser, or an object of an unregistered class
+            that holds tensors; `key` is no Key.
         RuntimeError: called under ``torch.inference_mode``.
 
     Example:

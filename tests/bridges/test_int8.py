@@ -1,4 +1,4 @@
-"""The recipe of docs/int8.md: a model of fluxlike, quantised by torchao, compiled by `inference`."""
+"""The recipe of docs/guides/int8.md: a model of fluxlike, quantised by torchao, compiled by `inference`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ with warnings.catch_warnings():  # parts of torch that torchao imports warn of e
     warnings.simplefilter("ignore")
     pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
 
-PAGE = Path(__file__).parents[2] / "docs" / "int8.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "int8.md"
 LOW = 0.05  # of a relative error
 
 pytestmark = [

@@ -35,7 +35,9 @@ def differences(found: Any, expected: Any, tolerance: float = 1e-10) -> list[str
     mine, other = _leaves(found), _leaves(expected)
     if len(mine) != len(other):
         return [f"{len(mine)} leaves instead of {len(other)}"]
-    for (path, x), (_, y) in zip(mine, other, strict=True):
+    for (path, x), (place, y) in zip(mine, other, strict=True):
+        if path != place:
+            wrong.append(f"{path} stands where {place or 'the whole'} is expected")
         if isinstance(x, fl.Assigned) and isinstance(y, fl.Assigned):
             x, y = x.value, y.value
         if isinstance(y, Tensor):

@@ -186,6 +186,7 @@ class Cyclic:
 def collecting():
     """Gradients where one rank frees memory at once and the other one late; the collectives of each."""
     gc.collect()
+    before = gc.get_threshold()
     gc.disable() if d.rank() else gc.set_threshold(5)
     try:
         torch.manual_seed(0)
@@ -203,7 +204,7 @@ def collecting():
         return differences(grads, expected), sent.get_total_counts()
     finally:
         gc.enable()
-        gc.set_threshold(700, 10, 10)
+        gc.set_threshold(*before)
 
 
 def test_what_is_gathered_does_not_depend_on_when_a_rank_collects_garbage():

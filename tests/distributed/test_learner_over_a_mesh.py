@@ -345,14 +345,15 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_with_one_message():
 
 def searched():
     found = fl.find_lr(learner(over_all()), steps=20)
-    return found.losses, found.suggestion
+    return found.losses, found.falls, found.steepest
 
 
 def test_the_search_for_a_rate_finds_that_of_one_process():
     alone = fl.find_lr(learner(), steps=20)
-    for losses, suggestion in run(searched, 2):
+    for losses, falls, steepest in run(searched, 2):
         assert losses == pytest.approx(alone.losses, **CLOSE)
-        assert suggestion == pytest.approx(alone.suggestion, **CLOSE)
+        assert falls == alone.falls
+        assert steepest == pytest.approx(alone.steepest, **CLOSE)
 
 
 def interpreted():

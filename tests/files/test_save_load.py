@@ -295,6 +295,17 @@ class TestRefusedAtSave:
             fl.save(file, {"w": torch.ones(1, device="meta")})
         assert not file.exists()
 
+    def test_a_stand_in_of_a_trace(self, file):
+        fl.save(file, {"w": torch.ones(1)})
+
+        def f(x):
+            fl.save(file, {"w": x})
+            return x
+
+        with pytest.raises(ValueError, match=r"\['w'\] is a FakeTensor.*holds no data to save"):
+            fl.jit(f)(torch.zeros(1))
+        assert fl.load(file, like={"w": torch.zeros(1)})["w"].item() == 1
+
     def test_a_sparse_tensor(self, file):
         with pytest.raises(
             ValueError, match=r"\[0\] is torch\.sparse_coo, which safetensors can't hold.*to_dense"
@@ -758,3 +769,67 @@ class TestMeta:
         loaded = round_trip(file, model, fl.gpu(fl.Dense(2, 1)))
         assert fl.get_device(loaded).type == "cuda"
         assert fl.tree.allclose(loaded, model)
+
+
+class TestParts:
+    """One part of a file of several."""
+
+    def net(self):
+        return fl.Chain(fl.Dense(3, 4, fl.relu), fl.Dense(4, 1))
+
+    @pytest.fixture
+    def run(self, file):
+        model = self.net()
+        run = {
+            "model": model,
+            "state": fl.setup(fl.Adam(), model),
+            "runs": [{"best": self.net()}],
+            "epoch": 3,
+        }
+        fl.save(file, run)
+        return run
+
+    @pytest.mark.parametrize("part", ["model", "['model']", '["model"]', ".model"])
+    def test_the_model_is_loaded_alone(self, file, run, part):
+        assert fl.tree.allclose(fl.load(file, like=self.net(), part=part), run["model"])
+        assert fl.tree.allclose(fl.load_checkpoint(file, self.net(), part=part), run["model"])
+
+    @pytest.mark.parametrize("part", ["runs[0].best", "['runs'][0]['best']"])
+    def test_a_part_further_down_is_loaded(self, file, run, part):
+        assert fl.tree.allclose(fl.load(file, like=self.net(), part=part), run["runs"][0]["best"])
+
+    def test_a_leaf_is_a_part(self, file, run):
+        assert fl.load(file, like=0, part="epoch") == 3
+
+    def test_a_key_with_dots_is_a_part(self, file):
+        fl.save(file, {"a.b": [torch.ones(1)], "a": {"b": [torch.zeros(1)]}})
+        assert fl.load(file, like=[torch.zeros(1)], part="a.b")[0].item() == 1
+
+    def test_a_part_that_is_tied_to_another_is_whole(self, file):
+        model = self.net()
+        fl.save(file, {"best": model, "model": model, "tied": (model[0].bias, model[0].bias)})
+        assert fl.tree.allclose(fl.load(file, like=self.net(), part="model"), model)
+        assert fl.tree.allclose(fl.load_checkpoint(file, self.net(), part="model"), model)
+        x = torch.zeros(4)
+        a, b = fl.load(file, like=(x, x), part="tied")
+        assert a is b
+
+    def test_a_part_of_another_dtype_is_an_error_that_names_part_and_place(self, file, run):
+        with pytest.raises(
+            ValueError, match=r"(?s)\['model'\].* of the file .*\.layers\[0\]\.weight is .*float64"
+        ):
+            fl.load(file, like=fl.f64(self.net()), part="model")
+
+    def test_a_part_that_is_not_there_is_an_error_that_names_the_parts(self, file, run):
+        for read in (fl.load, fl.load_checkpoint):
+            with pytest.raises(
+                ValueError, match="no part 'net'; its parts are: 'epoch', 'model', 'runs', 'state'"
+            ):
+                read(file, self.net(), part="net")
+
+    def test_without_part_the_error_says_how_to_read_one(self, file, run):
+        for like in (self.net(), {"model": self.net()}):
+            with pytest.raises(
+                ValueError, match=r"the parts of the file are .*load\(path, like=…, part='model'\)"
+            ):
+                fl.load(file, like=like)

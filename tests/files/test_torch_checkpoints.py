@@ -303,3 +303,48 @@ def test_compressed_records_are_still_refused(tmp_path):
             new.writestr(name, old.read(name))
     with pytest.raises(ValueError, match="its records are compressed"):
         fl.read_checkpoint(tmp_path / "g.pt")
+
+
+class TestNamesOfAChain:
+    """Layers that were given names may be called by them, as torch calls them."""
+
+    def chain(self):
+        return fl.Chain(body=fl.Chain(fc1=fl.Dense(3, 4), bn=fl.BatchNorm(4)), fc2=fl.Dense(4, 2))
+
+    def theirs(self, tree):
+        found = dict(fl.to_torch(tree).state_dict())
+        names = {f"layers.0.layers.{i}.": f"body.{n}." for i, n in enumerate(("fc1", "bn"))}
+        return {_swap(name, names | {"layers.1.": "fc2."}): x for name, x in found.items()}
+
+    def test_they_are_found_under_their_names(self):
+        tree = self.chain()
+        found = self.theirs(tree)
+        assert {"body.fc1.weight", "body.bn.running_mean", "fc2.bias"} <= found.keys()
+        assert fl.tree.allclose(fl.load_checkpoint(found, self.chain()), tree)
+
+    def test_a_name_that_rename_gives_may_be_theirs(self):
+        tree = self.chain()
+        found = {f"module.{name}": x for name, x in self.theirs(tree).items()}
+        assert fl.tree.allclose(fl.load_checkpoint(found, self.chain(), rename={"module": ""}), tree)
+
+    def test_beside_the_numbered_place_a_name_has_no_place(self):
+        found = dict(fl.to_torch(self.chain()).state_dict())
+        found["fc2.weight"] = torch.ones(2, 4)
+        with pytest.raises(ValueError, match=r"'fc2\.weight' of the checkpoint has no place"):
+            fl.load_checkpoint(found, self.chain())
+
+    def test_the_numbers_of_a_sequential_are_all_mapped_by_the_hint(self):
+        theirs = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        hint = r"map names by rename=\{'0': 'layers\.0', '2': 'layers\.1'\}"
+        with pytest.raises(ValueError, match=hint):
+            fl.load_checkpoint(theirs.state_dict(), fl.Chain(fl.Dense(3, 4, fl.relu), fl.Dense(4, 2)))
+
+
+def _swap(name, starts):
+    return next(new + name.removeprefix(old) for old, new in starts.items() if name.startswith(old))
+
+
+def test_what_save_wrote_under_a_name_of_torch_is_read(tmp_path):
+    model = fl.Dense(2, 1)
+    fl.save(tmp_path / "a.pt", model)
+    assert fl.tree.allclose(fl.load_checkpoint(tmp_path / "a.pt", fl.Dense(2, 1)), model)

@@ -947,3 +947,12 @@ def test_a_formula_reads_everything_before_anything_is_written_over() -> None:
             model, state = fl.update(state, model, fl.fmap(torch.ones_like, model), donate=donate)
         results.append((model, state))
     assert fl.tree.allclose(*results)
+
+
+def test_a_gradient_that_autograd_records_is_differentiated_through_a_donated_update() -> None:
+    model = {"w": torch.ones(3)}
+    state = fl.setup(fl.Momentum(0.5), model)
+    scale = torch.tensor(2.0, requires_grad=True)
+    after, _ = fl.update(state, model, {"w": scale * torch.arange(3.0)}, donate=True)
+    after["w"].sum().backward()
+    assert_close(scale.grad, torch.tensor(-1.5))  # of 1 - 0.5 scale (0 + 1 + 2)

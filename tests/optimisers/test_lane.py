@@ -189,6 +189,7 @@ def execute(program: list[Any], rule: Any) -> list[Any]:
     return seen
 
 
+@pytest.mark.filterwarnings("ignore:update found no gradient")
 @settings(max_examples=150, deadline=None)
 @given(programs, st.sampled_from(RULES))
 def test_any_program_gives_the_same_with_and_without_the_lane(program: list[Any], rule: Any) -> None:

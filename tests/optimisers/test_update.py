@@ -146,7 +146,8 @@ def test_without_a_gradient_a_parameter_and_its_state_are_the_same_objects(rule:
 def test_no_gradient_at_all_changes_nothing(rule: Any) -> None:
     model = {"a": randn(2), "b": [randn(2, seed=1)]}
     state = fl.setup(rule, model)
-    moved, after = fl.update(state, model, {"a": None, "b": [None]})
+    with pytest.warns(UserWarning, match="found no gradient"):
+        moved, after = fl.update(state, model, {"a": None, "b": [None]})
     assert moved["a"] is model["a"]
     assert after["b"][0] is state["b"][0]
 

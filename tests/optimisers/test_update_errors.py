@@ -255,3 +255,47 @@ def test_a_state_of_another_dtype_than_the_cast_model_is_named():
         ValueError, match=r"Adam at \['w'\]: the state is of torch.float32, the parameter of torch.float64"
     ):
         fl.update(state, fl.f64(model), grads)
+
+
+# Results that were taken in the other order
+
+
+@pytest.mark.parametrize("rule", [fl.Descent(), fl.Adam()], ids=["without moments", "with moments"])
+def test_a_state_in_the_place_of_the_model_says_in_which_order_update_returns(rule: Any) -> None:
+    net, x = fl.Chain(fl.Dense(3, 2)), torch.ones(1, 3)
+    grads = fl.gradient(lambda m: m(x).sum(), net)
+    swapped, _ = fl.update(fl.setup(rule, net), net, grads)[::-1]
+    order = r"update returns \(model, state\), in this order"
+    with pytest.raises(TypeError, match=rf"argument 0 is the state of an optimiser: {order}"):
+        fl.gradient(lambda m: m(x).sum(), swapped)
+    with pytest.raises(TypeError, match=rf"the model is the state of an optimiser: {order}"):
+        fl.setup(rule, swapped)
+    with pytest.raises(AttributeError, match=rf"a ParamState, .* has no 'shape'; .*{order}"):
+        swapped(x)
+
+
+def test_the_state_of_a_wrapped_module_says_that_it_is_not_the_module() -> None:
+    state = fl.setup(fl.Adam(), fl.from_torch(torch.nn.Linear(3, 2)))
+    with pytest.raises(TypeError, match=r"this Linear is the state of an optimiser, .*\(model, state\)"):
+        state(torch.ones(1, 3))
+
+
+# A loss that does not depend on the model
+
+
+def test_no_gradient_at_all_warns_that_nothing_is_trained() -> None:
+    net = model()
+    state = fl.setup(fl.Adam(), net)
+    with pytest.warns(
+        UserWarning, match=r"found no gradient: every one is None, so nothing is trained"
+    ) as found:
+        fl.update(state, net, fl.gradient(lambda m: net["layers"][0].sum(), net))
+    assert found[0].filename == __file__
+
+
+def test_no_warning_where_something_moves_or_is_meant_to_stay() -> None:
+    net, nothing = model(), fl.fmap(lambda x: None, {**gradients(), "n": None})
+    state = fl.setup(fl.Adam(), net)
+    fl.update(fl.freeze(state), net, nothing)
+    fl.update(state, net, {**nothing, "layers": [torch.ones(3), None]})
+    fl.update(state, net, {**nothing, "n": fl.Assigned(torch.tensor(2))})

@@ -111,9 +111,7 @@ def test_wrt_without_a_parameter_says_so() -> None:
 
 def test_a_function_without_arguments_is_an_error_that_shows_how_to_hand_the_model_in() -> None:
     model = fl.Dense(2, 1)
-    with pytest.raises(
-        ValueError, match=r"no argument to differentiate.*write gradient\(loss, model"
-    ):
+    with pytest.raises(ValueError, match=r"no argument to differentiate.*write gradient\(loss, model"):
         fl.gradient(lambda: model(torch.ones(1, 2)).sum())
 
 

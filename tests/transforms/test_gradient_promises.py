@@ -153,3 +153,17 @@ def test_an_error_of_the_loss_does_not_run_it_twice():
     with pytest.raises(RuntimeError, match="bad out=3"):
         fl.gradient(loss, torch.ones(2))
     assert len(calls) == 1
+
+
+@fl.functor(buffers=("mean",))
+class Weighed:
+    def __init__(self, weight, mean):
+        self.weight, self.mean = weight, mean
+
+
+def test_an_outer_gradient_reaches_what_an_inner_argument_holds_as_a_buffer():
+    def slope(t):
+        inner = Weighed(torch.tensor(2.0), t * t)
+        return fl.gradient(lambda m: m.weight.square() * m.mean, inner).weight  # 2 · 2 · t²
+
+    assert fl.gradient(slope, torch.tensor(3.0)) == 24.0

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fluxlike._private import tracing
+from fluxlike._private.fake import is_stand_in
 from fluxlike._private.guards import guard
 
 with warnings.catch_warnings():
@@ -27,7 +28,6 @@ with warnings.catch_warnings():
         NEEDS_A_VALUE,
         Recorded,
         Recorder,
-        is_stand_in,
     )
 
 aten = torch.ops.aten

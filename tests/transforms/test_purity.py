@@ -340,6 +340,52 @@ def test_what_a_partial_or_a_method_holds_is_named() -> None:
     assert list(changed(w.add_, 1.0)) == ["a closed-over float32 tensor of shape (2,)"]
 
 
+class Trainer:
+    """No tree, and trained as classes of torch's users are."""
+
+    def __init__(self) -> None:
+        self.model, self.steps = fl.Dense(2, 1), 0
+
+    @functools.cached_property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def step(self, x: Tensor) -> None:
+        self.steps += len(self.name)
+        self.model = fl.Dense(2, 1)
+
+
+def test_attributes_that_a_method_sets_on_its_object_are_reported() -> None:
+    trainer = Trainer()
+    for f in (trainer.step, fl.jit(trainer.step), lambda x: trainer.step(x)):
+        places = changed(f, X)
+        assert [place.partition(" of ")[0] for place in places] == [".model", ".steps"]
+        assert set(places.values()) == {("setting it",)}
+
+
+total = torch.zeros(2)
+
+
+def test_variables_that_a_function_sets_are_reported() -> None:
+    count = 0
+
+    def add(x: Tensor) -> None:
+        global total
+        total = total + x.sum(0)
+
+    def f(x: Tensor) -> None:
+        nonlocal count
+        count += 1
+        [add(row) for row in [x]]
+
+    assert changed(f, X) == dict.fromkeys(["the closed-over total", "the closed-over count"], ("setting it",))
+
+
+def test_calling_a_compiled_function_sets_nothing() -> None:
+    double = fl.jit(lambda x: 2 * x)
+    assert fl.check_pure(lambda x: double(x), X)
+
+
 def test_a_gradient_that_the_function_made_itself_may_be_written_to() -> None:
     def f(m: Any) -> Tensor:
         grads = fl.gradient(lambda m: (m["w"] ** 2).sum(), m)

@@ -262,7 +262,7 @@ class TestUnusualLeaves:
             lambda f, t: fl.gradient(f, t),
             lambda f, t: fl.gradient(lambda s: s * fl.gradient(f, t)["w"].sum(), 1.0) and {"x": None},
             lambda f, t: fl.withupdates(f, t)[1],
-            lambda f, t: fl.update(fl.setup(fl.Descent(), t), t, {"w": None, "x": None})[0] and {"x": None},
+            lambda f, t: fl.update(fl.setup(fl.Descent(), t), t, {"w": t["w"], "x": None})[0] and {"x": None},
         ],
         ids=["gradient", "nested gradient", "withupdates", "update"],
     )

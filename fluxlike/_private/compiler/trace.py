@@ -15,7 +15,6 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensor,
     FakeTensorMode,
 )
 from torch.fx import Graph, GraphModule, Node
@@ -30,7 +29,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from fluxlike._private.fake import unlogged
 from fluxlike._private.pytree import map_tensors
 
-__all__ = ["NEEDS_A_SHAPE", "NEEDS_A_VALUE", "Recorded", "Recorder", "is_stand_in", "lift_captured"]
+__all__ = ["NEEDS_A_SHAPE", "NEEDS_A_VALUE", "Recorded", "Recorder", "lift_captured"]
 
 #: What tracing raises where a function asks for the value of a tensor.
 NEEDS_A_VALUE = (DataDependentOutputException, GuardOnDataDependentSymNode)
@@ -139,11 +138,6 @@ class Recorder:
             return expression is None or bool(shapes.evaluate_guards_expression(expression, sizes))
 
         return holds
-
-
-def is_stand_in(x: Tensor) -> bool:
-    """Whether a tensor stands for one in a trace, and has no value."""
-    return isinstance(x, FakeTensor)
 
 
 @contextmanager

@@ -14,10 +14,12 @@ from fluxlike.bridges.torch_modules.run import Run
 from fluxlike.bridges.torch_modules.skeleton import Skeleton
 from fluxlike.layers.errors import fail
 from fluxlike.layers.steps import ELSEWHERE
+from fluxlike.placement.mesh.entries import is_entry
 from fluxlike.trees.functor import leaf
 from fluxlike.trees.nodes import PIN
 from fluxlike.trees.paths import children
 from fluxlike.trees.records import may_lack
+from fluxlike.trees.structure import flatten
 
 __all__ = ["TorchModule"]
 
@@ -173,6 +175,11 @@ def _refuse_reentrant(out: Any) -> None:
 
 def _explain(node: TorchModule, run: Run, error: Exception) -> Any:
     """Raise an error of the forward again, with the path of the module inside that failed."""
+    if any(map(is_entry, flatten(node, is_entry)[0])):
+        raise TypeError(
+            f"this {type(node).__name__} is the state of an optimiser, not the module: update returns "
+            "(model, state), in this order; write model, state = update(state, model, grads)"
+        ) from error
     found = _innermost(error.__traceback__, run)
     if found is None:
         raise error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)

@@ -10,8 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from fluxlike.transforms.jit.call import same_values
+from fluxlike.transforms.jit.leaks import nothing_left_outside
 from fluxlike.trees.functor import spec_of
 from fluxlike.trees.nodes import as_now
+from fluxlike.trees.paths import is_node
 from fluxlike.trees.structure import flatten
 
 __all__ = ["Arguments", "Static"]
@@ -60,7 +62,7 @@ class Arguments:
         return ("self" if n < 0 else self._names.of(n)) + rest
 
     def call(self, static: tuple[Static, ...]) -> Callable[[Any], Any]:
-        """The function of the tree of its arguments."""
+        """The function of the tree of its arguments, which runs on what a trace gives it."""
         f, whole = self._f, self._whole
         values = {s.name: s.value for s in static}
 
@@ -70,9 +72,15 @@ class Arguments:
             if values:
                 args = tuple(values.get(n, a) for n, a in enumerate(args))
                 kwargs = {n: values.get(n, v) for n, v in kwargs.items()}
-            return g(*args, **kwargs)
+            with nothing_left_outside(g, self._objects(args, kwargs)):
+                return g(*args, **kwargs)
 
         return call
+
+    def _objects(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that are no trees, by name."""
+        named = {**{self._names.of(n): x for n, x in enumerate(args)}, **kwargs}
+        return {name: x for name, x in named.items() if not is_node(x)}
 
     @property
     def donates(self) -> bool:

@@ -105,7 +105,9 @@ def jit(
 
     Raises:
         RuntimeError: from a call: a line of `f` asks for the value of a tensor, by ``if`` or ``.item()``, or
-            makes a tensor whose shape depends on values, by ``x[x > 0]``; it names the line.
+            makes a tensor whose shape depends on values, by ``x[x > 0]``; it names the line. Or `f` sets what
+            it computed outside of its results, by ``self.model = …`` or ``global``; what was there is put
+            back.
         ValueError: `donate` or `static` names no argument; or from a call: `f` changes an argument or a
             tensor that it closes over; or a donated tensor shares memory with another, or lies in memory
             that torch does not own.

@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fluxlike._private.fake import is_stand_in
 from fluxlike.scope import seeded
 from fluxlike.scope.seeded import Draws
 from fluxlike.transforms.jit.call import Signature
@@ -141,6 +142,4 @@ def _note(noted: Record, out: Any, signature: Signature, inputs: Sequence[Tensor
 
 def _is_computed(x: Any) -> bool:
     """Whether a value differs from call to call: a tensor that is not closed over, or a size."""
-    from fluxlike._private.compiler.trace import is_stand_in
-
     return is_stand_in(x) if isinstance(x, Tensor) else isinstance(x, (torch.SymInt, torch.SymFloat))

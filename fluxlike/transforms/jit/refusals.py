@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import optree
 import torch
-from torch import Tensor
 
 from fluxlike.transforms.jit.call import Signature
+from fluxlike.transforms.jit.leaks import holds_stand_in
 from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.structure import structure_of
 
@@ -118,31 +118,8 @@ def require_attributes_unchanged(signature: Signature, tree: Any, leaves: Sequen
 def require_result(leaves: Sequence[Any], paths: Sequence[str]) -> None:
     """Raise where the function returns a function that holds what has no value outside of the trace."""
     for path, x in zip(paths, leaves, strict=True):
-        if isinstance(x, types.FunctionType) and _holds_stand_in(x, set()):
+        if isinstance(x, types.FunctionType) and holds_stand_in(x):
             _refuse_function(path, x)
-
-
-def _holds_stand_in(x: Any, seen: set[int]) -> bool:
-    """Whether a tensor of the trace is in the closure of a function, or of one that it calls."""
-    from fluxlike._private.compiler.trace import is_stand_in
-
-    if id(x) in seen:
-        return False
-    seen.add(id(x))
-    if isinstance(x, Tensor):
-        return is_stand_in(x)
-    if isinstance(x, (list, tuple)):
-        return any(_holds_stand_in(part, seen) for part in x)
-    cells = getattr(x, "__closure__", None) or ()
-    return any(_holds_stand_in(cell.cell_contents, seen) for cell in cells if _filled(cell))
-
-
-def _filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
 
 
 def _refuse_function(path: str, x: Any) -> NoReturn:

@@ -10,6 +10,7 @@ from fluxlike._private import tracing
 from fluxlike.transforms.purity import settings
 from fluxlike.transforms.purity.copies import Copies
 from fluxlike.transforms.purity.randomness import RandomStates
+from fluxlike.transforms.purity.variables import Variables
 from fluxlike.transforms.purity.watch import Watch
 from fluxlike.transforms.purity.watched import Watched
 from fluxlike.trees.paths import is_node
@@ -55,13 +56,16 @@ def check_pure(f: Callable[..., Any], /, *args: Any) -> Purity:
 
     `f` gets copies of its arguments, with their ties and their views of each other, and so does a
     model in the place of `f`. Afterwards random states, settings, and the tensors that `f` reached
-    in another way are put back, so checking changes nothing. Contents are compared before and after
-    every operation, since some kernels write without declaring it: it is slow, for tests and debugging.
+    in another way are put back; what it set outside of its arguments, such as ``self.model``, stays set.
+    Contents are compared before and after every operation, since some kernels write without declaring it:
+    it is slow, for tests and debugging.
 
     What was changed is a tensor, by an operation or behind torch's back (by numpy, by ``.data``); a
     numpy array or a generator; an attribute or an entry that was set; or a ``.grad`` that was filled.
-    Of what `f` closes over, tensors are watched, and the attributes of trees that are called by their
-    own name. Objects of classes that are no nodes are not looked into.
+    Of what `f` closes over, tensors are watched, and the variables that it names: whether another object
+    stands there (by ``global``, ``nonlocal``), and the attributes and entries of a tree. So are those of the
+    functions of its file that it calls by name. Of an object that is no node, such as the `self` of a
+    method, its own attributes are compared, and nothing further in.
 
     Args:
         f: a function, or a model.
@@ -104,6 +108,7 @@ def check_pure(f: Callable[..., Any], /, *args: Any) -> Purity:
     closed = Watched.closed_over(f)
     trees = [*watched, *([function] if function else []), *closed]
     draws = RandomStates()
+    variables = Variables(f, args)
     watch = Watch(trees, draws)
     try:
         with watch:
@@ -111,6 +116,8 @@ def check_pure(f: Callable[..., Any], /, *args: Any) -> Purity:
         draws.finish()
         after = settings.read()
         changed = watch.finish()
+        for place in variables.assigned():
+            changed.setdefault(place, ("setting it",))
     finally:
         draws.restore()
         settings.restore(before)

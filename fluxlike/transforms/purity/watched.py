@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fluxlike.transforms.outside import reached
 from fluxlike.transforms.purity.copies import Copies, differ
 from fluxlike.trees.functor import NAMESPACE, spec_of
 from fluxlike.trees.nodes import riding
@@ -157,11 +157,7 @@ def _names_in(f: Any) -> dict[str, Any]:
     if isinstance(f, functools.partial):
         given = {f"argument {i} of partial": x for i, x in enumerate(f.args)}
         return {**_names_in(f.func), **given, **f.keywords}
-    named = {"self": f.__self__} if inspect.ismethod(f) else {}
+    found = reached(f)
     if isinstance(f, torch.nn.Module):
-        named["module"] = f
-    try:
-        found = inspect.getclosurevars(f)
-    except (TypeError, ValueError):  # of C, or an object that is called
-        return named
-    return {**named, **found.globals, **found.nonlocals}
+        found["module"] = found.pop("self")
+    return found

@@ -1,0 +1,161 @@
+"""What to write for the names that users of torch type first and that fluxlike does not have."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["WORDS", "absent"]
+
+_CONV = "fl.Conv((3, 3), in_channels, out_channels, pad=1), with a number an axis in the kernel"
+_CONV_TRANSPOSE = "fl.ConvTranspose((3, 3), in_channels, out_channels), with a number an axis in the kernel"
+_RECORDED = "nothing: outside fl.gradient no graph is recorded"
+
+#: What to write for a name of torch.
+WORDS = {
+    # torch.nn
+    "Module": "a class under @fl.functor, with __call__ for forward",
+    "Parameter": "a floating tensor in an attribute of a class under @fl.functor",
+    "Sequential": "fl.Chain(…)",
+    "ModuleList": "a list of layers, in an attribute",
+    "ModuleDict": "a dict of layers, in an attribute",
+    "Linear": "fl.Dense(in_features, out_features)",
+    "LazyLinear": "fl.Dense(fl.auto, out_features), then fl.autosize(model, x)",
+    "Conv1d": _CONV,
+    "Conv2d": _CONV,
+    "Conv3d": _CONV,
+    "ConvTranspose1d": _CONV_TRANSPOSE,
+    "ConvTranspose2d": _CONV_TRANSPOSE,
+    "ConvTranspose3d": _CONV_TRANSPOSE,
+    "MaxPool1d": "fl.MaxPool((2,))",
+    "MaxPool2d": "fl.MaxPool((2, 2))",
+    "MaxPool3d": "fl.MaxPool((2, 2, 2))",
+    "AvgPool1d": "fl.MeanPool((2,))",
+    "AvgPool2d": "fl.MeanPool((2, 2))",
+    "AvgPool3d": "fl.MeanPool((2, 2, 2))",
+    "AdaptiveAvgPool1d": "fl.AdaptiveMeanPool((n,)), or fl.GlobalMeanPool()",
+    "AdaptiveAvgPool2d": "fl.AdaptiveMeanPool((n, n)), or fl.GlobalMeanPool()",
+    "AdaptiveMaxPool2d": "fl.AdaptiveMaxPool((n, n)), or fl.GlobalMaxPool()",
+    "BatchNorm1d": "fl.BatchNorm(num_features)",
+    "BatchNorm2d": "fl.BatchNorm(num_features)",
+    "BatchNorm3d": "fl.BatchNorm(num_features)",
+    "InstanceNorm1d": "fl.InstanceNorm(num_features)",
+    "InstanceNorm2d": "fl.InstanceNorm(num_features)",
+    "Dropout1d": "fl.Dropout(p, dims=(0, 1))",
+    "Dropout2d": "fl.Dropout(p, dims=(0, 1))",
+    "ZeroPad2d": "pad= of the next layer, or torch.nn.functional.pad",
+    "MultiheadAttention": "fl.MultiHeadAttention(embed_dim, num_heads)",
+    "TransformerEncoderLayer": "fl.TransformerBlock(dim, num_heads)",
+    "TransformerDecoderLayer": "fl.TransformerDecoderBlock(dim, num_heads)",
+    "Identity": "fl.identity",
+    "Flatten": "fl.flatten",
+    "ReLU": "fl.relu, without brackets",
+    "ReLU6": "fl.relu6, without brackets",
+    "LeakyReLU": "fl.leaky_relu, without brackets",
+    "ELU": "fl.elu, without brackets",
+    "SELU": "fl.selu, without brackets",
+    "GELU": "fl.gelu, without brackets",
+    "SiLU": "fl.silu, without brackets",
+    "Mish": "fl.mish, without brackets",
+    "Hardswish": "fl.hardswish, without brackets",
+    "Sigmoid": "fl.sigmoid, without brackets",
+    "Tanh": "fl.tanh, without brackets",
+    "Softplus": "fl.softplus, without brackets",
+    "Softmax": "fl.softmax, without brackets; none before fl.losses.logitcrossentropy",
+    "LogSoftmax": "fl.log_softmax, without brackets; none before fl.losses.logitcrossentropy",
+    # its losses, by class and by function
+    "CrossEntropyLoss": "fl.losses.logitcrossentropy",
+    "cross_entropy": "fl.losses.logitcrossentropy",
+    "NLLLoss": "fl.losses.logitcrossentropy, which leaves log-probabilities as they are",
+    "nll_loss": "fl.losses.logitcrossentropy, which leaves log-probabilities as they are",
+    "BCELoss": "fl.losses.binarycrossentropy",
+    "binary_cross_entropy": "fl.losses.binarycrossentropy",
+    "BCEWithLogitsLoss": "fl.losses.logitbinarycrossentropy",
+    "binary_cross_entropy_with_logits": "fl.losses.logitbinarycrossentropy",
+    "MSELoss": "fl.losses.mse",
+    "mse_loss": "fl.losses.mse",
+    "L1Loss": "fl.losses.mae",
+    "l1_loss": "fl.losses.mae",
+    "HuberLoss": "fl.losses.huber",
+    "huber_loss": "fl.losses.huber",
+    "SmoothL1Loss": "fl.losses.huber",
+    "smooth_l1_loss": "fl.losses.huber",
+    "KLDivLoss": "fl.losses.kldivergence, of probabilities",
+    "kl_div": "fl.losses.kldivergence, of probabilities",
+    "CTCLoss": "fl.losses.ctc",
+    "ctc_loss": "fl.losses.ctc",
+    "PoissonNLLLoss": "fl.losses.poisson",
+    # torch.optim
+    "SGD": "fl.Descent(lr), fl.Momentum(lr, momentum) or fl.Nesterov(lr, momentum)",
+    "Adagrad": "fl.AdaGrad(lr)",
+    "Adadelta": "fl.AdaDelta()",
+    "Adamax": "fl.AdaMax(lr)",
+    "RMSprop": "fl.RMSProp(lr)",
+    "clip_grad_norm_": "a rule: fl.OptimiserChain(fl.ClipGlobalNorm(1.0), fl.Adam())",
+    "clip_grad_value_": "a rule: fl.OptimiserChain(fl.ClipGrad(1.0), fl.Adam())",
+    "AveragedModel": "a rule: fl.EMA(fl.Adam()), then fl.averaged(state, model)",
+    "zero_grad": "nothing: gradients are values, which fl.gradient returns",
+    "backward": "grads = fl.gradient(loss, model, x, y)",
+    # torch.optim.lr_scheduler: a schedule goes into a rule, fl.Scheduled(fl.Adam(), lr=…)
+    "CosineAnnealingLR": "fl.Scheduled(fl.Adam(), lr=fl.schedules.Cosine(high, low, steps))",
+    "CosineAnnealingWarmRestarts": "fl.schedules.Cosine(high, low, steps, restart=True)",
+    "StepLR": "fl.Scheduled(fl.Adam(), lr=fl.schedules.Step(start, decay, sizes))",
+    "MultiStepLR": "fl.Scheduled(fl.Adam(), lr=fl.schedules.Step(start, decay, sizes))",
+    "ExponentialLR": "fl.Scheduled(fl.Adam(), lr=fl.schedules.Exp(start, decay))",
+    "PolynomialLR": "fl.Scheduled(fl.Adam(), lr=fl.schedules.Poly(start, power, steps))",
+    "OneCycleLR": "fl.Scheduled(fl.Adam(), lr=fl.schedules.OneCycle(steps, high)), or fl.fit_one_cycle",
+    "CyclicLR": "fl.Scheduled(fl.Adam(), lr=fl.schedules.Triangle(low, high, period))",
+    "LinearLR": "fl.schedules.Warmup(schedule, steps)",
+    "SequentialLR": "fl.schedules.Sequence((first, steps), (second, steps))",
+    "LambdaLR": "fl.Scheduled(fl.Adam(), lr=f), with a function f of the step",
+    # torch itself
+    "no_grad": _RECORDED,
+    "inference_mode": _RECORDED,
+    "enable_grad": _RECORDED,
+    "grad": "fl.gradient(loss, model, x, y)",
+    "value_and_grad": "fl.withgradient(loss, model, x, y)",
+    "jacrev": "fl.jacobian",
+    "jacfwd": "fl.jacobian",
+    "vjp": "fl.pullback",
+    "jvp": "fl.pushforward",
+    "functional_call": "model(x): a model is a value already",
+    "compile": "fl.jit(step), of the whole step",
+    "manual_seed": "torch.manual_seed(0), or with fl.seeded(fl.Key(0)):",
+    "cuda": "fl.gpu(model)",
+    "device": "fl.get_device(model), or fl.to_device(model, device)",
+    "autocast": "torch.autocast around the loss, or fl.Learner(…, precision='bf16')",
+    "GradScaler": "fl.Learner(…, precision='fp16')",
+    "DataParallel": "fl.distributed",
+    "DistributedDataParallel": "fl.distributed",
+    # torch.utils.data
+    "Dataset": "a class with __len__ and __getitem__, or torch.utils.data.Dataset",
+    "TensorDataset": "fl.DataLoader((x, y), batch_size)",
+    "random_split": "fl.splitobs(data, at=0.8, shuffle=True)",
+    "one_hot": "fl.onehotbatch(labels, range(classes))",
+    # modules
+    "nn": "the layers of fluxlike itself, such as fl.Dense, and fl.losses",
+    "functional": "the functions of fluxlike itself, such as fl.relu, and fl.losses",
+    "optim": "the rules of fluxlike itself, such as fl.Adam, and fl.schedules",
+    "lr_scheduler": "fl.schedules",
+}
+
+
+def absent(module: str, name: str, known: Iterable[str], /) -> AttributeError:
+    """The error of a name that a module does not have.
+
+    Args:
+        module: the full name of the module.
+        name: what it was asked for.
+        known: the names that it has.
+
+    Returns:
+        An AttributeError that says what to write for a name of torch, and else which name is near.
+    """
+    text = f"module {module!r} has no attribute {name!r}"
+    if name in WORDS:
+        text += f": write {WORDS[name]}"
+    elif not name.startswith("_"):  # which tools ask for, and nobody mistypes
+        near = difflib.get_close_matches(name, known, 1)
+        text += f"; did you mean {near[0]!r}?" if near else ""
+    # Without an object Python does not add a guess of its own, such as Bilinear for Linear.
+    return AttributeError(text, name=name, obj=None)

@@ -1,0 +1,56 @@
+"""Names that users of torch type first: the error says what to write."""
+
+import re
+
+import pytest
+import torch
+
+import fluxlike as fl
+from fluxlike.words_of_torch import WORDS
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "write"),
+    [
+        (fl, "Linear", r"write fl\.Dense\(in_features, out_features\)$"),
+        (fl, "SGD", r"write fl\.Descent\(lr\)"),
+        (fl.losses, "cross_entropy", r"module 'fluxlike\.losses' .*: write fl\.losses\.logitcrossentropy$"),
+        (fl.schedules, "CosineAnnealingLR", r"fl\.schedules\.Cosine\(high, low, steps\)"),
+        (fl, "adam", r"has no attribute 'adam'; did you mean 'Adam'\?$"),
+        (fl, "nothing_like_it", r"^module 'fluxlike' has no attribute 'nothing_like_it'$"),
+    ],
+)
+def test_a_name_that_is_not_there_says_what_to_write(module, name, write):
+    assert not hasattr(module, name)
+    with pytest.raises(AttributeError, match=write):
+        getattr(module, name)
+
+
+def test_every_name_of_ours_in_the_table_exists_and_no_name_of_torch_does():
+    for text in WORDS.values():
+        for path in re.findall(r"\bfl\.([\w.]+)", text):
+            found = fl
+            for name in path.split("."):
+                found = getattr(found, name)
+    modules = (fl, fl.losses, fl.schedules)
+    assert [name for name in WORDS for module in modules if hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "write"),
+    [
+        (fl.losses.crossentropy, torch.tensor([0, 1]), "logitcrossentropy"),
+        (fl.losses.binarycrossentropy, torch.ones(2, 2), "logitbinarycrossentropy"),
+        (fl.losses.focal, torch.tensor([0, 1]), r"torch\.softmax\(logits, 1\)"),
+        (fl.losses.binary_focal, torch.ones(2, 2), r"torch\.sigmoid\(logits\)"),
+        (fl.losses.kldivergence, torch.full((2, 2), 0.5), r"torch\.softmax\(logits, 1\), or log_probs\.exp"),
+    ],
+)
+def test_a_loss_of_probabilities_refuses_scores_also_inside_a_gradient(loss, target, write):
+    scores = torch.tensor([[-2.1, 0.0], [3.4, 1.0]])
+    with pytest.raises(
+        ValueError, match=rf"takes probabilities, found values from -2\.1 to 3\.4: write {write}"
+    ):
+        fl.gradient(lambda s: loss(s, target), scores)
+    assert loss(torch.softmax(scores, 1), target).isfinite()
+    loss(torch.tensor([[0.0, 1 + 1e-6], [0.5, 0.5]]), target)  # a sum's rounding is none of scores
