@@ -46,7 +46,9 @@ class TestErrors:
             assert wanted.startswith("ValueError: the file"), change
             texts = [error_of(load, folder, like=here)] if ranks == 1 else run(misfit, ranks, folder, change)
             for text in texts:
-                assert text.partition("model:")[2] == wanted.partition("model:")[2] != ""
+                # A file of `save` has parts besides, which a checkpoint over a mesh is not loaded by.
+                differences = wanted.partition("model:")[2].partition("\n  - the parts of the file")[0]
+                assert text.partition("model:")[2] == differences != ""
 
     def test_trees_that_differ_between_ranks_are_refused(self, tmp_path):
         for text in run(different, 3, tmp_path):
