@@ -7,11 +7,11 @@ model, state = fl.update(state, model, grads)
 from typing import TYPE_CHECKING, Any
 
 from fluxlike import bridges, data, distributed, init, learning, losses, models, random, schedules
+from fluxlike.deployment.compiled import Inference, inference
+from fluxlike.deployment.fold import fold_batchnorm
 from fluxlike.files.checkpoints import load_checkpoint, match_checkpoint, read_checkpoint
 from fluxlike.files.report import CheckpointMatch
 from fluxlike.files.tensors import load, save
-from fluxlike.inference.compiled import Inference, inference
-from fluxlike.inference.fold import fold_batchnorm
 from fluxlike.init.by_type import reinit
 from fluxlike.inspect.autosize import autosize
 from fluxlike.inspect.outputsize import outputsize

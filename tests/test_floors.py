@@ -14,7 +14,7 @@ ROOT = Path(fluxlike.__file__).parent
 
 FLOORS = {
     "_private": 0,
-    "columns": 0,
+    "aligned": 0,
     "lazily": 0,
     "optional": 0,
     "words_of_torch": 0,
@@ -31,7 +31,7 @@ FLOORS = {
     "data": 5,
     "files": 5,
     "bridges": 6,
-    "inference": 7,
+    "deployment": 7,
     "models": 7,
     "learning": 7,
     "inspect": 7,

@@ -12,14 +12,14 @@ GREY, BLUE = "#808080", "#5b7be0"  # each reads on white and on black
 
 #: From the top: the name of a floor, its rooms, and what the floors above it register there.
 FLOORS = (
-    ("7 whole", "models  inference  inspect  learning  distributed  command", ""),
+    ("7 whole", "models  deployment  inspect  learning  distributed  command", ""),
     ("6 bridges", "bridges", ""),
     ("5 parts", "layers  losses  init  optimisers  schedules  data  files", ""),
     ("4 transforms", "transforms", ""),
     ("3 placement", "placement", "stays_float32  parameter_rule  belongs_to_parameter"),
     ("2 scope", "scope  random", "parts of draws"),
     ("1 trees", "trees", "adopt  default_scalars  inside_transform  lent  may_lack  says_settings"),
-    ("0 ground", "_private  lazily  optional  columns  words_of_torch", ""),
+    ("0 ground", "_private  lazily  optional  aligned  words_of_torch", ""),
 )
 
 

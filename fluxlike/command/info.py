@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fluxlike.columns import columns
+from fluxlike.aligned import aligned
 from fluxlike.command.arguments import Subparsers, add_json
 from fluxlike.command.printing import Line, show, show_json
 from fluxlike.trees.show import plural, size_text
@@ -145,7 +145,7 @@ def _lines(found: dict[str, Any]) -> Iterator[Line]:
 
 
 def _table(rows: list[list[str]]) -> Iterator[Line]:
-    return (Line(f"  {text}") for text in columns(rows))
+    return (Line(f"  {text}") for text in aligned(rows))
 
 
 def _device_row(device: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fluxlike.columns import columns
+from fluxlike.aligned import aligned
 from fluxlike.command.arguments import Subparsers, add_json, count
 from fluxlike.command.config import Csv, ImageFolder
 from fluxlike.command.devices import device_of
@@ -154,7 +154,7 @@ def _row(about: About, x: _Observation, top: int) -> dict[str, Any]:
 def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[Line]:
     names = list(rows[0])
     right = [i for i, name in enumerate(names) if name.startswith(("row", "probability", "value"))]
-    table = columns([names, *([_cell(name, row[name]) for name in names] for row in rows)], right)
+    table = aligned([names, *([_cell(name, row[name]) for name in names] for row in rows)], right)
     for number, text in enumerate(table):
         yield Line(text, "" if number else "bold")
 

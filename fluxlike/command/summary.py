@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fluxlike.columns import columns
+from fluxlike.aligned import aligned
 from fluxlike.command.arguments import Subparsers, add_json, count
 from fluxlike.command.contents import Contents, HeldTensor, HeldValue, contents_of
 from fluxlike.command.printing import Line, escaped, show, show_json
@@ -157,7 +157,7 @@ def _lines(contents: Contents, depth: int) -> Iterator[Line]:
         yield Line(f"  {escaped(name)}: {shown(text)}", "dim")
     rows = list(_rows(root, "(root)", 0, depth))
     if rows:
-        table = columns([("name", "numbers", "bytes", "dtype", ""), *(cells for cells, _ in rows)], (1, 2))
+        table = aligned([("name", "numbers", "bytes", "dtype", ""), *(cells for cells, _ in rows)], (1, 2))
         for text, style in zip(table, ["bold", *(style for _, style in rows)], strict=True):
             yield Line(text, style)
     yield from _total_lines(_totals(contents))

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from fluxlike._private.dtensors import local_of
 from fluxlike._private.fake import stand_ins, value_asked
 from fluxlike._private.fake_ranks import fake_mesh
-from fluxlike.columns import columns
+from fluxlike.aligned import aligned
 from fluxlike.distributed.planner_memory import Memory
 from fluxlike.distributed.planner_traffic import Sent, Traffic, traffic_table
 from fluxlike.optimisers.state import setup
@@ -73,7 +73,7 @@ class Estimate:
         for n in self.mesh.values():
             ranks *= n
         axes = ", ".join(f"{name}={n}" for name, n in self.mesh.items())
-        memory = columns(
+        memory = aligned(
             [("memory", "bytes"), *((n, size_text(getattr(self, n))) for n in _MEMORY)], right=[1]
         )
         return "\n".join([f"A rank of {ranks} ({axes})", *memory, "", *traffic_table(self.sent)])

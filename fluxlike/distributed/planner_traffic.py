@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from fluxlike._private.dispatch import arguments
 from fluxlike._private.heard import Heard, group_of, in_backward
-from fluxlike.columns import columns
+from fluxlike.aligned import aligned
 from fluxlike.trees.show import number, size_text
 
 __all__ = ["Sent", "Traffic", "communication", "traffic_table"]
@@ -140,7 +140,7 @@ def traffic_table(rows: Sequence[Sent], /) -> Iterator[str]:
     """The lines of a table of what was sent."""
     cells = [(r.kind, r.axis, r.phase, number(r.count), size_text(r.bytes)) for r in rows]
     total = ("total", "", "", number(sum(r.count for r in rows)), size_text(sum(r.bytes for r in rows)))
-    return columns([("collective", "axis", "phase", "count", "sent"), *cells, total], right=[3, 4])
+    return aligned([("collective", "axis", "phase", "count", "sent"), *cells, total], right=[3, 4])
 
 
 def _axes(mesh: DeviceMesh) -> dict[str, str]:

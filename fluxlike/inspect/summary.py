@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fluxlike.columns import columns
+from fluxlike.aligned import aligned
 from fluxlike.inspect.shapes import Shapes
 from fluxlike.layers.auto import waiting
 from fluxlike.trees.fmap import fleaves
@@ -168,7 +168,7 @@ def _layer_cells(row: LayerRow) -> tuple[str, ...]:
 
 
 def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]]) -> str:
-    return "\n".join(columns([head, *rows]))
+    return "\n".join(aligned([head, *rows]))
 
 
 def _tensor_rows(model: Any) -> list[TensorRow]:

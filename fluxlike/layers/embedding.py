@@ -15,7 +15,7 @@ from fluxlike.layers.basic import Init
 from fluxlike.layers.construct import new_weight
 from fluxlike.placement.numbers import INTEGERS
 from fluxlike.random import normal
-from fluxlike.transforms.motors import derived_again
+from fluxlike.transforms.engine.motors import derived_again
 from fluxlike.trees.functor import functor
 
 __all__ = ["Embedding", "EmbeddingBag"]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fluxlike._private import tracing
 from fluxlike.optimisers.batch import Batch, Moved, Performing, passes
-from fluxlike.optimisers.columns import fields_of_state
 from fluxlike.optimisers.counters import read
+from fluxlike.optimisers.fields import fields_of_state
 from fluxlike.optimisers.group import Group
 from fluxlike.optimisers.kernels import Kernel
 from fluxlike.optimisers.leaves import Leaves

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fluxlike._private import tracing
 from fluxlike.optimisers.batch import Batch
-from fluxlike.optimisers.columns import Columns, fields_of_state
+from fluxlike.optimisers.fields import Columns, fields_of_state
 from fluxlike.optimisers.flat import Buffers, Flat, Piece, blocks, gathered
 from fluxlike.optimisers.kernels import Kernel, adjusted_layout, move
 from fluxlike.optimisers.leaves import Leaves, Scalar, where

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import fused
-from fluxlike.optimisers.columns import Columns
+from fluxlike.optimisers.fields import Columns
 
 __all__ = ["Kernel", "adjusted_layout", "move"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import fused
-from fluxlike.optimisers.columns import Columns
+from fluxlike.optimisers.fields import Columns
 from fluxlike.optimisers.group import kernel_of
 from fluxlike.optimisers.kernels import Kernel, move
 from fluxlike.optimisers.rule import form_of

@@ -13,7 +13,7 @@ from fluxlike.optimisers.lane import lane_of
 from fluxlike.optimisers.state import is_param_state
 from fluxlike.optimisers.step import Step
 from fluxlike.transforms.donation import consume
-from fluxlike.transforms.motors import enclosed
+from fluxlike.transforms.engine.motors import enclosed
 from fluxlike.trees.structure import flatten
 
 __all__ = ["steps", "update"]

@@ -20,12 +20,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fluxlike._private import autograd, functorch
 from fluxlike.placement.mesh import used
-from fluxlike.transforms.captured import Finding, Replacing
 from fluxlike.transforms.custom import keep_nothing
-from fluxlike.transforms.link import link
-from fluxlike.transforms.motors import at_depth, open_motor
-from fluxlike.transforms.rerun import Rerun
-from fluxlike.transforms.template import Template
+from fluxlike.transforms.engine.captured import Finding, Replacing
+from fluxlike.transforms.engine.link import link
+from fluxlike.transforms.engine.motors import at_depth, open_motor
+from fluxlike.transforms.engine.rerun import Rerun
+from fluxlike.transforms.engine.template import Template
 from fluxlike.trees.functor import functor
 from fluxlike.trees.leaves import can_train
 

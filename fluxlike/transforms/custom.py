@@ -12,12 +12,12 @@ from torch import Tensor
 
 from fluxlike._private import functorch
 from fluxlike.scope import assigned
-from fluxlike.transforms.captured import Finding, Replacing
-from fluxlike.transforms.link import link
-from fluxlike.transforms.motors import at_depth
+from fluxlike.transforms.engine.captured import Finding, Replacing
+from fluxlike.transforms.engine.link import link
+from fluxlike.transforms.engine.motors import at_depth
+from fluxlike.transforms.engine.rerun import Rerun
+from fluxlike.transforms.engine.template import Template
 from fluxlike.transforms.pullback import Pulled
-from fluxlike.transforms.rerun import Rerun
-from fluxlike.transforms.template import Template
 from fluxlike.trees.fmap import fleaves
 from fluxlike.trees.leaves import can_train
 from fluxlike.trees.structure import flatten

@@ -13,9 +13,9 @@ from torch import Tensor
 from fluxlike.scope import assigned, mode
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import Draws, enter, leave
-from fluxlike.transforms.called import Called
-from fluxlike.transforms.loss import scalar_loss
-from fluxlike.transforms.motors import Motor, open_motor
+from fluxlike.transforms.engine.called import Called
+from fluxlike.transforms.engine.loss import scalar_loss
+from fluxlike.transforms.engine.motors import Motor, open_motor
 from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.paths import is_node
 from fluxlike.trees.places import Where

@@ -8,13 +8,20 @@ from typing import Any
 
 from torch import Tensor
 
-from fluxlike.transforms.called import Called
-from fluxlike.transforms.motors import Afterwards
-from fluxlike.transforms.over_mesh import Region, of_entries
+from fluxlike.transforms.engine.called import Called
+from fluxlike.transforms.engine.entrywise import (
+    Blocks,
+    check_chunk_size,
+    check_real,
+    mapped,
+    rows,
+    tree_of_trees,
+)
+from fluxlike.transforms.engine.motors import Afterwards
+from fluxlike.transforms.engine.over_mesh import Region, of_entries
+from fluxlike.transforms.engine.rerun import Rerun
 from fluxlike.transforms.pullback import Pulled
 from fluxlike.transforms.pushforward import Directions, push
-from fluxlike.transforms.rerun import Rerun
-from fluxlike.transforms.rows import Blocks, check_chunk_size, check_real, mapped, rows, tree_of_trees
 
 __all__ = ["jacobian"]
 

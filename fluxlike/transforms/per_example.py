@@ -13,7 +13,7 @@ from fluxlike.placement.mesh import used
 from fluxlike.scope import example
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import seeded
-from fluxlike.transforms.argument import argument_numbers
+from fluxlike.transforms.engine.argument import argument_numbers
 from fluxlike.transforms.gradient import gradient
 from fluxlike.transforms.vmap import vmap
 from fluxlike.trees.fmap import fmap

@@ -13,9 +13,9 @@ from fluxlike._private import functorch
 from fluxlike.placement.mesh import used
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import Draws, enter, leave
-from fluxlike.transforms.called import Called
-from fluxlike.transforms.motors import Afterwards, one_deeper, open_motor
-from fluxlike.transforms.output import Output
+from fluxlike.transforms.engine.called import Called
+from fluxlike.transforms.engine.motors import Afterwards, one_deeper, open_motor
+from fluxlike.transforms.engine.output import Output
 
 __all__ = ["Pulled", "pullback"]
 

@@ -14,10 +14,10 @@ from torch.autograd import forward_ad
 
 from fluxlike._private import functorch
 from fluxlike.placement.mesh import used
-from fluxlike.transforms import over_mesh
-from fluxlike.transforms.called import Called
-from fluxlike.transforms.motors import Afterwards, differentiated, one_deeper, open_motor
-from fluxlike.transforms.output import Output, leaves_or_none
+from fluxlike.transforms.engine import over_mesh
+from fluxlike.transforms.engine.called import Called
+from fluxlike.transforms.engine.motors import Afterwards, differentiated, one_deeper, open_motor
+from fluxlike.transforms.engine.output import Output, leaves_or_none
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters
 

@@ -7,13 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from fluxlike.transforms.called import Called
-from fluxlike.transforms.loss import scalar_loss
-from fluxlike.transforms.motors import Afterwards, open_motor
-from fluxlike.transforms.over_mesh import Region, of_entries, placed_as
+from fluxlike.transforms.engine.called import Called
+from fluxlike.transforms.engine.entrywise import (
+    Blocks,
+    OverMesh,
+    check_chunk_size,
+    check_real,
+    rows,
+    tree_of_trees,
+)
+from fluxlike.transforms.engine.loss import scalar_loss
+from fluxlike.transforms.engine.motors import Afterwards, open_motor
+from fluxlike.transforms.engine.over_mesh import Region, of_entries, placed_as
 from fluxlike.transforms.pullback import Pulled
 from fluxlike.transforms.pushforward import directions
-from fluxlike.transforms.rows import Blocks, OverMesh, check_chunk_size, check_real, rows, tree_of_trees
 
 __all__ = ["diaghessian", "hessian", "hvp"]
 

@@ -14,8 +14,8 @@ from fluxlike._private import functorch
 from fluxlike._private.tracing import tracing
 from fluxlike.scope import seeded
 from fluxlike.scope.key import Key
-from fluxlike.transforms import over_mesh
 from fluxlike.transforms.axes import Inputs, spread, tensor_in
+from fluxlike.transforms.engine import over_mesh
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import Structure, flatten, structure_of
 

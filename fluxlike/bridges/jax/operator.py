@@ -20,7 +20,7 @@ from fluxlike._private.tracing import concrete
 from fluxlike.bridges.jax.package import torch_dtype
 from fluxlike.bridges.jax.programs import Program, Pull
 from fluxlike.transforms.custom import is_differentiated, keep_nothing, stop_gradient
-from fluxlike.transforms.link import link
+from fluxlike.transforms.engine.link import link
 
 __all__ = ["call"]
 

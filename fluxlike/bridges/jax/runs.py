@@ -13,8 +13,8 @@ from torch import Tensor
 from fluxlike._private import functorch
 from fluxlike._private.dispatch import TorchDispatchMode, may_draw
 from fluxlike.scope import seeded
+from fluxlike.transforms.engine.rerun import Rerun
 from fluxlike.transforms.pullback import pullback
-from fluxlike.transforms.rerun import Rerun
 from fluxlike.trees.structure import flatten
 
 __all__ = ["Called", "Pulled", "Run", "Shape"]

@@ -25,8 +25,8 @@ from fluxlike.bridges.torch_modules.skeleton import Skeleton, Slot
 from fluxlike.scope import example
 from fluxlike.scope.assigned import assign, current, is_held
 from fluxlike.scope.mode import training
+from fluxlike.transforms.engine.motors import derived_again
 from fluxlike.transforms.listening import overheard
-from fluxlike.transforms.motors import derived_again
 from fluxlike.trees.nodes import PIN
 from fluxlike.trees.structure import flatten
 

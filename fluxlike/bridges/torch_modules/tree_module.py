@@ -15,7 +15,7 @@ from fluxlike._private.compiling import become_operation, run_while_compiling
 from fluxlike._private.modules import buffers_of, hooked, parameters_of
 from fluxlike.bridges.torch_modules.tree_layout import MODULE, Kind, Layout, Slot, at, inner_names, name_of
 from fluxlike.scope import assigned, mode
-from fluxlike.transforms.motors import at_depth, enclosed
+from fluxlike.transforms.engine.motors import at_depth, enclosed
 from fluxlike.trees.functor import PIN, spec_of
 from fluxlike.trees.paths import children, is_node
 from fluxlike.trees.show import tree_repr

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fluxlike.layers.dropout import dropout
 from fluxlike.scope.seeded import active
-from fluxlike.transforms.motors import derived_again
+from fluxlike.transforms.engine.motors import derived_again
 
 __all__ = ["attend", "attention_weights"]
 

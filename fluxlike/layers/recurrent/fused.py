@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch, higher_order
-from fluxlike.transforms.link import link
+from fluxlike.transforms.engine.link import link
 
 __all__ = ["differentiable", "serves"]
 

@@ -17,7 +17,7 @@ from fluxlike.layers.recurrent.autocast import settled
 from fluxlike.layers.recurrent.cells import Cell, as_tuple
 from fluxlike.layers.recurrent.fused import differentiable
 from fluxlike.layers.recurrent.recurrence import over_time
-from fluxlike.transforms.motors import derived_again
+from fluxlike.transforms.engine.motors import derived_again
 from fluxlike.trees.structure import flatten
 
 __all__ = ["run"]

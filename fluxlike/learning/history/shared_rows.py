@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fluxlike.learning.history.columns import ABSENT, Cells, packed, unpacked
+from fluxlike.learning.history.packed import ABSENT, Cells, packed, unpacked
 
 __all__ = ["SharedRows"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from fluxlike.columns import columns
+from fluxlike.aligned import aligned
 
 __all__ = ["counted", "table_html", "table_text"]
 
@@ -27,7 +27,7 @@ def table_text(table: Any, head: str, /) -> str:
         return head
     rows = _shown(table)
     cells = [[row.get(name, "") for name in table.columns] for row in rows if row is not None]
-    texts = list(columns([table.columns, *cells], right=range(len(table.columns))))
+    texts = list(aligned([table.columns, *cells], right=range(len(table.columns))))
     if None in rows:
         texts.insert(1 + rows.index(None), "…")
     return "\n".join([head, *(f"  {text}".rstrip() for text in texts)])

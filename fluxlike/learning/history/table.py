@@ -13,7 +13,7 @@ from torch import Tensor
 from fluxlike.files.durable import write_whole
 from fluxlike.files.printing import shown
 from fluxlike.learning.history import files
-from fluxlike.learning.history.columns import ABSENT, column_from, column_state, unpacked
+from fluxlike.learning.history.packed import ABSENT, column_from, column_state, unpacked
 from fluxlike.learning.history.shared_rows import SharedRows
 from fluxlike.learning.history.show import counted, table_html, table_text
 from fluxlike.optional import optional

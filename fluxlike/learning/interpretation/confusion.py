@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fluxlike.columns import columns
+from fluxlike.aligned import aligned
 from fluxlike.trees.functor import leaf
 
 __all__ = ["ClassScore", "Confusion", "Report", "confusion_matrix", "most_confused"]
@@ -114,7 +114,7 @@ class Report:
         head = ("", "precision", "recall", "F1", "support")
         rows = [_cells(row) for row in self.classes]
         foot = [_cells(self.macro), _cells(self.weighted)]
-        lines = list(columns([head, *rows, *foot], right=range(1, len(head))))
+        lines = list(aligned([head, *rows, *foot], right=range(1, len(head))))
         lines.insert(1 + len(rows), "")
         return "\n".join([*lines, f"accuracy {self.accuracy:.4f}"])
 

@@ -8,8 +8,8 @@ From the outside in:
   together.
 - Tensors: `tensors` has the two kinds, and the one function that every torch function of them goes through.
   `parts` says what of a tensor is here.
-- Functions: `routes` lists those that DTensor doesn't know or gets wrong, a kind in each `routes_*`. Most
-  are said with `rowwise`: by rows, or on all rows; batch norm with `statistics`, and `signatures` names
+- Functions: `routes` are those that DTensor doesn't know or gets wrong, a kind in each file. Most are
+  said with `rowwise`: by rows, or on all rows; batch norm with `statistics`, and `signatures` names
   arguments. `calls` does the same for a function of the user's own, and `unknown` says so where nobody
   knows a function.
 - Gradients: `gathering` and `groups` bring divided parameters together in the forward pass and once more in

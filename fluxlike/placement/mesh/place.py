@@ -14,12 +14,13 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 from fluxlike._private.dtensors import local_of, of_local, spec_of, spec_over
-from fluxlike.placement.mesh import routes, used
+from fluxlike.placement.mesh import used
 from fluxlike.placement.mesh.gathering import gathering
 from fluxlike.placement.mesh.layouts import Layout, agreed_layouts
 from fluxlike.placement.mesh.parts import part_of
 from fluxlike.placement.mesh.plans import Plan
 from fluxlike.placement.mesh.reduce import placed_as, reduce_early
+from fluxlike.placement.mesh.routes import table
 from fluxlike.placement.mesh.tensors import Batched, GivenAway, MeshTensor, Stored, data_dims, settled
 from fluxlike.placement.mesh.unknown import explaining
 from fluxlike.scope.assigned import Assigned
@@ -261,4 +262,4 @@ def _tensors(tree: Any) -> list[tuple[str, Tensor]]:
     return [(path, x) for path, x in zip(paths, leaves, strict=True) if isinstance(x, Tensor)]
 
 
-assert routes is not None  # imported for what it registers
+assert table is not None  # imported for what it registers

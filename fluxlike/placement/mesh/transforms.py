@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 from fluxlike.placement.mesh.parts import piece_of
-from fluxlike.placement.mesh.routes_random import apart
+from fluxlike.placement.mesh.routes.random import apart
 from fluxlike.placement.mesh.rowwise import Divided, enter, leave, whole
 from fluxlike.placement.mesh.tensors import Batched, MeshTensor, Stored, data_dims, gathered, replicated
 

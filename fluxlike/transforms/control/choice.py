@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fluxlike._private import functorch, higher_order
 from fluxlike.transforms.control.recorded import Body, Derivative, Flat, can_be_trained, examples
-from fluxlike.transforms.link import link
+from fluxlike.transforms.engine.link import link
 
 __all__ = ["choose"]
 

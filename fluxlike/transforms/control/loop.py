@@ -16,7 +16,7 @@ from torch import Tensor
 from fluxlike._private import functorch, higher_order
 from fluxlike.transforms.control.recorded import examples
 from fluxlike.transforms.control.recorded_turn import RecordedTurn, split
-from fluxlike.transforms.link import link
+from fluxlike.transforms.engine.link import link
 
 __all__ = ["loop"]
 

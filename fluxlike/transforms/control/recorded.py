@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fluxlike._private import functorch, higher_order
 from fluxlike.scope import assigned, seeded
-from fluxlike.transforms.captured import Replacing
-from fluxlike.transforms.motors import Motor, Nested, open_motor
+from fluxlike.transforms.engine.captured import Replacing
+from fluxlike.transforms.engine.motors import Motor, Nested, open_motor
 from fluxlike.trees.leaves import can_train
 
 __all__ = [

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fluxlike._private import functorch, tracing
 from fluxlike.scope import assigned, mode, seeded
+from fluxlike.transforms.engine.motors import enclosed
 from fluxlike.transforms.jit.arguments import Arguments
 from fluxlike.transforms.jit.cache import Cache
 from fluxlike.transforms.jit.call import Signature, pins
 from fluxlike.transforms.jit.over_mesh import OfParts, Places, joined, parted
 from fluxlike.transforms.jit.record import record
 from fluxlike.transforms.jit.trace import Taken, Trace
-from fluxlike.transforms.motors import enclosed
 from fluxlike.trees.structure import flatten
 from fluxlike.trees.values import is_lent
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fluxlike.placement.mesh.routes_random import apart
+from fluxlike.placement.mesh.routes.random import apart
 from fluxlike.placement.mesh.rowwise import Divided, Rowwise, Whole, tensors_over
 
 __all__ = ["ROUTES"]

@@ -12,9 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from fluxlike.placement.mesh import used
 from fluxlike.scope import assigned, mode
-from fluxlike.transforms import over_mesh
-from fluxlike.transforms.argument import Argument, argument_numbers
-from fluxlike.transforms.motors import Closer, Motor, enclosed
+from fluxlike.transforms.engine import over_mesh
+from fluxlike.transforms.engine.argument import Argument, argument_numbers
+from fluxlike.transforms.engine.motors import Closer, Motor, enclosed
 from fluxlike.trees.places import Where
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters

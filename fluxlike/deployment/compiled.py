@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fluxlike.inference.fold import folded
+from fluxlike.deployment.fold import folded
 from fluxlike.scope.mode import mode
 from fluxlike.transforms.jit.function import CacheInfo, Jitted, Lowered, surrounded
 from fluxlike.trees.adopt import adopted

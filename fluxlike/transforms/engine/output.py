@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from fluxlike.transforms import over_mesh
+from fluxlike.transforms.engine import over_mesh
 from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.leaves import can_train
 from fluxlike.trees.structure import flatten, leaves_like, structure_of

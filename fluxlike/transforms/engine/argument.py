@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fluxlike.placement.mesh.entries import is_entry
 from fluxlike.scope.assigned import Frame
-from fluxlike.transforms.motors import Closer, Motor
+from fluxlike.transforms.engine.motors import Closer, Motor
 from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.places import Where, selected_leaves

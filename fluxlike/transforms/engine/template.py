@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.transforms.output import leaves_or_none
+from fluxlike.transforms.engine.output import leaves_or_none
 from fluxlike.trees.leaves import can_train
 from fluxlike.trees.structure import flatten, structure_of
 

@@ -17,7 +17,7 @@ from fluxlike.layers.compose import Chain
 from fluxlike.layers.conv import Conv
 from fluxlike.layers.conv_transpose import ConvTranspose
 from fluxlike.scope.mode import mode, training
-from fluxlike.transforms.motors import enclosed
+from fluxlike.transforms.engine.motors import enclosed
 from fluxlike.trees.paths import children, replace
 from fluxlike.trees.structure import flatten
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from fluxlike.placement.mesh.routes_random import Drawn, apart
+from fluxlike.placement.mesh.routes.random import Drawn, apart
 from fluxlike.placement.mesh.rowwise import Divided, Rowwise, Whole, tensors_over
 from fluxlike.placement.mesh.signatures import named
 

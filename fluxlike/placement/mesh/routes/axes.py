@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxlike.placement.mesh.routes_in_place import Beside
+from fluxlike.placement.mesh.routes.in_place import Beside
 from fluxlike.placement.mesh.rowwise import ANY, Rowwise, Whole
 
 __all__ = ["ROUTES"]

@@ -23,7 +23,7 @@ from fluxlike._private.dtensors import local_of
 from fluxlike._private.fake import without_values
 from fluxlike._private.tracing import tracing
 from fluxlike.placement.mesh.parts import piece_of
-from fluxlike.placement.mesh.routes_in_place import Beside
+from fluxlike.placement.mesh.routes.in_place import Beside
 from fluxlike.placement.mesh.rowwise import ANY, Rowwise, common, leave, tensors_over, whole
 from fluxlike.placement.mesh.signatures import named
 from fluxlike.scope import draws

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 
-__all__ = ["columns"]
+__all__ = ["aligned"]
 
 
-def columns(rows: Sequence[Sequence[str]], /, right: Container[int] = ()) -> Iterator[str]:
+def aligned(rows: Sequence[Sequence[str]], /, right: Container[int] = ()) -> Iterator[str]:
     """Rows of a table as lines.
 
     Args:
@@ -15,7 +15,7 @@ def columns(rows: Sequence[Sequence[str]], /, right: Container[int] = ()) -> Ite
         right: the numbers of the columns that are flush to the right. (default: none)
 
     Example:
-        >>> list(columns([("class", "count"), ("cat", "3")], right=[1]))
+        >>> list(aligned([("class", "count"), ("cat", "3")], right=[1]))
         ['class  count', 'cat        3']
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxlike.transforms.motors import Afterwards
-from fluxlike.transforms.over_mesh import Region
+from fluxlike.transforms.engine.motors import Afterwards
+from fluxlike.transforms.engine.over_mesh import Region
 from fluxlike.transforms.pullback import Pulled
 
 __all__ = ["Blocks", "OverMesh", "check_chunk_size", "check_real", "mapped", "rows", "tree_of_trees"]

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from fluxlike._private import functorch, pytree
 from fluxlike.placement.mesh import used
-from fluxlike.transforms.argument import argument_numbers
+from fluxlike.transforms.engine.argument import argument_numbers
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import flatten
 
