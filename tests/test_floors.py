@@ -1,6 +1,7 @@
 """The floors of the design: imports go down, never up and never in a circle."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -38,62 +39,6 @@ FLOORS = {
     "distributed": 7,
     "command": 7,
     "__main__": 7,
-}
-
-PRIVATE = (
-    "torch._C",
-    "torch._decomp",
-    "torch._dynamo",
-    "torch._functorch",
-    "torch._guards",
-    "torch._inductor",
-    "torch._ops",
-    "torch._lazy_clone",
-    "torch._subclasses",
-    "torch.fx.experimental",
-    "torch.nn.Module._call_impl",
-    "torch.nn.modules.batchnorm._NormBase",
-    "torch.nn.parameter.is_lazy",
-    "torch.utils._device",
-    "torch.utils._pytree",
-    "torch.utils.data._utils",
-    "torch.utils._python_dispatch",
-    "torch._fused_adam_",
-    "torch._fused_adamw_",
-    "torch._fused_sgd_",
-    "torch._fused_adagrad_",
-    "torch.autograd.Variable._execution_engine",
-    "torch.ops.higher_order",
-)
-MAY_TOUCH_PRIVATE = {
-    f"_private/{name}.py"
-    for name in (
-        "autograd",
-        "compiler/__init__",
-        "compiler/build",
-        "compiler/freezing",
-        "compiler/functional",
-        "compiler/operators",
-        "compiler/trace",
-        "compiler/winograd",
-        "data_workers",
-        "dispatch",
-        "dtensors",
-        "fake",
-        "fake_ranks",
-        "functorch",
-        "fused",
-        "guards",
-        "heard",
-        "higher_order",
-        "inductor",
-        "joint",
-        "lazy_clone",
-        "levels",
-        "modules",
-        "pytree",
-        "tracing",
-    )
 }
 
 HEAVY = (
@@ -150,46 +95,47 @@ def test_no_import_goes_in_a_circle():
     assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)
 
 
-def dotted(node):
-    """The text of a chain of attributes such as ``torch._C._functorch``."""
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+def homes_for_type_checkers():
+    """The module of each public name, as the imports say that type checkers read; of a room, its own."""
+    shown = next(node for node in parsed(ROOT / "__init__.py").body if isinstance(node, ast.If))
+    homes = {}
+    for node in shown.body:
+        for alias in node.names:
+            inside = f"{node.module}.{alias.name}"
+            homes[alias.asname or alias.name] = inside if inside in MODULES else node.module
+    return homes
 
 
-def touches_private(path):
-    names = set()
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Attribute):
-            names.add(dotted(node))
-    return {n for n in names if any(n == p or n.startswith(f"{p}.") for p in PRIVATE)}
+def test_the_list_of_public_names_the_imports_of_type_checkers_and_the_homes_of_names_are_one():
+    homes = homes_for_type_checkers()
+    assert fluxlike.__all__ == sorted(homes, key=lambda name: fluxlike.__all__.index(name))
+    assert homes == {name: f"fluxlike.{module}" for name, module in fluxlike._MODULES.items()}
 
 
-def test_only_the_named_files_touch_private_parts_of_torch():
-    touching = {path.relative_to(ROOT).as_posix() for path in MODULES.values() if touches_private(path)}
-    assert touching == MAY_TOUCH_PRIVATE
+def test_a_public_name_is_what_its_home_calls_so():
+    homes = {name: importlib.import_module(f"fluxlike.{module}") for name, module in fluxlike._MODULES.items()}
+    found = {name: getattr(home, name, home) for name, home in homes.items()}
+    assert [name for name, at_home in found.items() if getattr(fluxlike, name) is not at_home] == []
 
 
-def imported_names(nodes):
-    return {alias.asname or alias.name for node in nodes for alias in node.names}
-
-
-def test_the_package_lists_every_public_name_it_imports():
-    body = parsed(ROOT / "__init__.py").body
-    at_once = imported_names(
-        node for node in body if isinstance(node, ast.ImportFrom) and node.module != "typing"
+def test_importing_a_room_first_hides_no_public_name_of_it():
+    rooms = "; ".join(f"import {name}" for name in MODULES if name.count(".") == 1 and "__main__" not in name)
+    code = (
+        f"{rooms}; import fluxlike\n"
+        "for name in fluxlike.__all__:\n"
+        "    if name not in ('tree', 'callbacks', 'logs', 'metrics'):\n"
+        "        print(name, type(getattr(fluxlike, name)).__name__)"
     )
-    later = imported_names(inner for node in body if isinstance(node, ast.If) for inner in node.body)
-    at_once -= {"TYPE_CHECKING", "Any", "bridges", "learning"}
-    assert set(fluxlike.__all__) == at_once | later
-    assert set(fluxlike._ROOMS) == later
-    assert all(getattr(fluxlike, name).__name__.rpartition(".")[2] == name for name in later)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    modules = {line.split()[0] for line in run.stdout.splitlines() if line.endswith(" module")}
+    assert modules == {name for name in fluxlike.__all__ if f"fluxlike.{name}" in MODULES}
+
+
+def test_importing_fluxlike_loads_what_registers_and_no_room():
+    ours = {m for m in loaded_by("import fluxlike") if m.startswith("fluxlike.")}
+    assert {m.split(".")[1] for m in ours} <= {"_private", "bridges", "lazily", "trees"}
 
 
 def test_every_file_says_what_it_is_and_lists_its_public_names():
