@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from fluxlike.layers.global_pool import GlobalMaxPool, GlobalMeanPool
     from fluxlike.layers.groupnorm import GroupNorm, InstanceNorm
     from fluxlike.layers.layernorm import LayerNorm, RMSNorm
-    from fluxlike.layers.layouts import convert_layout, foreign_state, load_foreign_state
+    from fluxlike.layers.layouts import convert_layout, foreign_state, load_foreign_state, parameter_rule
     from fluxlike.layers.padding import SamePad
     from fluxlike.layers.parallel import Maxout, PairwiseFusion, Parallel
     from fluxlike.layers.pool import LPPool, MaxPool, MeanPool
@@ -140,7 +140,6 @@ if TYPE_CHECKING:
     from fluxlike.placement.batches import batch_first, batch_last
     from fluxlike.placement.device import cpu, get_device, gpu, to_device
     from fluxlike.placement.dtype import bf16, f16, f32, f64, stays_float32
-    from fluxlike.placement.foreign.parameters import parameter_rule
     from fluxlike.placement.layout import Layout, permute
     from fluxlike.placement.layout_rules import layout_rule
     from fluxlike.placement.memory_format import channels_last, contiguous
@@ -226,7 +225,7 @@ _HOMES = {
     "layers.global_pool": "GlobalMaxPool GlobalMeanPool",
     "layers.groupnorm": "GroupNorm InstanceNorm",
     "layers.layernorm": "LayerNorm RMSNorm",
-    "layers.layouts": "convert_layout foreign_state load_foreign_state",
+    "layers.layouts": "convert_layout foreign_state load_foreign_state parameter_rule",
     "layers.padding": "SamePad",
     "layers.parallel": "Maxout PairwiseFusion Parallel",
     "layers.pool": "LPPool MaxPool MeanPool",
@@ -272,7 +271,6 @@ _HOMES = {
     "placement.batches": "batch_first batch_last",
     "placement.device": "cpu get_device gpu to_device",
     "placement.dtype": "bf16 f16 f32 f64 stays_float32",
-    "placement.foreign.parameters": "parameter_rule",
     "placement.layout": "Layout permute",
     "placement.layout_rules": "layout_rule",
     "placement.memory_format": "channels_last contiguous",

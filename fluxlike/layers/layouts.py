@@ -36,7 +36,7 @@ from fluxlike.placement.foreign.parameters import parameter_rule
 from fluxlike.placement.foreign.parts import Part, Parts, Values, axes, same, spatial
 from fluxlike.placement.foreign.state import foreign_state, load_foreign_state
 
-__all__ = ["convert_layout", "foreign_state", "load_foreign_state"]
+__all__ = ["convert_layout", "foreign_state", "load_foreign_state", "parameter_rule"]
 
 vector = partial(same, rank=1)
 BIAS = vector(".bias", "bias")

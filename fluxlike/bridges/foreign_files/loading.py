@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from fluxlike.bridges.foreign_files.faults import FileFault, printed
+from fluxlike.layers.layouts import load_foreign_state
 from fluxlike.placement.foreign.checkpoint import is_array
-from fluxlike.placement.foreign.state import load_foreign_state
 from fluxlike.trees.structure import flatten
 
 __all__ = ["load_state"]
