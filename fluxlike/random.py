@@ -17,6 +17,11 @@ from fluxlike.scope.seeded import active
 
 __all__ = ["bernoulli", "integers", "normal", "permutation", "uniform"]
 
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 Device = torch.device | str | int | None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, NoReturn
 
-__all__ = ["WORDS", "absent"]
+__all__ = ["OF_CHAINS", "OF_LAYERS", "OF_MODULES", "OF_RULES", "WORDS", "Absent", "absent", "call_hint"]
 
 _CONV = "fl.Conv((3, 3), in_channels, out_channels, pad=1), with a number an axis in the kernel"
 _CONV_TRANSPOSE = "fl.ConvTranspose((3, 3), in_channels, out_channels), with a number an axis in the kernel"
@@ -138,6 +139,106 @@ WORDS = {
     "optim": "the rules of fluxlike itself, such as fl.Adam, and fl.schedules",
     "lr_scheduler": "fl.schedules",
 }
+
+#: What to write for a method of nn.Module.
+OF_MODULES = {
+    "train": "gradient trains, everything else tests; fluxlike.mode and fluxlike.trainmode say otherwise",
+    "eval": "everything but gradient tests; fluxlike.testmode pins a layer",
+    "parameters": "write fluxlike.trainables(model)",
+    "named_parameters": "write fluxlike.trainables(model, paths=True)",
+    "buffers": "write fluxlike.fleaves(model), which gives parameters and buffers",
+    "named_buffers": "write fluxlike.state_dict(model)",
+    "to": "write fluxlike.to_device(model, device), or fluxlike.f16(model) for a dtype",
+    "cuda": "write fluxlike.to_device(model, 'cuda')",
+    "cpu": "write fluxlike.cpu(model)",
+    "float": "write fluxlike.f32(model)",
+    "double": "write fluxlike.f64(model)",
+    "half": "write fluxlike.f16(model)",
+    "bfloat16": "write fluxlike.bf16(model)",
+    "apply": "write fluxlike.fmap(f, model), or fluxlike.reinit(model, {kind: init})",
+    "compile": "write fluxlike.jit(step), of the whole step of training, or fluxlike.jit(model)",
+    "modules": "write fluxlike.children(model)",
+    "named_modules": "write fluxlike.children(model)",
+    "children": "write fluxlike.children(model)",
+    "named_children": "write fluxlike.children(model)",
+    "add_module": "write a new one, such as fluxlike.Chain(*model, layer)",
+    "register_module": "write a new one, such as fluxlike.Chain(*model, layer)",
+    "register_buffer": "write a class with @fluxlike.functor(buffers=('name',)) above it",
+    "register_parameter": "write a class under @fluxlike.functor with the tensor in an attribute",
+    "register_forward_hook": "write fluxlike.activations(model, x)",
+    "state_dict": "write fluxlike.state_dict(model), or fluxlike.to_torch(model).state_dict() for torch's",
+    "load_state_dict": "write fluxlike.load_state_dict(model, d), or fluxlike.load_checkpoint(d, model) of "
+    "torch's dict",
+    "zero_grad": "gradients are values here, there is nothing to zero",
+    "requires_grad_": "write fluxlike.freeze(state, where), or gradient(…, wrt=where)",
+}
+
+#: What to write for a method or an attribute of nn.Module, or of a tensor that is a loss.
+OF_LAYERS = {
+    **OF_MODULES,
+    "training": "write fluxlike.training(layer) inside a layer; fluxlike.testmode(model) and "
+    "fluxlike.trainmode(model) pin the mode",
+    "requires_grad": "write fluxlike.freeze(state, where), or gradient(…, wrt=where)",
+    "device": "write fluxlike.get_device(model)",
+    "dtype": "each tensor has its own: write fluxlike.trainables(model)[0].dtype",
+    "forward": "write model(x)",
+    "backward": "write grads = fluxlike.gradient(loss, model, x, y)",
+    "grad": "a gradient is a value: write grads = fluxlike.gradient(loss, model, x, y)",
+}
+
+#: What to write for a name of nn.Sequential; the state of a model has its classes, and no step.
+OF_CHAINS = {
+    **OF_LAYERS,
+    "step": "write model, state = fluxlike.update(state, model, grads)",
+    "append": "write a new one, such as fluxlike.Chain(*model, layer)",
+    "extend": "write a new one, such as fluxlike.Chain(*model, *layers)",
+    "insert": "write a new one, such as fluxlike.Chain(*model[:i], layer, *model[i:])",
+    "pop": "write a new one, such as model[:-1]",
+}
+
+#: What to write for a name of torch.optim.Optimizer.
+OF_RULES = {
+    "step": "write model, state = fluxlike.update(state, model, grads)",
+    "zero_grad": "gradients are values, which fluxlike.gradient returns; there is nothing to zero",
+    "param_groups": "write state = fluxlike.adjust(state, 1e-4) for another rate, and "
+    "fluxlike.setup(lambda path: rule, model) for a rule by place",
+    "add_param_group": "write fluxlike.setup(lambda path: rule, model), with a rule by place",
+    "state": "a rule holds none: write state = fluxlike.setup(rule, model)",
+    "state_dict": "a rule has no state: write fluxlike.save(path, state), of state = "
+    "fluxlike.setup(rule, model)",
+    "load_state_dict": "a rule has no state: write state = fluxlike.load(path, like=state), of state = "
+    "fluxlike.setup(rule, model)",
+    "defaults": "a rule is a dataclass: write rule.lr, or dataclasses.asdict(rule)",
+}
+
+
+class Absent:
+    """An attribute that a class does not have: reading it says what to write.
+
+    Unlike ``__getattr__``, it costs other attributes nothing. `hasattr` is False, and an attribute of an
+    object or of a subclass comes before it.
+
+    Args:
+        name: the attribute.
+        write: what to write.
+    """
+
+    def __init__(self, name: str, write: str) -> None:
+        self._name, self._write = name, write
+
+    def __get__(self, instance: Any, owner: type) -> NoReturn:
+        text = f"{owner.__name__} has no {self._name!r}: {self._write}"
+        raise AttributeError(text, name=self._name, obj=None)
+
+
+def call_hint(x: Any, /) -> str:
+    """What to add to the error of an object that can't be called: something if its class has a `forward`."""
+    if callable(x) or not callable(getattr(type(x), "forward", None)):
+        return ""
+    return (
+        f"; define __call__ in {type(x).__name__} (fluxlike calls models directly; forward is "
+        "torch.nn.Module's name)"
+    )
 
 
 def absent(module: str, name: str, known: Iterable[str], /) -> AttributeError:

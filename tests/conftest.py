@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 
 import hypothesis
+import pytest
 import torch
 
 # How fast a machine draws is no property of what is tested.
@@ -22,3 +24,12 @@ def pytest_collection_finish() -> None:
     """Keep what the imports left out of every collection: transformers and JAX are millions of objects."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`jit` runs its graphs as they are recorded, as without a C++ compiler: kernels take seconds to compile."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from fluxlike._private.compiler import build
+    monkeypatch.setattr(build, "_can_compile", lambda: False)

@@ -113,7 +113,7 @@ def test_the_list_of_public_names_the_imports_of_type_checkers_and_the_homes_of_
 
 
 def test_a_public_name_is_what_its_home_calls_so():
-    homes = {name: importlib.import_module(f"fluxlike.{module}") for name, module in fluxlike._MODULES.items()}
+    homes = {n: importlib.import_module(f"fluxlike.{module}") for n, module in fluxlike._MODULES.items()}
     found = {name: getattr(home, name, home) for name, home in homes.items()}
     assert [name for name, at_home in found.items() if getattr(fluxlike, name) is not at_home] == []
 

@@ -1,12 +1,15 @@
 """Names that users of torch type first: the error says what to write."""
 
+import copy
+import dataclasses
+import pickle
 import re
 
 import pytest
 import torch
 
 import fluxlike as fl
-from fluxlike.words_of_torch import WORDS
+from fluxlike.words_of_torch import OF_CHAINS, OF_RULES, WORDS
 
 
 @pytest.mark.parametrize(
@@ -27,13 +30,52 @@ def test_a_name_that_is_not_there_says_what_to_write(module, name, write):
 
 
 def test_every_name_of_ours_in_the_table_exists_and_no_name_of_torch_does():
-    for text in WORDS.values():
-        for path in re.findall(r"\bfl\.([\w.]+)", text):
+    for text in (*WORDS.values(), *OF_CHAINS.values(), *OF_RULES.values()):
+        for path in re.findall(r"\b(?:fl|fluxlike)\.(\w[\w.]*)", text):
             found = fl
             for name in path.split("."):
                 found = getattr(found, name)
     modules = (fl, fl.losses, fl.schedules)
     assert [name for name in WORDS for module in modules if hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize("name", OF_RULES)
+def test_a_name_of_an_optimiser_of_torch_says_what_to_write(name):
+    rule = fl.Adam()
+    assert not hasattr(rule, name)
+    assert name not in dir(rule)
+    with pytest.raises(AttributeError, match=f"^Adam has no '{name}': "):
+        getattr(rule, name)
+    assert copy.deepcopy(rule) == pickle.loads(pickle.dumps(rule)) == rule
+
+
+def test_a_rule_may_have_a_field_that_an_optimiser_of_torch_has_too():
+    @dataclasses.dataclass(frozen=True)
+    class Own(fl.Descent):
+        step: float = 2.0
+        state: int = dataclasses.field(default=0, kw_only=True)
+
+    assert (Own().step, Own(step=3.0).step, Own().state) == (2.0, 3.0, 0)
+
+
+def test_a_module_of_torch_keeps_attributes_of_its_own_whatever_their_names():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.step = torch.nn.Linear(2, 1)
+            self.grad = 3
+
+        dtype = property(lambda self: self.step.weight.dtype)
+
+        def append(self, x):
+            return [x]
+
+        def forward(self, x):
+            return self.step(x)
+
+    model = fl.Chain(fl.from_torch(Net()))[0]
+    assert isinstance(model.step, fl.TorchModule)
+    assert (model.grad, model.dtype, model.append(1)) == (3, torch.float32, [1])
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from fluxlike.command.keys import (
 )
 from fluxlike.files.opening import open_regular
 from fluxlike.files.printing import shown
+from fluxlike.learning.precision import DTYPES
 
 __all__ = [
     "Cnn", "Configuration", "Csv", "ImageFolder", "Mlp", "Output", "Torchvision", "Training", "configured",
@@ -49,7 +50,9 @@ class ImageFolder:
     kind: Annotated[str, Key(choice("image_folder"), "what the data is")]
     path: Annotated[Path, Key(path(), "the folder that holds a folder a class")]
     size: Annotated[int, Key(whole(1), "height and width to which images are brought, in pixels")] = 128
-    channels: Annotated[int, Key(whole(1), "of the images, 3 for colours or 1 for grey")] = 3
+    channels: Annotated[
+        int, Key(whole(1), "how many of the images are read, 3 for colours or 1 for grey")
+    ] = 3
     batch_size: Annotated[int, Key(whole(1), "how many images a step takes")] = 32
     workers: Annotated[int, Key(whole(0), "how many processes read images")] = 0
     validation: Annotated[float | Path, Key(share_or_path(), "what is kept for validation")] = 0.2
@@ -79,7 +82,7 @@ class Cnn:
     """``[model] kind = "cnn"``: convolutions, each halving the image, then the mean over the image."""
 
     kind: Annotated[str, Key(choice("cnn"), "what the model is")]
-    channels: Annotated[tuple[int, ...], Key(_WIDTHS, "of each convolution")] = (32, 64, 128)
+    channels: Annotated[tuple[int, ...], Key(_WIDTHS, "how many each convolution has")] = (32, 64, 128)
     dropout: Annotated[float, Key(_SHARE, "the share of features to drop before the last layer")] = 0.0
 
 
@@ -116,14 +119,15 @@ class Training:
     lr: Annotated[float, Key(number(above=0), "the learning rate, the largest of a schedule")] = 1e-3
     rule: Annotated[
         str,
-        Key(choice("Adam", "AdamW", "Lion", "Momentum", "Nesterov", "RMSProp", "Descent"), "of the steps"),
+        Key(
+            choice("Adam", "AdamW", "Lion", "Momentum", "Nesterov", "RMSProp", "Descent"),
+            "the rule of the steps",
+        ),
     ] = "AdamW"
-    schedule: Annotated[str, Key(choice("one_cycle", "cosine", "constant"), "of the learning rate")] = (
-        "one_cycle"
-    )
-    precision: Annotated[str, Key(choice("float32", "bfloat16", "float16"), "of what the model computes")] = (
-        "float32"
-    )
+    schedule: Annotated[
+        str, Key(choice("one_cycle", "cosine", "constant"), "how the learning rate moves")
+    ] = "one_cycle"
+    precision: Annotated[str, Key(choice("float32", *DTYPES), "in what the model computes")] = "float32"
     jit: Annotated[bool, Key(truth(), "whether to compile the step")] = False
     seed: Annotated[int, Key(whole(0), "what all that is random is drawn from")] = 0
     device: Annotated[str, Key(_DEVICE, "where to compute")] = "auto"

@@ -32,7 +32,6 @@ from fluxlike.trees.trainables import trainables
 __all__ = ["learner_of", "loader_of"]
 
 _RULES: tuple[Any, ...] = (Adam, AdamW, Lion, Momentum, Nesterov, RMSProp, Descent)
-_PRECISIONS = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}
 _EVERY = 500  # steps between checkpoints, besides the end of every epoch
 
 
@@ -52,6 +51,7 @@ def learner_of(run: Configuration, task: Task, key: Key, device: Any, checkpoint
     first, drawn = key.split(2)
     with seeded(first):
         model = _built(run, task, device)
+    precision = run.training.precision
     rule = next(rule for rule in _RULES if rule.__name__ == run.training.rule)
     training = loader_of(run, task.training, device, shuffle=True)
     return Learner(
@@ -66,7 +66,7 @@ def learner_of(run: Configuration, task: Task, key: Key, device: Any, checkpoint
         ],
         key=drawn,
         jit=run.training.jit,
-        precision=_PRECISIONS[run.training.precision],
+        precision=None if precision == "float32" else precision,
     )
 
 

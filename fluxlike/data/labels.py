@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fluxlike.trees.found import found
 
 __all__ = ["onecold", "onehot", "onehotbatch"]
 
@@ -24,13 +26,21 @@ def onehot(label: Any, classes: Sequence[Any], /) -> Tensor:
 
     Raises:
         ValueError: the label is not among the classes.
+        TypeError: several labels; or classes that are no sequence, such as their number.
 
     Example:
         >>> import fluxlike as fl
         >>> fl.onehot("b", ["a", "b", "c"])
         tensor([0., 1., 0.])
     """
-    return onehotbatch([label.item() if isinstance(label, Tensor) else label], classes)[0]
+    several = label.ndim > 0 if isinstance(label, (Tensor, np.ndarray)) else isinstance(label, (list, range))
+    if several:
+        raise TypeError(
+            f"onehot takes one label, then all classes, found {found(label)} and {found(classes)}; write "
+            "onehot(label, classes), or onehotbatch(labels, classes)"
+        )
+    names = _names("onehot", classes)
+    return onehotbatch([label.item() if isinstance(label, Tensor) else label], names)[0]
 
 
 def onehotbatch(labels: Any, classes: Sequence[Any], /) -> Tensor:
@@ -45,6 +55,7 @@ def onehotbatch(labels: Any, classes: Sequence[Any], /) -> Tensor:
 
     Raises:
         ValueError: a label is not among the classes, or a class is there twice.
+        TypeError: a single label; or classes that are no sequence, such as their number.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -52,11 +63,27 @@ def onehotbatch(labels: Any, classes: Sequence[Any], /) -> Tensor:
         tensor([[0., 0., 1.],
                 [1., 0., 0.]])
     """
-    names = classes.tolist() if isinstance(classes, Tensor) else list(classes)
+    names = _names("onehotbatch", classes)
+    if not isinstance(labels, (Tensor, Iterable)):
+        raise TypeError(
+            f"onehotbatch takes several labels, found {found(labels)}; write onehot(label, classes) for one"
+        )
     if len(set(names)) != len(names):
         raise ValueError(f"the classes {names} hold one twice")
     hot = torch.nn.functional.one_hot(_numbers(labels, names), len(names))
     return hot.movedim(-1, 1 if hot.ndim > 1 else 0).to(torch.get_default_dtype())
+
+
+def _names(name: str, classes: Any) -> list[Any]:
+    """All classes, in order.
+
+    Raises:
+        TypeError: they are no sequence.
+    """
+    if not isinstance(classes, Iterable):
+        hint = f"; write range({classes})" if isinstance(classes, int) else ""
+        raise TypeError(f"{name} takes all classes in order, found {classes!r}{hint}")
+    return classes.tolist() if isinstance(classes, Tensor) else list(classes)
 
 
 def _numbers(labels: Any, names: list[Any]) -> Tensor:
@@ -102,6 +129,7 @@ def onecold(y: Tensor, classes: Sequence[Any] | None = None, /, *, dim: int = 1)
 
     Raises:
         ValueError: as many classes as scores are needed.
+        TypeError: scores that are no tensor; or classes that are no sequence, such as their number.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -111,11 +139,14 @@ def onecold(y: Tensor, classes: Sequence[Any] | None = None, /, *, dim: int = 1)
         >>> fl.onecold(scores, ["cat", "dog"])
         ['dog', 'cat']
     """
+    if not isinstance(y, (Tensor, np.ndarray)):
+        hint = "onecold(scores, classes)" if isinstance(classes, Tensor) else "torch.tensor(…)"
+        raise TypeError(f"onecold takes the scores first, found {found(y)}; write {hint}")
     axis = 0 if y.ndim == 1 else dim
     numbers = y.argmax(axis)
     if classes is None:
         return numbers
-    names = list(classes)
+    names = _names("onecold", classes)
     if len(names) != y.shape[axis]:
         raise ValueError(f"{len(names)} classes were given for {y.shape[axis]} scores")
     if _are_numbers(names):

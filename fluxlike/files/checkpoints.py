@@ -11,9 +11,13 @@ from torch import Tensor
 
 from fluxlike.files.locating import source_of
 from fluxlike.files.match import Match
+from fluxlike.files.parts import part_of, parts_in
+from fluxlike.files.printing import shown
+from fluxlike.files.reader import TensorFile
 from fluxlike.files.rename import Rename
 from fluxlike.files.report import CheckpointMatch, mismatch_text
 from fluxlike.files.sources import refuse_others
+from fluxlike.files.tensors import described
 
 __all__ = ["load_checkpoint", "match_checkpoint", "read_checkpoint"]
 
@@ -31,8 +35,8 @@ def read_checkpoint(path: str | os.PathLike[str], /, *, part: str | None = None)
             ``.index.json`` of shards; or a folder that holds, in this order, ``model.safetensors``,
             ``model.safetensors.index.json``, ``pytorch_model.bin`` or ``pytorch_model.bin.index.json``. The
             first bytes say what a file is, and its ending must not say otherwise.
-        part: the entry of a file of torch that holds the model, such as ``"state_dict"``, where there are
-            others beside it. (default: the whole file)
+        part: the entry of a file of torch, or of `save`, that holds the model, such as ``"state_dict"``,
+            where there are others beside it. (default: the whole file)
 
     Returns:
         A dict from name to tensor. No two share memory.
@@ -111,8 +115,25 @@ def load_checkpoint(
     match = Match(opened, like, rename, cast=cast)
     fault = mismatch_text(opened.title, match.report, match.names)
     if fault:
-        raise ValueError(fault)
+        raise ValueError(fault + ("" if part is not None or match.report.loaded else _parts(source, match)))
     return match.filled()
+
+
+def _parts(source: Checkpoint, match: Match) -> str:
+    """What `part` may be for a file that `save` wrote, and for which of them the model is."""
+    if isinstance(source, Mapping) or not os.path.isfile(source):
+        return ""
+    try:
+        with TensorFile(source) as file:
+            about = described(source, file)
+    except ValueError:  # a file of others
+        return ""
+    known = parts_in(about)
+    fits = [part for part in known if {*match.report.missing} & {*part_of(about, part, "")[1].leaves}]
+    write = f"; the model's names are in one: write part={fits[0]!r}" if len(fits) == 1 else ""
+    return (
+        f"\npart= reads one of its parts alone: {', '.join(map(shown, known[:10]))}{write}" if known else ""
+    )
 
 
 def match_checkpoint(

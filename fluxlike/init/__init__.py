@@ -30,3 +30,7 @@ __all__ = [
     "sparse",
     "truncated_normal",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,6 +14,7 @@ from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import seeded
 from fluxlike.trees.functor import kinds_of, spec_of
 from fluxlike.trees.leaves import can_train
+from fluxlike.trees.show import value_text
 from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["declare_weights", "reinit"]
@@ -180,7 +181,7 @@ def _check_inits(inits: Any) -> None:
             raise TypeError(f"reinit takes classes as keys, found {cls!r}{_class_meant(cls)}")
         if not callable(init) or isinstance(init, type):
             raise TypeError(
-                f"reinit: for {cls.__name__} found {init!r}; write a function of a shape, such as "
+                f"reinit: for {cls.__name__} found {value_text(init)}; write a function of a shape, such as "
                 "fluxlike.init.glorot_uniform or torch.zeros"
             )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fluxlike import random
-from fluxlike.init.shapes import matrix
+from fluxlike.init.shapes import matrix, require_shape
 from fluxlike.placement.numbers import at_least_float32
 
 __all__ = ["identity", "orthogonal", "sparse"]
@@ -31,6 +31,7 @@ def orthogonal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         A new tensor.
 
     Raises:
+        TypeError: `shape` is no sequence of sizes.
         ValueError: a shape of fewer than two axes.
 
     Example:
@@ -61,6 +62,7 @@ def sparse(shape: Sequence[int], /, sparsity: float, *, std: float = 0.01) -> Te
         A new tensor.
 
     Raises:
+        TypeError: `shape` is no sequence of sizes.
         ValueError: a shape of other than two axes, or `sparsity` outside [0, 1].
 
     Example:
@@ -69,7 +71,8 @@ def sparse(shape: Sequence[int], /, sparsity: float, *, std: float = 0.01) -> Te
         tensor([7, 7, 7])
         >>> layer = fl.Dense(3, 10, init=lambda shape: fl.init.sparse(shape, 0.7))
     """
-    if len(tuple(shape)) != 2:
+    require_shape("sparse", shape)
+    if len(shape) != 2:
         raise ValueError(f"sparse got the shape {tuple(shape)}: it makes matrices, (out, in)")
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparse: sparsity={sparsity}; write the part that is zero, from 0 to 1")
@@ -99,6 +102,7 @@ def identity(
         A new tensor.
 
     Raises:
+        TypeError: `shape` is no sequence of sizes.
         ValueError: a shape of fewer than two axes, outputs that `groups` does not divide, or more shifts
             than axes.
 

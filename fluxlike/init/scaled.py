@@ -32,6 +32,7 @@ def glorot_uniform(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         A new tensor.
 
     Raises:
+        TypeError: `shape` is no sequence of sizes.
         ValueError: a shape of fewer than two axes, which has no fans.
 
     Example:
@@ -57,6 +58,7 @@ def glorot_normal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         A new tensor.
 
     Raises:
+        TypeError: `shape` is no sequence of sizes.
         ValueError: a shape of fewer than two axes, which has no fans.
 
     Example:
@@ -78,6 +80,7 @@ def kaiming_uniform(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tenso
         A new tensor.
 
     Raises:
+        TypeError: `shape` is no sequence of sizes.
         ValueError: a shape of fewer than two axes, which has no fans.
 
     Example:
@@ -101,6 +104,7 @@ def kaiming_normal(shape: Sequence[int], /, *, gain: float = 2.0**0.5) -> Tensor
         A new tensor.
 
     Raises:
+        TypeError: `shape` is no sequence of sizes.
         ValueError: a shape of fewer than two axes, which has no fans.
 
     Example:
@@ -125,6 +129,7 @@ def lecun_uniform(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         A new tensor.
 
     Raises:
+        TypeError: `shape` is no sequence of sizes.
         ValueError: a shape of fewer than two axes, which has no fans.
 
     Example:
@@ -151,6 +156,7 @@ def lecun_normal(shape: Sequence[int], /, *, gain: float = 1.0) -> Tensor:
         A new tensor.
 
     Raises:
+        TypeError: `shape` is no sequence of sizes.
         ValueError: a shape of fewer than two axes, which has no fans.
 
     Example:

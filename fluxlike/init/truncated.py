@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fluxlike import random
+from fluxlike.init.shapes import require_shape
 from fluxlike.placement.numbers import at_least_float32
 
 __all__ = ["truncated_normal"]
@@ -40,6 +41,7 @@ def truncated_normal(
         A new tensor.
 
     Raises:
+        TypeError: `shape` is no sequence of sizes.
         ValueError: `std` is not positive, `low` is not below `high`, or both are so far on one side that
             no number is left between them.
 
@@ -49,6 +51,7 @@ def truncated_normal(
         >>> bool(w.abs().max() <= 0.04)
         True
     """
+    require_shape("truncated_normal", shape)
     if not std > 0:
         raise ValueError(f"truncated_normal: std={std}; write a number above 0")
     if not low < high:

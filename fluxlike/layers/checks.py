@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from fluxlike.words_of_torch import call_hint
+
 __all__ = [
     "explain_mixture", "refuse_input", "require_activation", "require_callable", "require_features",
     "require_shape",
@@ -79,7 +81,9 @@ def require_callable(name: str, part: str, f: Any) -> None:
     if isinstance(f, type):
         raise TypeError(f"{name} takes a {part}, found the class {f.__name__}; write {f.__name__}(…)")
     if not callable(f):
-        raise TypeError(f"{name} takes a callable {part}, found {f!r}")
+        hint = call_hint(f)
+        found = f"a {type(f).__name__}{hint}" if hint else repr(f)
+        raise TypeError(f"{name} takes a callable {part}, found {found}")
 
 
 def require_activation(name: str, activation: Any) -> None:

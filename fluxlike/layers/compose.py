@@ -7,7 +7,7 @@ from typing import Any
 
 from fluxlike.layers.checks import require_callable
 from fluxlike.layers.errors import fail
-from fluxlike.layers.steps import Steps
+from fluxlike.layers.steps import Steps, refuse_attribute
 from fluxlike.trees.adopt import adopted
 from fluxlike.trees.functor import functor
 
@@ -28,6 +28,7 @@ class Chain(Steps):
 
     Raises:
         TypeError: a step that is not callable, or named and unnamed layers mixed.
+        AttributeError: an attribute is set: a Chain is never changed in place. A subclass may have its own.
         LayerError: from a call: a layer failed. It names the layer's path and what it got.
 
     Example:
@@ -88,11 +89,19 @@ class SkipConnection:
         torch.Size([2, 4])
     """
 
+    layer: Callable[..., Any]
+    connection: Callable[[Any, Any], Any]
+
     def __init__(self, layer: Callable[..., Any], connection: Callable[[Any, Any], Any]) -> None:
         require_callable("SkipConnection", "layer", layer)
         if not callable(connection):
             raise TypeError(f"SkipConnection takes a callable connection, found {connection!r}")
-        self.layer, self.connection = adopted(layer), adopted(connection)
+        object.__setattr__(self, "layer", adopted(layer))
+        object.__setattr__(self, "connection", adopted(connection))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_attribute(self, name, "m.layer")
+        object.__setattr__(self, name, value)
 
     def __call__(self, x: Any) -> Any:
         try:

@@ -16,6 +16,7 @@ from fluxlike.layers.construct import new_weight
 from fluxlike.placement.numbers import INTEGERS
 from fluxlike.random import normal
 from fluxlike.transforms.engine.motors import derived_again
+from fluxlike.trees.found import found
 from fluxlike.trees.functor import functor
 
 __all__ = ["Embedding", "EmbeddingBag"]
@@ -88,9 +89,10 @@ class EmbeddingBag:
 
     Raises:
         ValueError: an unknown mode; from a call, indices of another number of axes, one axis without
-            offsets, weights with another mode than "sum", or on the CPU offsets that do not begin with 0,
-            fall, or are beyond the indices.
-        TypeError: from a call: indices or offsets that are no tensors of integers.
+            offsets, weights of another dtype than the vectors or with another mode than "sum", or on the
+            CPU offsets that do not begin with 0, fall, or are beyond the indices.
+        TypeError: from a call: indices or offsets that are no tensors of integers, weights that are no
+            tensor.
         IndexError: from a call on the CPU: an index outside the table.
 
     Example:
@@ -144,10 +146,23 @@ class EmbeddingBag:
             )
         if offsets is not None:
             _check_offsets(_wide("EmbeddingBag's offsets", offsets), len(indices))
-        if weights is not None and (self.mode != "sum" or weights.shape != indices.shape):
+        if weights is None:
+            return
+        if not isinstance(weights, Tensor):
+            raise TypeError(
+                f"EmbeddingBag takes per_sample_weights as a tensor, found {found(weights)}; write "
+                "torch.tensor(…)"
+            )
+        if self.mode != "sum" or weights.shape != indices.shape:
             raise ValueError(
                 f"EmbeddingBag takes per_sample_weights of the shape of the indices and mode='sum', found "
                 f"{tuple(weights.shape)} for {tuple(indices.shape)} and mode={self.mode!r}"
+            )
+        if weights.dtype != self.weight.dtype:
+            wanted, given = (str(t.dtype).removeprefix("torch.") for t in (self.weight, weights))
+            raise ValueError(
+                f"EmbeddingBag takes per_sample_weights of {wanted}, as its vectors are, found {given}; "
+                f"write per_sample_weights.to(torch.{wanted})"
             )
 
     def extra_repr(self) -> str:

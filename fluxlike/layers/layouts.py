@@ -28,8 +28,6 @@ from fluxlike.layers.embedding import Embedding, EmbeddingBag
 from fluxlike.layers.groupnorm import GroupNorm, InstanceNorm
 from fluxlike.layers.layernorm import LayerNorm, RMSNorm
 from fluxlike.layers.recurrent.cells import Cell
-from fluxlike.layers.steps import Steps
-from fluxlike.placement.foreign.containers import holds_steps
 from fluxlike.placement.foreign.convert import convert_layout
 from fluxlike.placement.foreign.flattened import may_meet
 from fluxlike.placement.foreign.parameters import parameter_rule
@@ -41,7 +39,6 @@ __all__ = ["convert_layout", "foreign_state", "load_foreign_state", "parameter_r
 vector = partial(same, rank=1)
 BIAS = vector(".bias", "bias")
 
-holds_steps(Steps, "layers", "names")
 may_meet(
     flattens=(activations.flatten,),
     harmless=(

@@ -59,7 +59,7 @@ class Parallel(Steps):
 
     def __init__(self, connection: Layer, /, *layers: Layer, **named: Layer) -> None:
         _require_connection("Parallel", connection)
-        self.connection = adopted(connection)
+        object.__setattr__(self, "connection", adopted(connection))
         self._take_some(layers, named)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -162,7 +162,7 @@ class PairwiseFusion(Steps):
 
     def __init__(self, connection: Callable[[Any, Any], Any], /, *layers: Layer, **named: Layer) -> None:
         _require_connection("PairwiseFusion", connection)
-        self.connection = adopted(connection)
+        object.__setattr__(self, "connection", adopted(connection))
         self._take_some(layers, named)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch.nn.functional as F
@@ -59,11 +60,11 @@ class Upsample:
     ) -> None:
         if (scale is None) == (size is None):
             raise ValueError(f"Upsample(scale={scale!r}, size={size!r}): write one of the two")
+        self.scale = _positive("scale", scale)
         if mode not in _AXES:
             raise ValueError(f"mode={mode!r}: write one of {', '.join(_AXES)}")
         if align_corners and not mode.endswith(("linear", "cubic")):
             raise ValueError(f"align_corners=True: the mode {mode!r} has no corners to align; leave it out")
-        self.scale = _positive("scale", scale)
         self.size = _whole("size", size)
         self.mode, self.align_corners = mode, align_corners
         self._corners = align_corners if mode.endswith(("linear", "cubic")) else None
@@ -109,9 +110,11 @@ def _positive(name: str, value: Any) -> Any:
     """A number, or a tuple of them.
 
     Raises:
-        ValueError: one of them is not above zero.
+        ValueError: one of them is no number, or not above zero.
     """
     numbers = tuple(value) if isinstance(value, Sequence) else (value,)
+    if value is not None and not all(isinstance(n, Real) for n in numbers):
+        raise ValueError(f"{name}={value!r}: write a positive number, or one an axis")
     if value is not None and not all(n > 0 for n in numbers):
         raise ValueError(f"{name}={value!r}: write positive numbers")
     return numbers if isinstance(value, Sequence) else value
@@ -124,6 +127,19 @@ def _whole(name: str, value: int | Sequence[int] | None) -> int | tuple[int, ...
     if isinstance(value, Sequence):
         return as_sizes(name, value, len(value))
     return as_sizes(name, value, 1)[0]
+
+
+def _factor(name: str, r: int | Sequence[int]) -> int:
+    """The one factor of all axes.
+
+    Raises:
+        ValueError: several numbers, one that is not whole, or one below 1.
+    """
+    if isinstance(r, Sequence):
+        alike = not isinstance(r, str) and len(set(r)) == 1
+        hint = f"; write {name}({r[0]!r})" if alike else ""
+        raise ValueError(f"{name} takes one whole number for all axes, found r={r!r}{hint}")
+    return as_sizes("r", r, 1)[0]
 
 
 def _refuse_axes(name: str, x: Any) -> NoReturn:
@@ -151,7 +167,7 @@ class PixelShuffle:
     """
 
     def __init__(self, r: int) -> None:
-        (self.r,) = as_sizes("r", r, 1)
+        self.r = _factor("PixelShuffle", r)
 
     def __call__(self, x: Tensor) -> Tensor:
         n, r = x.ndim - 2 if isinstance(x, Tensor) else 0, self.r
@@ -191,7 +207,7 @@ class PixelUnshuffle:
     """
 
     def __init__(self, r: int) -> None:
-        (self.r,) = as_sizes("r", r, 1)
+        self.r = _factor("PixelUnshuffle", r)
 
     def __call__(self, x: Tensor) -> Tensor:
         n, r = x.ndim - 2 if isinstance(x, Tensor) else 0, self.r

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
+from fluxlike.placement.foreign.containers import holds_steps
 from fluxlike.trees.adopt import adopted
+from fluxlike.words_of_torch import OF_CHAINS, call_hint
+from fluxlike.words_of_torch import OF_MODULES as ELSEWHERE
 
-__all__ = ["ELSEWHERE", "Steps"]
+__all__ = ["ELSEWHERE", "Steps", "refuse_attribute"]
 
 
 class Steps:
@@ -26,9 +29,9 @@ class Steps:
         own = type(self).__name__
         if layers and named:
             raise TypeError(f"{own} takes layers either in order or by name, not both")
-        self.layers = tuple(map(adopted, layers or named.values()))
+        object.__setattr__(self, "layers", tuple(map(adopted, layers or named.values())))
         if named:
-            self.names = tuple(named)
+            object.__setattr__(self, "names", tuple(named))
         for i, layer in enumerate(self.layers):
             _check(own, i, layer)
 
@@ -48,16 +51,28 @@ class Steps:
         )
         key = slice(start, stop, stride)
         part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)
-        part.layers = self.layers[key]
+        attributes = vars(part)
+        attributes.update(vars(self), layers=self.layers[key])
         if self.names is not None:
-            part.names = self._all_names()[key]
+            attributes["names"] = self._all_names()[key]
         return part
+
+    def __setitem__(self, key: Any, value: Any) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} is never changed in place; write "
+            f"model = fluxlike.at(model, lambda m: m[{key!r}]).set(…)"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_attribute(self, name, "m[-1]")
+        object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         own = type(self).__name__
-        if name in ELSEWHERE:
-            raise AttributeError(f"a {own} has no {name!r}: {ELSEWHERE[name]}")
+        if name in OF_CHAINS:
+            raise AttributeError(f"a {own} has no {name!r}: {OF_CHAINS[name]}")
+        if name in (self.names or ()):
+            raise AttributeError(f"a {own} has no {name!r}: its layer of this name is model[{name!r}]")
         raise AttributeError(
             f"a {own} has no {name!r}; its layers are {own.lower()}.layers, named ones {own.lower()}['name']"
         )
@@ -83,36 +98,42 @@ class Steps:
         return iter(self.layers)
 
 
+holds_steps(Steps, "layers", "names")
+
+
+def refuse_attribute(layer: Any, name: str, place: str) -> None:
+    """Refuse to set an attribute of a layer of ours; objects of a user's subclass may have others.
+
+    Args:
+        layer: the layer.
+        name: the attribute.
+        place: for the error, a place of a model `m` at which something may be set.
+
+    Raises:
+        AttributeError: it says what to write.
+    """
+    kind = type(layer)
+    if kind.__module__.partition(".")[0] != "fluxlike":
+        return
+    if name in (vars(layer).get("names") or ()):
+        place = f"m[{name!r}]"
+    own, anew = kind.__name__, f"model = fluxlike.at(model, lambda m: {place}).set(…)"
+    if name in vars(layer):
+        raise AttributeError(f"a {own} is never changed in place: write {anew}, or a new fluxlike.{own}(…)")
+    if name in OF_CHAINS:
+        raise AttributeError(f"a {own} has no {name!r}: {OF_CHAINS[name]}")
+    raise AttributeError(
+        f"a {own} takes no attribute {name!r}, which no call would read: write {anew} for another layer "
+        f"there, a new fluxlike.{own}(…) for one more, or a class of your own under @fluxlike.functor"
+    )
+
+
 def _check(own: str, i: int, layer: Any) -> None:
     """Refuse a step that can't be called, or that would not do what it seems to."""
     if isinstance(layer, type):
         raise TypeError(f"step {i} of {own} is the class {layer.__name__}: write {layer.__name__}(…)")
     if not callable(layer):
-        raise TypeError(
-            f"step {i} of {own} is {layer!r} of {type(layer).__name__}, which can't be called; "
-            f"write the layers one by one, or {own}(*layers)"
-        )
-
-
-#: What users of torch.nn look for on a module, and what does it here.
-ELSEWHERE = {
-    "train": "gradient trains, everything else tests; fluxlike.mode and fluxlike.trainmode say otherwise",
-    "eval": "everything but gradient tests; fluxlike.testmode pins a layer",
-    "parameters": "write fluxlike.trainables(model)",
-    "named_parameters": "write fluxlike.trainables(model, paths=True)",
-    "to": "write fluxlike.to_device(model, device), or fluxlike.f16(model) for a dtype",
-    "cuda": "write fluxlike.to_device(model, 'cuda')",
-    "cpu": "write fluxlike.cpu(model)",
-    "float": "write fluxlike.f32(model)",
-    "double": "write fluxlike.f64(model)",
-    "half": "write fluxlike.f16(model)",
-    "bfloat16": "write fluxlike.bf16(model)",
-    "apply": "write fluxlike.fmap(f, model), or fluxlike.reinit(model, {kind: init})",
-    "modules": "write fluxlike.children(model)",
-    "register_forward_hook": "write fluxlike.activations(model, x)",
-    "state_dict": "write fluxlike.state_dict(model), or fluxlike.to_torch(model).state_dict() for torch's",
-    "load_state_dict": "write fluxlike.load_state_dict(model, d), or fluxlike.load_checkpoint(d, model) of "
-    "torch's dict",
-    "zero_grad": "gradients are values here, there is nothing to zero",
-    "requires_grad_": "write fluxlike.freeze(state, where), or gradient(…, wrt=where)",
-}
+        kind, hint = type(layer).__name__, call_hint(layer)
+        found = f"a {kind}" if hint else f"{layer!r} of {kind}"
+        hint = hint or f"; write the layers one by one, or {own}(*layers)"
+        raise TypeError(f"step {i} of {own} is {found}, which can't be called{hint}")

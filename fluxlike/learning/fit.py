@@ -133,11 +133,12 @@ class _Loop:
             self.failed(error)
             raise
         if run.stopped == INTERRUPTED and self.advice is not None and run.ranks.first:
-            advice = self.advice.format(left=run.goal - run.completed)
-            text = (
-                f"interrupted {run.where()}. The learner that is returned stands there: go on with {advice}"
+            left = run.goal - run.completed
+            then = f"go on with {self.advice.format(left=left)}" if left else "its last epoch is complete"
+            print(
+                f"interrupted {run.where()}. The learner that is returned stands there: {then}",
+                file=sys.stderr,
             )
-            print(text, file=sys.stderr)
         return run.as_learner()
 
     def epoch(self) -> None:

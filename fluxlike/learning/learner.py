@@ -23,6 +23,7 @@ from fluxlike.optimisers.state import is_param_state, setup
 from fluxlike.scope.key import Key
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import flatten
+from fluxlike.words_of_torch import call_hint
 
 __all__ = ["Learner"]
 
@@ -69,11 +70,13 @@ class Learner:
         steps: the `Step` by which each of them was, for ``replace(steps=…)``.
         epoch: how many epochs are complete.
         history: a `History` of losses and metrics.
-        stopped: why the last fit ended before its last epoch, or None.
+        stopped: why a callback ended the last fit, ``"interrupted"`` after Ctrl-C, or None. It is set at the
+            end of the last epoch too, so that a loop of fits can end by it.
         memory: what the callbacks remember, by their names.
 
     Raises:
-        TypeError: a callback, metric, phase or step that is none.
+        TypeError: a callback, metric, phase or step that is none; a loss that does not take outputs and
+            targets; a model that can't be called, with a loss.
         ValueError: callbacks that conflict; phases without data; neither a loss nor a step.
 
     Example:
@@ -159,6 +162,11 @@ class Learner:
             averaged=averaged,
             _shared={"functions": {}},
         )  # fmt: skip
+        if step is None and not callable(model):
+            hint = call_hint(model) or "; for a model of several parts write a step="
+            raise TypeError(
+                f"a learner with a loss calls the model, and a {type(model).__name__} can't be called{hint}"
+            )
         self._check()
 
     def replace(self, **changes: Any) -> Learner:

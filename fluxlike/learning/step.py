@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +15,17 @@ from fluxlike.optimisers.update import update
 from fluxlike.transforms.gradient import withgradient
 from fluxlike.trees.places import Where
 
-__all__ = ["FunctionStep", "Step", "SupervisedStep", "as_out", "pair", "with_settings"]
+__all__ = [
+    "FunctionStep",
+    "Step",
+    "SupervisedStep",
+    "as_out",
+    "pair",
+    "signature_of",
+    "takes",
+    "what",
+    "with_settings",
+]
 
 Out = Mapping[str, Any]
 
@@ -123,6 +134,12 @@ class SupervisedStep(Step):
             raise TypeError(
                 f"the loss is a {type(criterion).__name__}; write a function of outputs and targets"
             )
+        if not takes(criterion, None, None):
+            raise TypeError(
+                f"the loss {signature_of(criterion)} can't be called with outputs and targets, and a learner "
+                "calls the model itself: write a function of both, such as fl.losses.mse; a loss of a model "
+                "and a batch goes into fl.train(loss, model, data, state), or into a subclass of fl.Step"
+            )
         self.criterion = criterion
 
     def loss(self, model: Any, batch: Any, /) -> Out:
@@ -145,7 +162,7 @@ class FunctionStep(Step):
         found = self.function(model, state, batch)
         if not isinstance(found, tuple) or len(found) != 3:
             raise TypeError(
-                f"the step {_named(self.function)} returned {_what(found)}; return model, state, out, where "
+                f"the step {_named(self.function)} returned {what(found)}; return model, state, out, where "
                 "out is the loss or a dict with it"
             )
         model, state, out = found
@@ -165,8 +182,31 @@ def as_out(found: Any, /) -> Out:
     if not isinstance(found, Mapping):
         return {"loss": found}
     if "loss" not in found:
-        raise ValueError(f"a step gave {_what(found)}; its dict needs the entry 'loss'")
+        raise ValueError(f"a step gave {what(found)}; its dict needs the entry 'loss'")
     return found
+
+
+def takes(f: Any, /, *args: Any, **named: Any) -> bool:
+    """Whether a function can be called with these arguments, as far as its signature says.
+
+    What a decorator wraps may take others than it does: the signature is that of the decorator.
+    """
+    try:
+        signature = inspect.signature(f, follow_wrapped=False)
+    except (TypeError, ValueError):  # a function of C, which does not say
+        return True
+    try:
+        signature.bind(*args, **named)
+    except TypeError:
+        return False
+    return True
+
+
+def signature_of(f: Any, /) -> str:
+    """A function with the arguments it must have, such as ``mse(outputs, targets)``."""
+    parameters = inspect.signature(f, follow_wrapped=False).parameters.values()
+    names = (p.name for p in parameters if p.default is p.empty)
+    return f"{getattr(f, '__name__', type(f).__name__)}({', '.join(names)})"
 
 
 def with_settings(step: Step, /, **settings: Any) -> Step:
@@ -182,12 +222,13 @@ def pair(batch: Any, /) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     raise TypeError(
-        f"a loss of outputs and targets needs batches (x, y), found {_what(batch)}; write a subclass of "
+        f"a loss of outputs and targets needs batches (x, y), found {what(batch)}; write a subclass of "
         "fl.Step, whose loss(model, batch) takes batches as they are"
     )
 
 
-def _what(x: Any) -> str:
+def what(x: Any, /) -> str:
+    """A batch, or what a step gave, in words."""
     kind = type(x).__name__
     if isinstance(x, Mapping):
         return f"a {kind} of {', '.join(map(repr, x))}"

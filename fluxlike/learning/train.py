@@ -12,9 +12,10 @@ from fluxlike.learning.callback import Callback
 from fluxlike.learning.callbacks.nonfinite import StopOnNonFiniteLoss
 from fluxlike.learning.fit import fit
 from fluxlike.learning.learner import Learner
-from fluxlike.learning.step import Out, Step, as_out
+from fluxlike.learning.step import Out, Step, as_out, signature_of, takes, what
 from fluxlike.scope.key import Key
 from fluxlike.trees.trainables import trainables
+from fluxlike.words_of_torch import call_hint
 
 __all__ = ["train"]
 
@@ -48,6 +49,7 @@ def train(
         The new model and the new state.
 
     Raises:
+        TypeError: a loss that does not take the model and a batch, or calls a model that can't be called.
         NonFiniteLoss: a loss that is NaN or infinite; it names the layer.
 
     Example:
@@ -81,14 +83,31 @@ class _LossStep(Step):
         self.function = function
 
     def loss(self, model: Any, batch: Any, /) -> Out:
-        if isinstance(batch, Mapping):
-            found = self.function(model, **batch)
-        elif isinstance(batch, (tuple, list)):
-            found = self.function(model, *batch)
-        else:
-            found = self.function(model, batch)
+        named = batch if isinstance(batch, Mapping) else {}
+        given = () if named else batch if isinstance(batch, (tuple, list)) else (batch,)
+        try:
+            found = self.function(model, *given, **named)
+        except TypeError as error:
+            self._explain(error, model, batch, given, named)
+            raise
         if isinstance(found, (Mapping, Tensor)):
             return as_out(found)
         if dataclasses.is_dataclass(found) or hasattr(found, "_fields"):
             return {"loss": found.loss}
         return {"loss": found[0] if isinstance(found, tuple) else found}
+
+    def _explain(
+        self, error: TypeError, model: Any, batch: Any, given: Sequence[Any], named: Mapping[str, Any]
+    ) -> None:
+        """Raise a better error where the loss does not take a model and a batch, or the model no call."""
+        if not takes(self.function, model, *given, **named):
+            raise TypeError(
+                f"train calls the loss with the model and the batch, {what(batch)}, and the loss "
+                f"{signature_of(self.function)} does not take them: for a loss of outputs and targets write "
+                "lambda model, x, y: loss(model(x), y), or give it to a Learner"
+            ) from None
+        kind = type(model).__name__
+        if str(error) == f"'{kind}' object is not callable" and call_hint(model):
+            raise TypeError(
+                f"the loss calls the model, and a {kind} can't be called{call_hint(model)}"
+            ) from error

@@ -17,12 +17,10 @@ from fluxlike.trees.structure import flatten
 
 __all__ = ["Adjuster", "adjust", "freeze", "thaw"]
 
-_NOTHING = object()
-
 
 def adjust(
     state: Any,
-    lr: Any = _NOTHING,
+    lr: Any = None,
     /,
     *,
     where: Where | tuple[Where, ...] | None = None,
@@ -32,7 +30,7 @@ def adjust(
 
     Args:
         state: the state of an optimiser.
-        lr: the new learning rate, of every rule that has one.
+        lr: the new learning rate, of every rule that has one. (default: the old ones)
         where: places of the state, as in `at`, at which to change it. (default: everywhere)
         hyperparameters: new values by name, for every rule that has the name.
 
@@ -40,7 +38,7 @@ def adjust(
         A new state; the state itself where every rule has these values already.
 
     Raises:
-        TypeError: nothing to change was given.
+        TypeError: nothing to change was given, or text as the learning rate.
         ValueError: no rule there has a hyperparameter of that name, or it refuses the value.
 
     Example:
@@ -52,9 +50,17 @@ def adjust(
         [(0.0001, 1e-08), (0.0001, 1e-06)]
     """
     changes = dict(hyperparameters)
-    if lr is not _NOTHING:
+    if isinstance(lr, str):
+        raise TypeError(
+            f"adjust got the text {lr!r} as the learning rate: write a number, adjust(state, 1e-4), and a "
+            f"place by name, where={lr!r}"
+        )
+    if lr is not None:
         if "lr" in changes:
-            raise TypeError("adjust got the learning rate twice: as its second argument and as lr=")
+            raise TypeError(
+                "adjust got the learning rate twice: as its second argument and as lr=; a place goes to "
+                "adjust by name: where="
+            )
         changes["lr"] = lr
     if not changes:
         raise TypeError("adjust got nothing to change: write adjust(state, 1e-4) or adjust(state, eps=1e-6)")
@@ -79,7 +85,7 @@ class Adjuster:
         entries, treedef = flatten(state, is_param_state)
         chosen = self.chosen(state, entries, treedef)
         if not chosen:
-            raise _no_parameter(everywhere=self.where is None)
+            raise _no_parameter(entries)
         shared = one_of_equal(entries[i].rule for i in chosen)
         rules = {id(rule): rule for rule in shared.values()}
         made = _changed(rules, changes)
@@ -155,7 +161,7 @@ def _same(a: Any, b: Any) -> bool:
     return isinstance(a, (bool, int, float, str)) and a == b
 
 
-def freeze(state: Any, where: Where | tuple[Where, ...] | None = None, /) -> Any:
+def freeze(state: Any, /, where: Where | tuple[Where, ...] | None = None) -> Any:
     """A state that leaves some parameters alone, with their moments, until `thaw`.
 
     Their gradients are still computed; `gradient` with ``wrt=`` avoids that. A tied parameter is
@@ -169,7 +175,7 @@ def freeze(state: Any, where: Where | tuple[Where, ...] | None = None, /) -> Any
         A new state.
 
     Raises:
-        ValueError: there is no parameter at the place.
+        ValueError: there is no parameter at the place, or `state` is none.
 
     Example:
         >>> import fluxlike as fl
@@ -181,7 +187,7 @@ def freeze(state: Any, where: Where | tuple[Where, ...] | None = None, /) -> Any
     return _map_entries(lambda entry: ParamState(entry.rule, entry.state, True), state, where)
 
 
-def thaw(state: Any, where: Where | tuple[Where, ...] | None = None, /) -> Any:
+def thaw(state: Any, /, where: Where | tuple[Where, ...] | None = None) -> Any:
     """A state in which some parameters move again; undoes `freeze`.
 
     Args:
@@ -192,7 +198,7 @@ def thaw(state: Any, where: Where | tuple[Where, ...] | None = None, /) -> Any:
         A new state.
 
     Raises:
-        ValueError: there is no parameter at the place.
+        ValueError: there is no parameter at the place, or `state` is none.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -216,13 +222,16 @@ def _map_entries(
 
     result = visit(state) if where is None else at(state, where).apply(visit)
     if not found:
-        raise _no_parameter(everywhere=where is None)
+        raise _no_parameter(flatten(state, is_param_state)[0])
     return result
 
 
-def _no_parameter(*, everywhere: bool) -> ValueError:
-    place = "in the state" if everywhere else "at the chosen place of the state"
+def _no_parameter(entries: Sequence[Any]) -> ValueError:
+    if not any(map(is_param_state, entries)):
+        return ValueError(
+            "the first argument holds no state of an optimiser; give what setup or update returned"
+        )
     return ValueError(
-        f"there is no parameter {place}; give what setup returned, and a place that holds the state "
-        "of a parameter, such as lambda s: s.layers[0]"
+        "there is no parameter at the chosen place of the state; give a place that holds the state of a "
+        "parameter, such as lambda s: s.layers[0]"
     )

@@ -18,7 +18,7 @@ from fluxlike.optimisers.on_ranks import divided_as, require_together
 from fluxlike.optimisers.rule import Hyper, hook
 from fluxlike.optimisers.slots import matched
 from fluxlike.optimisers.state import ParamState, computed
-from fluxlike.optimisers.wrappers import Wrapper, wrapped
+from fluxlike.optimisers.wrappers.wrapper import Wrapper, wrapped
 from fluxlike.placement.mesh import used
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import structure_of

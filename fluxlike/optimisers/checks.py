@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fluxlike.optimisers.rule import is_rule
+
 __all__ = ["number", "positive", "two_rates", "whole", "within"]
 
 
@@ -21,8 +23,16 @@ def number(name: str, value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = ""
         if name == "lr":
-            hint = "; parameters go to setup(rule, model), a schedule to Scheduled(rule, lr=schedule)"
-        raise TypeError(f"{name} is a {type(value).__name__}; write a number or a 0-d tensor{hint}")
+            hint = (
+                "; parameters go to setup(rule, model), a schedule to Scheduled(rule, lr=schedule), a place "
+                "to adjust by name: where="
+            )
+        elif is_rule(value):
+            hint = "; rules follow one another in OptimiserChain(first, second)"
+        kind = type(value).__name__
+        raise TypeError(
+            f"{name} is {'an' if kind[0] in 'AEIOaeio' else 'a'} {kind}; write a number or a 0-d tensor{hint}"
+        )
     return True
 
 

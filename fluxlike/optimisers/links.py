@@ -180,7 +180,8 @@ class ClipGlobalNorm(ListRule):
     ``g · min(max_norm/(‖all g‖ₚ + 1e-6), 1)``, as ``torch.nn.utils.clip_grad_norm_``. The norm is
     over all leaves that share the link: parameters that are frozen or have no gradient don't count,
     and tied ones count once. A complex gradient counts as pairs of real numbers, which for p = 2 is
-    the same.
+    the same. As there, a norm that is NaN or infinite is no error, for which a step would have to wait
+    for the device, and it spoils all gradients; a chain inside `ApplyIfFinite` skips such a step.
 
     Args:
         max_norm: the largest norm. (default: 1)

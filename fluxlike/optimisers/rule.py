@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from fluxlike.trees.functor import default_scalars, functor, spec_of
+from fluxlike.words_of_torch import OF_RULES, Absent
 
 __all__ = [
     "BatchRule", "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "fields_of", "form_of", "hook",
@@ -51,6 +52,13 @@ class BatchRule:
     ) -> tuple[Sequence[Any], Sequence[Tensor]]:
         """The next states and the steps of all leaves that share the rule."""
         raise NotImplementedError
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__()} - {*OF_RULES})
+
+
+for _name, _write in OF_RULES.items():
+    setattr(BatchRule, _name, Absent(_name, _write))
 
 
 def hook(rule: Any, name: str, /) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -45,16 +46,16 @@ class Aligned:
 
     Raises:
         ValueError: the trees don't fit each other; it names the place.
-        TypeError: an argument is not what it should be, or they are swapped.
+        TypeError: an argument is not what it should be, or can be read only once, or they are swapped.
     """
 
     def __init__(self, state: Any, model: Any, grads: Any) -> None:
         self.entries, self.state_def = flatten(state, is_param_state)
         _check_order(state, self.entries, model, grads)
         self.leaves, self.treedef = flatten(model)
-        _require_fit(self.state_def, self.treedef)
+        _require_fit(state, self.entries, self.state_def, model, self.treedef)
         self.structure = structure_of(self.treedef)
-        self.grads = leaves_like(self.treedef, grads, name="grads", like="the model")
+        self.grads = _leaves_of_gradients(grads, model, self.treedef)
         self.kept = put_assigned(self.leaves, self.grads, self.structure.paths)
         self.moving = self._collect()
 
@@ -154,15 +155,50 @@ def matched(state: Any, model: Any) -> tuple[list[Any], list[Any], Any]:
         and any(map(is_param_state, flatten(model, is_param_state)[0]))
     ):
         raise TypeError("the state and the model are swapped: write averaged(state, model)")
-    _require_fit(state_def, treedef)
+    _require_fit(state, entries, state_def, model, treedef)
     return entries, leaves, treedef
 
 
-def _require_fit(state_def: Any, treedef: Any) -> None:
+def _require_fit(state: Any, entries: list[Any], state_def: Any, model: Any, treedef: Any) -> None:
     try:
         require_same(state_def, treedef, name="state", like="the model")
     except ValueError as error:
-        raise ValueError(f"{error}; after surgery, call setup(rule, model, carry=state)") from None
+        if isinstance(model, Iterator):
+            raise TypeError(
+                f"the model is a {type(model).__name__}, which can be read once; of a module's parameters, "
+                "give dict(module.named_parameters()) to setup and update"
+            ) from None
+        raise ValueError(f"{error}; {_advice(state, entries, model)}") from None
+
+
+def _advice(state: Any, entries: list[Any], model: Any) -> str:
+    """What to write where state and model are of different structure."""
+    right = "write state = setup(rule, model)"
+    if not any(map(is_param_state, entries)):
+        return f"the state holds no parameter: {right}"
+    if isinstance(state, list) and all(map(is_param_state, state)) and not isinstance(model, list):
+        return f"the state is that of a list of parameters, such as trainables(model): {right}"
+    if isinstance(model, list) and all(isinstance(x, Tensor) for x in model) and not isinstance(state, list):
+        return "the model is a list of parameters, such as trainables(model): give the whole model"
+    return "after surgery, call setup(rule, model, carry=state)"
+
+
+def _leaves_of_gradients(grads: Any, model: Any, treedef: Any) -> list[Any]:
+    """The leaves of the gradients, which have the structure of the model."""
+    try:
+        return leaves_like(treedef, grads, name="grads", like="the model")
+    except ValueError as error:
+        if isinstance(grads, Iterator):
+            raise TypeError(
+                f"grads are a {type(grads).__name__}, which can be read once; write list(grads)"
+            ) from None
+        if isinstance(grads, (Tensor, float)):
+            raise ValueError(
+                f"{error}; if it is the loss: value, grads = withgradient(loss, model, x, y)"
+            ) from None
+        if isinstance(grads, tuple) and isinstance(model, list):
+            raise ValueError(f"{error}; write list(grads)") from None
+        raise
 
 
 def _check_order(state: Any, entries: list[Any], model: Any, grads: Any) -> None:
@@ -173,7 +209,7 @@ def _check_order(state: Any, entries: list[Any], model: Any, grads: Any) -> None
     for name, x in (("state", state), ("model", model)):
         if _is_pair_of_update(x):
             raise TypeError(f"the {name} is all that update returned: unpack it, {right}")
-    if isinstance(grads, tuple) and len(grads) == 2 and not isinstance(model, tuple):
+    if isinstance(grads, tuple) and len(grads) == 2 and not isinstance(model, (tuple, list)):
         raise TypeError(
             "grads is a pair: unpack it, value, grads = withgradient(loss, model, x, y), or differentiate "
             "one argument"

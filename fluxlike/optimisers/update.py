@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fluxlike._private import tracing
 from fluxlike.optimisers.lane import lane_of
 from fluxlike.optimisers.state import is_param_state
 from fluxlike.optimisers.step import Step
+from fluxlike.scope.autocast import is_autocast, without_autocast
 from fluxlike.transforms.donation import consume
 from fluxlike.transforms.engine.motors import enclosed
 from fluxlike.trees.structure import flatten
@@ -60,8 +60,8 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
         >>> model
         {'w': tensor([0.5000, 1.5000])}
     """
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    if is_autocast():
+        with without_autocast():
             return update(state, model, grads, donate=donate)
     plain = not enclosed() and tracing.concrete()
     donating = donate and plain
@@ -112,8 +112,8 @@ def steps(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
         >>> fl.steps(fl.setup(fl.Descent(0.1), model), model, {"w": torch.ones(2)})[0]
         {'w': tensor([0.1000, 0.1000])}
     """
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    if is_autocast():
+        with without_autocast():
             return steps(state, model, grads)
     step = Step(state, model, grads, move=False)
     return step.step_tree(), step.next_state()

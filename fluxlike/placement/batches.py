@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from fluxlike.placement.layout import permute
-from fluxlike.placement.layout_rules import LayoutRule, Place, applies, checked_rules, rules_for
+from fluxlike.placement.layout_rules import (
+    LayoutRule,
+    Place,
+    applies,
+    checked_rules,
+    require_convention,
+    rules_for,
+)
+from fluxlike.trees.found import found
 from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["batch_first", "batch_last"]
@@ -37,7 +45,7 @@ def batch_first(batch: Any, /, convention: str = "WHCN", *, rules: Sequence[Layo
         ValueError: an unknown convention, a rule of this call whose key is nowhere in the batch, or one
             array at two places whose rules differ.
         TypeError: an array of two axes or more that is neither a tensor nor of numpy, or a sparse tensor of
-            rows or columns.
+            rows or columns; a convention that is no string.
 
     Example:
         >>> import numpy as np, fluxlike as fl
@@ -46,7 +54,7 @@ def batch_first(batch: Any, /, convention: str = "WHCN", *, rules: Sequence[Layo
         >>> here["image"].shape, here["image"].flags.c_contiguous, here["label"].shape
         ((8, 3, 28, 32), True, (8,))
     """
-
+    _require_convention("batch_first", batch, convention)
     given = checked_rules(rules)
 
     def move(place: Place, x: Any) -> Any:
@@ -78,7 +86,7 @@ def batch_last(batch: Any, /, convention: str = "WHCN", *, rules: Sequence[Layou
         >>> fl.batch_last(torch.zeros(8, 3, 28, 32), "HWCN").shape
         torch.Size([28, 32, 3, 8])
     """
-
+    _require_convention("batch_last", batch, convention)
     given = checked_rules(rules)
 
     def move(place: Place, x: Any) -> Any:
@@ -87,6 +95,21 @@ def batch_last(batch: Any, /, convention: str = "WHCN", *, rules: Sequence[Layou
         return _origin(place, x, [(r, origin) for r, origin in origins if _first(every, place, origin) is r])
 
     return _move("batch_last", move, batch, given)
+
+
+def _require_convention(name: str, batch: Any, convention: Any) -> None:
+    """Refuse what is no convention, also where no array asks for one.
+
+    Raises:
+        ValueError: an unknown convention.
+        TypeError: it is no string.
+    """
+    if not isinstance(convention, str):
+        hint = f"; write {name}(batch, {batch!r})" if isinstance(batch, str) else ""
+        raise TypeError(
+            f"{name} takes a batch, then a convention, found {found(convention)} as the convention{hint}"
+        )
+    require_convention(convention)
 
 
 def _origin(place: Place, x: Any, found: list[tuple[LayoutRule, Any]]) -> Any:

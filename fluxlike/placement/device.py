@@ -12,6 +12,8 @@ from torch import Tensor
 from fluxlike.placement.mesh import used
 from fluxlike.scope.assigned import Assigned, derive
 from fluxlike.trees.fmap import fmap_with_path
+from fluxlike.trees.found import found
+from fluxlike.trees.paths import is_node
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.values import is_tensor, value_of
 
@@ -42,7 +44,7 @@ def to_device(tree: Any, device: torch.device | str | int | DeviceMesh, plan: Pl
     Raises:
         ValueError: a tensor is on the meta device, which has no data to move; or a plan that does not fit;
             or the ranks of a mesh hold different trees.
-        TypeError: a plan for one device, or something that is no plan.
+        TypeError: a plan for one device, something that is no plan, or the device before the tree.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -52,6 +54,11 @@ def to_device(tree: Any, device: torch.device | str | int | DeviceMesh, plan: Pl
         device(type='meta')
     """
     if not isinstance(device, (torch.device, str, int)):
+        if isinstance(tree, (torch.device, str, int)) and (isinstance(device, Tensor) or is_node(device)):
+            raise TypeError(
+                f"to_device takes the tree first, found {tree!r} and {found(device)}; write "
+                f"to_device(tree, {tree if isinstance(tree, int) else str(tree)!r})"
+            )
         from fluxlike.placement.mesh.place import onto_mesh  # torch.distributed takes a while to import
 
         return onto_mesh(tree, device, plan)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluxlike.trees.show import value_text
+
 __all__ = ["Array", "Layout", "generic_layout", "permute"]
 
 Array = TypeVar("Array", Tensor, np.ndarray)
@@ -43,7 +45,9 @@ class Layout(str):
         if type(letters) is cls:
             return letters
         if not isinstance(letters, str):
-            raise TypeError(f"a layout is a string of axis letters such as 'NCHW', found {letters!r}")
+            raise TypeError(
+                f"a layout is a string of axis letters such as 'NCHW', found {value_text(letters)}"
+            )
         strange = next((c for c in letters if not (c.isascii() and c.isalpha())), None)
         if strange is not None:
             raise ValueError(
@@ -117,10 +121,13 @@ def permute(x: Array, src: str, dst: str, /) -> Array:
         >>> fl.permute(torch.zeros(32, 28, 3, 8), "WHCN", "NCHW").shape
         torch.Size([8, 3, 28, 32])
     """
+    if not isinstance(x, (Tensor, np.ndarray)):
+        texts = [t for t in (x, src, dst) if isinstance(t, str)]
+        swapped = isinstance(x, str) and len(texts) == 2
+        hint = f"; the array comes first: write permute(x, {texts[0]!r}, {texts[1]!r})" if swapped else ""
+        raise TypeError(f"permute takes a tensor or a numpy array, found {type(x).__name__}{hint}")
     src = Layout(src)
     order = src.order(dst)
-    if not isinstance(x, (Tensor, np.ndarray)):
-        raise TypeError(f"permute takes a tensor or a numpy array, found {type(x).__name__}")
     if x.ndim != len(src):
         raise ValueError(
             f"permute from {str(src)!r} to {str(dst)!r} takes an array of {len(src)} axes, found the shape "

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from fluxlike.placement.layout import Layout, generic_layout
 
-__all__ = ["CONVENTIONS", "LayoutRule", "Place", "applies", "checked_rules", "layout_rule", "rules_for"]
+__all__ = [
+    "CONVENTIONS", "LayoutRule", "Place", "applies", "checked_rules", "layout_rule", "require_convention",
+    "rules_for",
+]  # fmt: skip
 
 Kind = str | type
 Dtype = torch.dtype | np.dtype | type | str
@@ -200,13 +203,22 @@ def rules_for(convention: str, given: Sequence[LayoutRule], ndim: int, /) -> lis
     Raises:
         ValueError: an unknown convention.
     """
+    require_convention(convention)
+    near = [*_by_conditions(given), *_scoped.get(), *_by_conditions(_registered)]
+    return [rule for rule in near if len(rule.src) == ndim] + [CONVENTIONS[convention](ndim)]
+
+
+def require_convention(convention: str, /) -> None:
+    """Refuse what is no convention.
+
+    Raises:
+        ValueError: an unknown one.
+    """
     if convention not in CONVENTIONS:
         raise ValueError(
             f"convention={convention!r}: write one of {', '.join(map(repr, CONVENTIONS))}; a convention of "
             "your own is a list of rules, rules=[fluxlike.layout_rule(…), …]"
         )
-    near = [*_by_conditions(given), *_scoped.get(), *_by_conditions(_registered)]
-    return [rule for rule in near if len(rule.src) == ndim] + [CONVENTIONS[convention](ndim)]
 
 
 def _by_conditions(rules: Sequence[LayoutRule]) -> list[LayoutRule]:

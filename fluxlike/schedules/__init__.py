@@ -35,3 +35,7 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> Any:
         """The error of a name that is not here, which says what to write for those of torch."""
         raise absent(__name__, name, __all__)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fluxlike.schedules.schedule import Formula, Schedule, check_length, value_at
+from fluxlike.schedules.schedule import (
+    Formula,
+    Schedule,
+    check_length,
+    check_schedule,
+    check_values,
+    value_at,
+)
 from fluxlike.trees.functor import functor
+from fluxlike.trees.show import value_text
 
 __all__ = ["Interpolate", "Loop", "Sequence", "Shifted", "Warmup"]
 
@@ -19,13 +27,13 @@ class Warmup(Formula):
     """A linear rise to a schedule's first value, then the schedule.
 
     Args:
-        schedule: what follows.
+        schedule: what follows; for a number, ``Constant(0.1)``.
         steps: how many steps the rise takes.
         start: the first value. (default: 0)
 
     Raises:
         ValueError: `steps` is not above 0.
-        TypeError: `steps` is no number.
+        TypeError: `schedule` can't be called with a step, or `steps` or `start` is no number.
 
     Example:
         >>> import fluxlike as fl
@@ -38,7 +46,9 @@ class Warmup(Formula):
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        check_length("steps", self.steps)
+        check_length(self, "steps", self.steps)
+        check_schedule(self, self.schedule)
+        check_values(self, "start")
 
     def _at(self, t: Tensor) -> Tensor:
         first = value_at(self.schedule, torch.zeros_like(t))
@@ -56,7 +66,7 @@ class Sequence(Formula):
 
     Raises:
         ValueError: no part, or a number of steps that is not above 0.
-        TypeError: a number of steps that is none.
+        TypeError: something that is no pair of a schedule and a number of steps.
 
     Example:
         >>> import fluxlike as fl
@@ -70,9 +80,21 @@ class Sequence(Formula):
     def __init__(self, *parts: tuple[Schedule, int]) -> None:
         if not parts:
             raise ValueError("Sequence needs at least one pair of a schedule and its number of steps")
-        for _, n in parts:
-            check_length("steps", n)
-        object.__setattr__(self, "parts", parts)
+        for part in parts:
+            if isinstance(part, (list, tuple)) and part and all(isinstance(p, (list, tuple)) for p in part):
+                raise TypeError(f"Sequence got a {type(part).__name__} of pairs; write Sequence(*pairs)")
+            if not isinstance(part, (list, tuple)) or len(part) != 2:
+                raise TypeError(
+                    f"Sequence takes pairs of a schedule and its number of steps, found {value_text(part)}; "
+                    f"write {self._written()}"
+                )
+            check_length(self, "steps", part[1])
+            check_schedule(self, part[0])
+        object.__setattr__(self, "parts", tuple((schedule, n) for schedule, n in parts))
+
+    @classmethod
+    def _written(cls) -> str:
+        return "Sequence((schedule, steps), …)"
 
     def _at(self, t: Tensor) -> Tensor:
         begin = 0
@@ -95,7 +117,7 @@ class Loop(Formula):
 
     Raises:
         ValueError: `steps` is not above 0.
-        TypeError: `steps` is no number.
+        TypeError: `schedule` can't be called with a step, or `steps` is no number.
 
     Example:
         >>> import fluxlike as fl
@@ -107,7 +129,8 @@ class Loop(Formula):
     steps: int
 
     def __post_init__(self) -> None:
-        check_length("steps", self.steps)
+        check_length(self, "steps", self.steps)
+        check_schedule(self, self.schedule)
 
     def _at(self, t: Tensor) -> Tensor:
         return value_at(self.schedule, torch.remainder(t, self.steps))
@@ -122,6 +145,9 @@ class Shifted(Formula):
         schedule: the schedule.
         by: how many steps it is ahead.
 
+    Raises:
+        TypeError: `schedule` can't be called with a step, or `by` is no number.
+
     Example:
         >>> import fluxlike as fl
         >>> fl.schedules.Shifted(fl.schedules.Exp(1.0, 0.5), 2)(0)
@@ -130,6 +156,10 @@ class Shifted(Formula):
 
     schedule: Schedule
     by: int
+
+    def __post_init__(self) -> None:
+        check_values(self, "by")
+        check_schedule(self, self.schedule)
 
     def _at(self, t: Tensor) -> Tensor:
         return value_at(self.schedule, t + self.by)
@@ -146,7 +176,7 @@ class Interpolate(Formula):
 
     Raises:
         ValueError: `rate` is not above 0.
-        TypeError: `rate` is no number.
+        TypeError: `schedule` can't be called with a step, or `rate` is no number.
 
     Example:
         >>> import fluxlike as fl
@@ -158,7 +188,8 @@ class Interpolate(Formula):
     rate: float
 
     def __post_init__(self) -> None:
-        check_length("rate", self.rate)
+        check_length(self, "rate", self.rate)
+        check_schedule(self, self.schedule)
 
     def _at(self, t: Tensor) -> Tensor:
         return value_at(self.schedule, t / self.rate)

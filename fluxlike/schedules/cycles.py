@@ -9,15 +9,38 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fluxlike.schedules.schedule import Formula, check_length
+from fluxlike.schedules.schedule import Formula, check_length, check_values
 from fluxlike.trees.functor import functor
 
 __all__ = ["OneCycle", "Sin", "Triangle"]
 
 
+@dataclass(frozen=True)
+class _Wave(Formula):
+    """A wave from `low` up to `high` in the middle of each period and back; a class says of which form."""
+
+    low: float
+    high: float
+    period: int
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_length(self, "period", self.period)
+        check_values(self, "low", "high", "decay")
+
+    def _at(self, t: Tensor) -> Tensor:
+        phase = torch.remainder(t, self.period) / self.period
+        height = (self.high - self.low) * self.decay ** torch.floor(t / self.period)
+        return self.low + height * self._rise(phase)
+
+    def _rise(self, phase: Tensor) -> Tensor:
+        """How high it is, from 0 to 1, at a phase from 0 to 1."""
+        raise NotImplementedError
+
+
 @functor
 @dataclass(frozen=True)
-class Triangle(Formula):
+class Triangle(_Wave):
     """A triangle wave from `low` up to `high` in the middle of each period (Smith 2017), and back.
 
     Args:
@@ -29,7 +52,7 @@ class Triangle(Formula):
 
     Raises:
         ValueError: `period` is not above 0.
-        TypeError: `period` is no number.
+        TypeError: an argument that is no number.
 
     Example:
         >>> import fluxlike as fl
@@ -37,23 +60,13 @@ class Triangle(Formula):
         [0.0, 0.5, 1.0, 0.5, 0.0, 0.25, 0.5, 0.25]
     """
 
-    low: float
-    high: float
-    period: int
-    decay: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_length("period", self.period)
-
-    def _at(self, t: Tensor) -> Tensor:
-        phase = torch.remainder(t, self.period) / self.period
-        height = (self.high - self.low) * self.decay ** torch.floor(t / self.period)
-        return self.low + height * (1 - (2 * phase - 1).abs())
+    def _rise(self, phase: Tensor) -> Tensor:
+        return 1 - (2 * phase - 1).abs()
 
 
 @functor
 @dataclass(frozen=True)
-class Sin(Formula):
+class Sin(_Wave):
     """A wave of half sines from `low` up to `high` in the middle of each period, and back.
 
     Args:
@@ -64,7 +77,7 @@ class Sin(Formula):
 
     Raises:
         ValueError: `period` is not above 0.
-        TypeError: `period` is no number.
+        TypeError: an argument that is no number.
 
     Example:
         >>> import fluxlike as fl
@@ -72,18 +85,8 @@ class Sin(Formula):
         [0.0, 0.7071, 1.0, 0.7071, 0.0]
     """
 
-    low: float
-    high: float
-    period: int
-    decay: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_length("period", self.period)
-
-    def _at(self, t: Tensor) -> Tensor:
-        phase = torch.remainder(t, self.period) / self.period
-        height = (self.high - self.low) * self.decay ** torch.floor(t / self.period)
-        return self.low + height * torch.sin(math.pi * phase).abs()
+    def _rise(self, phase: Tensor) -> Tensor:
+        return torch.sin(math.pi * phase).abs()
 
 
 @functor
@@ -102,7 +105,7 @@ class OneCycle(Formula):
 
     Raises:
         ValueError: `steps` is no whole number above 0, `pct` is outside (0, 1), or another shape.
-        TypeError: `steps` is no number.
+        TypeError: an argument that is no number.
 
     Example:
         >>> import fluxlike as fl
@@ -119,7 +122,8 @@ class OneCycle(Formula):
     shape: Literal["cosine", "sine"] = "cosine"
 
     def __post_init__(self) -> None:
-        check_length("steps", self.steps)
+        check_length(self, "steps", self.steps)
+        check_values(self, "high", "pct", *(n for n in ("start", "end") if getattr(self, n) is not None))
         if self.steps != int(self.steps):
             raise ValueError(
                 f"steps={self.steps!r}: write a whole number of steps first, then the highest value: "

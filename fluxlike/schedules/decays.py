@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fluxlike.schedules.schedule import Formula, check_length
+from fluxlike.schedules.schedule import Formula, check_length, check_values
 from fluxlike.trees.functor import functor
 
 __all__ = ["Constant", "Cosine", "Exp", "Inv", "Poly", "Step"]
@@ -23,6 +23,9 @@ class Constant(Formula):
     Args:
         value: the value.
 
+    Raises:
+        TypeError: `value` is no number.
+
     Example:
         >>> import fluxlike as fl
         >>> fl.schedules.Constant(0.1)(1000)
@@ -31,8 +34,11 @@ class Constant(Formula):
 
     value: float
 
+    def __post_init__(self) -> None:
+        check_values(self, "value")
+
     def _at(self, t: Tensor) -> Tensor:
-        return torch.full_like(t, self.value)
+        return torch.zeros_like(t) + self.value  # not full_like, which takes no tensor to differentiate by
 
 
 @functor
@@ -47,8 +53,8 @@ class Step(Formula):
             them the value stays.
 
     Raises:
-        ValueError: a length that is not above 0.
-        TypeError: a length that is no number.
+        ValueError: a length below 1: the factor comes before the lengths, where torch has it after.
+        TypeError: an argument that is no number.
 
     Example:
         >>> import fluxlike as fl
@@ -63,15 +69,16 @@ class Step(Formula):
     sizes: int | Sequence[int]
 
     def __post_init__(self) -> None:
-        for n in (self.sizes,) if isinstance(self.sizes, (int, float)) else self.sizes:
-            check_length("sizes", n)
+        for n in self.sizes if isinstance(self.sizes, Sequence) else (self.sizes,):
+            check_length(self, "sizes", n, least=1)
+        check_values(self, "start", "decay")
 
     def _at(self, t: Tensor) -> Tensor:
-        if isinstance(self.sizes, (int, float)):
-            completed = torch.floor(t / self.sizes)
-        else:
+        if isinstance(self.sizes, Sequence):
             ends = torch.cumsum(torch.tensor(self.sizes, dtype=t.dtype, device=t.device), 0)
             completed = (t.unsqueeze(-1) >= ends).sum(-1).to(t.dtype)
+        else:
+            completed = torch.floor(t / self.sizes)
         return self.start * self.decay**completed
 
 
@@ -84,6 +91,9 @@ class Exp(Formula):
         start: the first value.
         decay: the factor at each step.
 
+    Raises:
+        TypeError: an argument that is no number.
+
     Example:
         >>> import fluxlike as fl
         >>> fl.schedules.Exp(1.0, 0.5)(3)
@@ -92,6 +102,9 @@ class Exp(Formula):
 
     start: float
     decay: float
+
+    def __post_init__(self) -> None:
+        check_values(self, "start", "decay")
 
     def _at(self, t: Tensor) -> Tensor:
         return self.start * self.decay**t
@@ -107,6 +120,9 @@ class Inv(Formula):
         decay: how fast it falls.
         power: the exponent.
 
+    Raises:
+        TypeError: an argument that is no number.
+
     Example:
         >>> import fluxlike as fl
         >>> fl.schedules.Inv(1.0, 0.5, 2)(2)
@@ -116,6 +132,9 @@ class Inv(Formula):
     start: float
     decay: float
     power: float
+
+    def __post_init__(self) -> None:
+        check_values(self, "start", "decay", "power")
 
     def _at(self, t: Tensor) -> Tensor:
         return self.start / (1 + t * self.decay) ** self.power
@@ -133,7 +152,7 @@ class Poly(Formula):
 
     Raises:
         ValueError: `steps` is not above 0.
-        TypeError: `steps` is no number.
+        TypeError: an argument that is no number.
 
     Example:
         >>> import fluxlike as fl
@@ -146,7 +165,8 @@ class Poly(Formula):
     steps: int
 
     def __post_init__(self) -> None:
-        check_length("steps", self.steps)
+        check_length(self, "steps", self.steps)
+        check_values(self, "start", "power")
 
     def _at(self, t: Tensor) -> Tensor:
         return self.start * (1 - t / self.steps).clamp(min=0) ** self.power
@@ -165,7 +185,7 @@ class Cosine(Formula):
 
     Raises:
         ValueError: `steps` is not above 0.
-        TypeError: `steps` is no number.
+        TypeError: an argument that is no number.
 
     Example:
         >>> import fluxlike as fl
@@ -179,7 +199,8 @@ class Cosine(Formula):
     restart: bool = False
 
     def __post_init__(self) -> None:
-        check_length("steps", self.steps)
+        check_length(self, "steps", self.steps)
+        check_values(self, "high", "low")
 
     def _at(self, t: Tensor) -> Tensor:
         t = torch.remainder(t, self.steps) if self.restart else t.clamp(max=self.steps)

@@ -6,6 +6,7 @@ those of the first tree. A tied tensor counts once. Of several `Assigned` the la
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,18 @@ import torch
 from torch import Tensor
 
 from fluxlike.trees.fmap import fleaves, fmap
+from fluxlike.trees.found import found, written
 from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.structure import flatten, leaves_like, structure_of
 from fluxlike.trees.values import is_tensor, value_of
 
 __all__ = ["add", "allclose", "clone", "dot", "lerp", "norm", "scale", "sub", "zeros_like"]
+
+_NUMBERS = (numbers.Number, torch.SymInt, torch.SymFloat)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def add(a: Any, b: Any, /) -> Any:
@@ -73,11 +81,17 @@ def scale(tree: Any, factor: float | Tensor, /) -> Any:
     Returns:
         A tree of the same structure; integer tensors are unchanged.
 
+    Raises:
+        TypeError: the factor is no number.
+        ValueError: the factor has axes.
+
     Example:
         >>> import torch, fluxlike as fl
         >>> fl.tree.scale({"w": torch.ones(2), "steps": torch.tensor(3)}, 0.5)
         {'w': tensor([0.5000, 0.5000]), 'steps': tensor(3)}
     """
+
+    _require_number("scale", "factor", factor, (tree,))
 
     def multiply(x: Tensor) -> Tensor:
         if not can_train(x):
@@ -100,13 +114,15 @@ def lerp(a: Any, b: Any, weight: float | Tensor, /) -> Any:
         A tree of that structure; integer tensors are those of `a`.
 
     Raises:
-        ValueError: the structures, or the shapes at one place, differ.
+        TypeError: the weight is no number.
+        ValueError: the structures, or the shapes at one place, differ; the weight has axes.
 
     Example:
         >>> import torch, fluxlike as fl
         >>> fl.tree.lerp([torch.zeros(2)], [torch.ones(2)], 0.25)
         [tensor([0.2500, 0.2500])]
     """
+    _require_number("lerp", "weight", weight, (a, b))
     return _zip("lerp", lambda x, y: torch.lerp(x, y, weight) if can_train(x) else x, lambda y: y, a, b)
 
 
@@ -149,11 +165,15 @@ def norm(tree: Any, p: float = 2.0, /) -> Tensor:
     Returns:
         A 0-d real tensor, at least float32.
 
+    Raises:
+        TypeError: the order is no number.
+
     Example:
         >>> import torch, fluxlike as fl
         >>> fl.tree.norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         tensor(5.)
     """
+    _require_number("norm", "p", p, (tree,))
     tensors = [value_of(x) for x in fleaves(tree) if can_train(x) and x.numel()]
     norms = [torch.linalg.vector_norm(_at_least_float32(x), p) for x in tensors]
     return torch.linalg.vector_norm(torch.stack(_promoted(norms)), p) if norms else torch.zeros(())
@@ -234,6 +254,35 @@ def clone(tree: Any, /) -> Any:
         (False, True)
     """
     return fmap(lambda x: value_of(x).clone(), tree)
+
+
+def _require_number(name: str, what: str, x: Any, trees: tuple[Any, ...]) -> None:
+    """Refuse a tree in the place of the number, which stands last.
+
+    Raises:
+        TypeError: `x` is no number.
+        ValueError: `x` is a tensor with axes, which would be broadcast.
+    """
+    if _is_number(x):
+        return
+    number = next(filter(_is_number, trees), None)
+    if number is not None:
+        *others, last = map(found, (*trees, x))
+        first = "tree" if len(trees) == 1 else "a, b"
+        raise TypeError(
+            f"{name} takes the {what} last, found {', '.join(others)} and {last}; write "
+            f"{name}({first}, {written(number, what)})"
+        )
+    if isinstance(x, Tensor):
+        raise ValueError(
+            f"{name} takes a number or a 0-d tensor as its {what}, found the shape {tuple(x.shape)}; for a "
+            "number of its own for each leaf, write fluxlike.fmap(f, tree, numbers)"
+        )
+    raise TypeError(f"{name} takes a number as its {what}, found {found(x)}")
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, _NUMBERS) or (isinstance(x, Tensor) and x.ndim == 0)
 
 
 def _zip(

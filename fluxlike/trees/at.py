@@ -7,6 +7,7 @@ from typing import Any
 
 from fluxlike.trees import paths
 from fluxlike.trees.adopt import adopted
+from fluxlike.trees.found import found
 from fluxlike.trees.places import Entries, Where, find_places
 
 __all__ = ["At", "at"]
@@ -96,11 +97,19 @@ class At:
     def apply(self, f: Callable[[Any], Any], /) -> Any:
         """A new tree with ``f(old)`` at each place.
 
+        Raises:
+            TypeError: `f` is no function.
+
         Example:
             >>> import fluxlike as fl
             >>> fl.at([1, 2.0, 3], lambda path, x: isinstance(x, int)).apply(lambda x: 10 * x)
             [10, 2.0, 30]
         """
+        if not callable(f):
+            raise TypeError(
+                f"apply takes a function of what is there, found {found(f)}; write .set(value) to put "
+                "a value there"
+            )
         return self._replace({entries: adopted(f(self._get(entries))) for entries in self._places})
 
     def _get(self, entries: Entries) -> Any:

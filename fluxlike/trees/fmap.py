@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from fluxlike.trees import paths
+from fluxlike.trees.found import found, is_plain_function, written
 from fluxlike.trees.structure import IsLeaf, flatten, leaves_like, structure_of
 from fluxlike.trees.values import is_tensor
 
@@ -36,6 +37,7 @@ def fmap(
         A tree of the same structure, with the same ties.
 
     Raises:
+        TypeError: `f` is no function, or stands after the tree.
         ValueError: a tree of `rest` has another structure, or its own values at places that are
             tied in `tree`.
 
@@ -46,6 +48,7 @@ def fmap(
         >>> doubled["encoder"], doubled["encoder"] is doubled["decoder"]
         (tensor([2., 2.]), True)
     """
+    _require_function("fmap", f, tree)
     return _map(lambda _, *xs: f(*xs), tree, rest, is_leaf, leaves)
 
 
@@ -70,14 +73,27 @@ def fmap_with_path(
         A tree of the same structure, with the same ties.
 
     Raises:
-        ValueError: as `fmap`.
+        TypeError, ValueError: as `fmap`.
 
     Example:
         >>> import torch, fluxlike as fl
         >>> fl.fmap_with_path(lambda path, x: path, {"a": [torch.ones(2), torch.zeros(1)]})
         {'a': ["['a'][0]", "['a'][1]"]}
     """
+    _require_function("fmap_with_path", f, tree)
     return _map(f, tree, rest, is_leaf, leaves)
+
+
+def _require_function(name: str, f: Any, tree: Any) -> None:
+    """Refuse the tree in the place of the function; a layer may be either.
+
+    Raises:
+        TypeError: it says what to write.
+    """
+    swapped = is_plain_function(tree) and paths.is_node(f)
+    if swapped or not callable(f):
+        hint = f"; write {name}({written(tree, 'f') if swapped else 'f'}, tree)"
+        raise TypeError(f"{name} takes a function, then a tree, found {found(f)} and {found(tree)}{hint}")
 
 
 def _map(
@@ -85,7 +101,7 @@ def _map(
 ) -> Any:
     if leaves not in ("tensors", "all"):
         raise ValueError(f"leaves={leaves!r}: write 'tensors' or 'all'")
-    found, treedef = flatten(tree, is_leaf)
+    visited, treedef = flatten(tree, is_leaf)
     where = structure_of(treedef).paths
     others = [
         leaves_like(treedef, r, name=f"tree {i + 2} of fmap", like="the first", is_leaf=is_leaf)
@@ -93,7 +109,7 @@ def _map(
     ]
     mapped: dict[int, tuple[int, Any]] = {}  # id of a shared leaf → its first place, its image
     result = []
-    for i, x in enumerate(found):
+    for i, x in enumerate(visited):
         shared = is_tensor(x) or (is_leaf is not None and is_leaf(x))
         if not shared and leaves == "tensors":
             result.append(x)

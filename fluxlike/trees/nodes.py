@@ -112,6 +112,11 @@ class Riding:
         changing = any(type(v) in _CHANGING for v in values.values())
         self._compared = {k: as_now(v) for k, v in values.items()} if changing else values
 
+    @property
+    def changes(self) -> bool:
+        """Whether a value is a container that may be changed, and may hold anything."""
+        return self._compared is not self.values
+
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
@@ -138,6 +143,13 @@ def as_now(x: Any) -> Any:
     return type(x)(map(as_now, x)) if type(x) in (list, set) else bytearray(x) if type(x) is bytearray else x
 
 
+def _holds_tensor(x: Any) -> bool:
+    """Whether what rides along is a tensor, or a list, set or dict of some; tuples are settings."""
+    if type(x) in (dict, list, set):
+        return any(map(_holds_tensor, x.values() if type(x) is dict else x))
+    return isinstance(x, Tensor)
+
+
 _NOTHING = Riding({})
 
 #: Classes of which an object had a tensor that rides along: no cache may keep their treedefs.
@@ -162,7 +174,10 @@ def flattener(cls: type, spec: Spec, *, inherited: bool = False) -> Flatten:
         values = {n: attributes[n] for n in names}
         if cls not in TENSORS_RIDE and any(isinstance(v, Tensor) for v in values.values()):
             TENSORS_RIDE.add(cls)
-        return Riding(values)
+        rest = Riding(values)
+        if rest.changes and cls not in TENSORS_RIDE and any(map(_holds_tensor, values.values())):
+            TENSORS_RIDE.add(cls)
+        return rest
 
     def analyse(present: tuple[str, ...], attributes: dict[str, Any]) -> tuple[Any, ...]:
         names = [

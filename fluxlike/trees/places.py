@@ -9,6 +9,7 @@ from typing import Any
 import optree
 
 from fluxlike.trees import paths
+from fluxlike.trees.found import found, is_plain_function, written
 from fluxlike.trees.functor import NAMESPACE
 from fluxlike.trees.structure import flatten, structure_of
 
@@ -44,6 +45,10 @@ def find_places(tree: Any, where: Where | tuple[Where, ...], /) -> tuple[list[En
         return [paths.lookup(tree, where)[0]], False
     if paths.is_node(where) or not callable(where):
         what = f"a {type(where).__name__}" if callable(where) else repr(where)
+        if paths.is_node(where) and (isinstance(tree, str) or is_plain_function(tree)):
+            raise TypeError(
+                f"where= is {found(where)}; the tree comes first: write (tree, {written(tree, 'where')})"
+            )
         raise TypeError(
             f"where= is {what}; write a selector such as lambda m: m.layers[0], a path such as "
             "'.layers[0]', or a predicate of (path, node)"

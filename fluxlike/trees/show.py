@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import types
 from collections.abc import Iterator
@@ -57,6 +58,9 @@ def value_text(x: Any, /) -> str:
         return _printable(x.__qualname__.removeprefix("_VariableFunctionsClass."))
     if isinstance(x, np.ndarray):
         return f"{x.dtype}{list(x.shape)} in numpy"
+    if type(x) is functools.partial:
+        named = [f"{_printable(str(name))}={value_text(value)}" for name, value in x.keywords.items()]
+        return f"partial({', '.join([*map(value_text, (x.func, *x.args)), *named])})"
     try:
         return _one_line(repr(x))
     except Exception as error:  # of a class that is not ours; a repr must not raise

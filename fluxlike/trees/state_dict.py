@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fluxlike.trees import paths
+from fluxlike.trees.found import found
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import flatten, structure_of
 
@@ -69,6 +70,7 @@ def load_state_dict(tree: Any, d: Any, /) -> Any:
     Raises:
         ValueError: something is missing, is not in the tree, has another shape, dtype or type, or
             differs between places that are tied. The first ten mismatches are named.
+        TypeError: `d` is a tree of another kind, or stands before the tree.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -77,6 +79,16 @@ def load_state_dict(tree: Any, d: Any, /) -> Any:
         True
     """
     flatten(tree)
+    if not isinstance(d, dict) and paths.is_node(d):
+        if isinstance(tree, dict):
+            raise TypeError(
+                f"load_state_dict takes a tree, then its state, found {found(tree)} and {found(d)}; write "
+                "load_state_dict(model, d)"
+            )
+        raise TypeError(
+            f"load_state_dict takes nested dicts, found {found(d)} as the state; write load_state_dict(tree, "
+            "fluxlike.state_dict(other))"
+        )
     try:
         return fit(tree, dict(_places(tree, d, "")), what="the state")
     except ValueError as error:

@@ -595,3 +595,11 @@ def test_mutants_are_refused_or_read_and_take_no_memory(name, tmp_path):
     refused_ones, megabytes = map(int, run.stdout.split())
     assert 15 < refused_ones < 148
     assert megabytes < 128
+
+
+@pytest.mark.parametrize("read", [fl.load_flux, fl.load_flax, fl.load_keras])
+def test_a_model_in_the_place_of_the_path_is_told_as_by_load(read):
+    model = fl.Chain(fl.Dense(2, 1))
+    for load in (fl.load, read):
+        with pytest.raises(TypeError, match="the path of a file is a str or a Path, found a Chain"):
+            load(model, "model.h5")

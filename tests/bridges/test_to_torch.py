@@ -149,6 +149,7 @@ def assert_same(a: Any, b: Any, tolerance: float = 0.0) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("uncompiled")
 def test_five_steps_of_torchs_adam_are_those_of_update(name: str) -> None:
     make, batch = MODELS[name]
     model = fl.f64(make())

@@ -91,6 +91,7 @@ def larger(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("uncompiled")
 def test_it_exports_for_any_batch(name: str) -> None:
     make, batch = MODELS[name]
     model, x = make(), batch()

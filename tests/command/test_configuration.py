@@ -17,6 +17,7 @@ from fluxlike.command.config import (
     configured,
     read_configuration,
 )
+from fluxlike.learning.precision import DTYPES
 
 IMAGES = """
 [data]
@@ -92,6 +93,11 @@ def test_every_rule_that_is_offered_is_there(tmp_path, rule):
     getattr(fl, rule)(0.1)
 
 
+@pytest.mark.parametrize("precision", DTYPES)
+def test_every_precision_of_a_learner_is_offered_by_its_word(tmp_path, precision):
+    assert read(tmp_path, f'{TABLE}[training]\nprecision = "{precision}"').training.precision == precision
+
+
 def training(line):
     return f"{TABLE}[training]\n{line}\n"
 
@@ -120,7 +126,11 @@ MISTAKES = {
     "NaN": (training("lr = nan"), "lr is nan (a number)"),
     "choice": (
         training('schedule = "onecycle"'),
-        """schedule is 'onecycle' (a string); expected "one_cycle", "cosine" or "constant": of the""",
+        """schedule is 'onecycle' (a string); expected "one_cycle", "cosine" or "constant": how""",
+    ),
+    "precision": (
+        training('precision = "float16"'),
+        """precision is 'float16' (a string); expected "float32", "bf16" or "fp16": in what""",
     ),
     "device": (training('device = "tpu"'), "device is 'tpu' (a string); expected a device of torch"),
     "device number": (training('device = "cpu:x"'), "device is 'cpu:x'"),

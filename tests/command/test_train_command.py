@@ -138,7 +138,7 @@ def test_every_rule_and_schedule_trains(tmp_path, capsys, rule, schedule):
     assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_model_of_grey_images_is_trained_in_half_precision(shapes, capsys, precision):
     path = images(
         shapes, {"kind": "cnn", "channels": [8, 16]}, {"channels": 1}, output=precision,

@@ -157,6 +157,43 @@ def test_one_missing_label_is_an_error():
         fl.onehot("fox", WORDS)
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: fl.onehot(3, 4), r"onehot takes all classes in order, found 4; write range\(4\)"),
+        (lambda: fl.onehotbatch([1, 2], 4), r"onehotbatch takes all classes in order, found 4; write range"),
+        (
+            lambda: fl.onecold(torch.eye(3), 3),
+            r"onecold takes all classes in order, found 3; write range\(3\)",
+        ),
+        (lambda: fl.onecold(torch.eye(3), 2.5), r"all classes in order, found 2.5$"),
+        (
+            lambda: fl.onehot(WORDS, "cat"),
+            r"onehot takes one label, then all classes, found a list and a str;",
+        ),
+        (
+            lambda: fl.onehot(torch.tensor([0, 1]), range(3)),
+            r"found a Tensor and a range; .* onehotbatch\(labels",
+        ),
+        (
+            lambda: fl.onehotbatch(3, range(4)),
+            r"onehotbatch takes several labels, found an int; write onehot\(",
+        ),
+        (lambda: fl.onecold(range(3), torch.eye(3)), r"onecold takes the scores first, found a range; write"),
+        (lambda: fl.onecold([0.1, 0.9]), r"onecold takes the scores first, found a list; write torch.tensor"),
+    ],
+)
+def test_arguments_of_another_kind_or_order_are_told(call, text):
+    with pytest.raises(TypeError, match=text):
+        call()
+
+
+def test_classes_may_be_anything_that_is_run_through_once():
+    assert fl.onehot("dog", iter(WORDS)).tolist() == [0, 1, 0]
+    assert fl.onehotbatch(iter(["eel"]), iter(WORDS)).tolist() == [[0, 0, 1]]
+    assert fl.onecold(torch.eye(3), iter(WORDS)) == WORDS
+
+
 def test_a_class_that_is_there_twice_is_an_error():
     with pytest.raises(ValueError, match=r"the classes \[.*\] hold one twice"):
         fl.onehotbatch(["a"], ["a", "b", "a"])

@@ -155,6 +155,29 @@ class TestTorchFiles:
         with pytest.raises(ValueError, match="has no part 'state_dict'; its parts are: 'model'"):
             fl.read_checkpoint(tmp_path / "f.pt", part="state_dict")
 
+    def test_a_file_of_save_that_holds_the_model_beside_others_names_the_part_to_read(self, tmp_path):
+        file = tmp_path / "run.safetensors"
+        saved = {"epoch": 3, "model": model(), "state": fl.setup(fl.Adam(), model())}
+        fl.save(file, saved)
+        advice = r"part= reads one of its parts alone: 'epoch', 'model', 'state'; .* write part='model'$"
+        with pytest.raises(ValueError, match=advice):
+            fl.load_checkpoint(file, model())
+        assert fl.tree.allclose(fl.load_checkpoint(file, model(), part="model"), saved["model"])
+
+    def test_parts_that_are_no_better_than_the_whole_are_named_without_advice(self, tmp_path):
+        fl.save(tmp_path / "two", {"body": model(), "head": model()})
+        with pytest.raises(ValueError, match=r"part= reads one of its parts alone: 'body', 'head'$"):
+            fl.load_checkpoint(tmp_path / "two", model())
+        with pytest.raises(ValueError) as caught:
+            fl.load_checkpoint(tmp_path / "two", model(), part="other")
+        assert "has no part 'other'; its parts are: 'body', 'head'" in str(caught.value)
+
+    def test_a_model_of_which_some_fits_is_told_nothing_of_parts(self, tmp_path):
+        fl.save(tmp_path / "small", fl.Dense(2, 1, bias=False))
+        with pytest.raises(ValueError) as caught:
+            fl.load_checkpoint(tmp_path / "small", fl.Dense(2, 1))
+        assert "part=" not in str(caught.value)
+
     def test_a_part_of_a_flat_file_is_an_error(self, tmp_path):
         with pytest.raises(ValueError, match=r"no parts to choose from.*rename=\{'model': ''\}"):
             fl.read_checkpoint(write(tmp_path, "safetensors", tensors()), part="model")

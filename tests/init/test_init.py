@@ -208,6 +208,25 @@ def test_a_shape_of_fewer_than_two_axes_is_an_error(name, shape):
         getattr(init, name)(shape)
 
 
+NO_SHAPES = {
+    "a number": 3, "text": "34", "a float": (3, 4.0), "None": (3, None), "tensors": [torch.ones(2)] * 2,
+    "a tensor": torch.ones(3, 4),
+}  # fmt: skip
+
+
+@every_init
+@pytest.mark.parametrize("shape", NO_SHAPES.values(), ids=NO_SHAPES)
+def test_what_is_no_shape_is_an_error_that_shows_one(name, shape):
+    with pytest.raises(TypeError, match=rf"{name} takes a shape, such as \(3, 4\), found "):
+        call(name, shape)
+
+
+@every_init
+def test_a_size_below_zero_is_an_error(name):
+    with pytest.raises(ValueError, match=rf"{name} got the shape \(3, -4\): a size is at least 0"):
+        call(name, (3, -4))
+
+
 @every_init
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 3)], ids=str)
 def test_an_empty_weight_is_no_error(name, shape):

@@ -155,6 +155,7 @@ def test_tensors_that_a_function_makes_or_closes_over_take_part() -> None:
     assert torch.equal(kept, torch.zeros(3))
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_inside_transforms_it_is_a_number_like_any() -> None:
     model, x = fl.Dense(3, 4), torch.ones(2, 3)
     assert torch.equal(fl.vmap(lambda x: x * fl.outputsize(model, x)[0])(x), 4 * x)

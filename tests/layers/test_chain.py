@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import operator
+import pickle
 
 import pytest
 import torch
@@ -244,3 +246,77 @@ def test_the_same_layer_twice_is_tied_and_gets_the_total_gradient():
     assert twice.layers[1].weight is None
     assert not torch.equal(twice.layers[0].weight, once.layers[0].weight)
     assert len(fl.trainables(fl.Chain(layer, layer))) == 1
+
+
+CONTAINERS = {
+    "Chain": lambda: fl.Chain(fl.Dense(2, 2), double),
+    "Parallel": lambda: fl.Parallel(torch.add, fl.Dense(2, 2), double),
+    "Maxout": lambda: fl.Maxout(fl.Dense(2, 2), double),
+    "PairwiseFusion": lambda: fl.PairwiseFusion(torch.add, fl.Dense(2, 2), double),
+    "SkipConnection": lambda: fl.SkipConnection(fl.Dense(2, 2), torch.add),
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "fc",
+            r"a {} takes no attribute 'fc', which no call .*m(\[-1\]|\.layer)\)\.set\(…\).* fluxlike\.{}\(",
+        ),
+        ("training", r"a {} has no 'training': write .*fluxlike\.testmode\(model\)"),
+    ],
+)
+def test_an_attribute_that_no_call_would_read_is_refused(kind, name, text):
+    model = CONTAINERS[kind]()
+    before = dict(vars(model))
+    with pytest.raises(AttributeError, match=text.format(kind, kind)):
+        setattr(model, name, fl.Dense(2, 2))
+    assert vars(model) == before
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_the_layers_of_a_container_are_never_changed_in_place(kind):
+    model = CONTAINERS[kind]()
+    for name in vars(model):
+        with pytest.raises(
+            AttributeError, match=rf"a {kind} is never changed in place: write .*fluxlike\.at\("
+        ):
+            setattr(model, name, double)
+
+
+def test_setting_a_step_says_how_its_place_is_set(named):
+    with pytest.raises(AttributeError, match=r"fluxlike\.at\(model, lambda m: m\['head'\]\)\.set\(…\)"):
+        named.head = fl.Dense(3, 2)
+    with pytest.raises(TypeError, match=r"fluxlike\.at\(model, lambda m: m\[-1\]\)\.set\(…\)"):
+        named[-1] = fl.Dense(3, 2)
+    changed = fl.at(named, lambda m: m[-1]).set(fl.Dense(3, 2))
+    assert changed(torch.ones(1, 2)).shape == (1, 2)
+    assert fl.Chain(*changed, torch.tanh)(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_asking_for_a_step_by_its_name_says_how_to_write_it(named):
+    with pytest.raises(
+        AttributeError, match=r"a Chain has no 'head': its layer of this name is model\['head'\]"
+    ):
+        _ = named.head
+
+
+def test_a_subclass_of_a_user_has_attributes_of_its_own():
+    class Counted(fl.Chain):
+        def __init__(self, *layers):
+            super().__init__(*layers)
+            self.note = "mine"
+
+    model = Counted(double)
+    model.note = "other"
+    model.layers = (double, double)
+    assert (model.note, model(1)) == ("other", 4)
+
+
+def test_copies_pins_and_pickles_of_a_chain_need_no_attribute_to_be_set(named):
+    x = torch.ones(1, 2)
+    for same in (copy.copy(named), copy.deepcopy(named), fl.testmode(named), fl.automode(named)):
+        assert torch.equal(same(x), named(x))
+    assert pickle.loads(pickle.dumps(named)).names == named.names

@@ -173,6 +173,31 @@ def test_what_is_no_bag_is_an_error_that_shows_it(arguments, kind, text):
         fl.EmbeddingBag(5, 2)(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("weights", "kind", "text"),
+    [
+        (
+            [1.0, 2.0],
+            TypeError,
+            r"EmbeddingBag takes per_sample_weights as a tensor, found a list; write torch",
+        ),
+        (
+            torch.tensor([[1, 2]]),
+            ValueError,
+            r"per_sample_weights of float32, as its vectors are, found int64;",
+        ),
+        (
+            torch.ones(1, 2).double(),
+            ValueError,
+            r"found float64; write per_sample_weights.to\(torch.float32\)",
+        ),
+    ],
+)
+def test_weights_of_another_kind_are_told(weights, kind, text):
+    with pytest.raises(kind, match=text):
+        fl.EmbeddingBag(5, 2, mode="sum")(torch.tensor([[1, 2]]), None, weights)
+
+
 def test_an_unknown_mode_is_an_error_that_lists_them():
     with pytest.raises(ValueError, match=r"mode='min': write one of sum, mean, max"):
         fl.EmbeddingBag(5, 2, mode="min")

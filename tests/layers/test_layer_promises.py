@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fluxlike as fl
+from fluxlike.words_of_torch import OF_CHAINS, OF_LAYERS
 
 
 @pytest.mark.parametrize(
@@ -22,10 +23,71 @@ def test_a_mistaken_layer_says_what_to_write(call, text):
         call()
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "parameters", "to", "cuda", "state_dict", "zero_grad"])
-def test_a_method_of_a_module_is_answered_with_what_does_it_here(name):
-    with pytest.raises(AttributeError, match=rf"a Chain has no '{name}': \w+"):
-        getattr(fl.Chain(), name)
+@pytest.mark.parametrize("name", OF_CHAINS)
+def test_a_name_of_a_module_is_answered_with_what_does_it_here(name):
+    model = fl.Chain()
+    assert not hasattr(model, name)
+    with pytest.raises(AttributeError, match=rf"^a Chain has no '{name}': \w+"):
+        getattr(model, name)
+
+
+LAYERS = [
+    fl.Dense(2, 1),
+    fl.BatchNorm(2),
+    fl.Dropout(0.5),
+    fl.LSTM(2, 1),
+    fl.MultiHeadAttention(2, 1),
+    fl.SkipConnection(fl.relu, torch.add),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_a_layer_answers_to_the_names_of_a_module_and_does_not_list_them(layer):
+    kind = type(layer).__name__
+    for name in OF_LAYERS:
+        assert not hasattr(layer, name)
+        assert not hasattr(type(layer), name)
+        with pytest.raises(AttributeError, match=rf"^{kind} has no '{name}': \w+"):
+            getattr(layer, name)
+    assert set(OF_LAYERS).isdisjoint(dir(layer))
+    assert {"__call__", *vars(layer)} <= set(dir(layer))
+
+
+def test_a_layer_of_a_user_has_what_attributes_it_likes():
+    class Own(fl.Dense):
+        device = property(lambda self: self.weight.device)
+
+        def __init__(self):
+            super().__init__(2, 1)
+            self.training = "mine"
+
+    layer = fl.fmap(torch.clone, Own())
+    assert (layer.training, layer.device.type) == ("mine", "cpu")
+    assert {"training", "device"} <= set(dir(layer))
+    assert "eval" not in dir(layer)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net: fl.Chain(net),
+        lambda net: fl.Parallel(torch.add, net),
+        lambda net: fl.SkipConnection(net, torch.add),
+    ],
+)
+def test_a_class_with_forward_and_no_call_is_told_to_define_it(make):
+    @fl.functor
+    class Net:
+        def __init__(self):
+            self.fc = fl.Dense(2, 1)
+
+        def forward(self, x):
+            return self.fc(x)
+
+    with pytest.raises(
+        TypeError, match=r"a Net.*; define __call__ in Net \(fluxlike calls models directly; forward"
+    ):
+        make(Net())
 
 
 def test_a_module_of_torch_may_be_a_step_and_follows_the_mode_of_the_scope():

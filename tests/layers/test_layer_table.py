@@ -183,7 +183,8 @@ def test_gradcheck_of_input_and_parameters(row: Row, mode: str):
             return row.run(moved, *given)
 
     arguments = [p.clone().requires_grad_() for p in [*xs, *parameters]]
-    assert not arguments or torch.autograd.gradcheck(forward, arguments)
+    # In random directions an error of one number is but a part of what is compared.
+    assert not arguments or torch.autograd.gradcheck(forward, arguments, fast_mode=True, rtol=1e-6, atol=1e-8)
 
 
 @every_layer

@@ -165,6 +165,25 @@ def test_auto_is_the_size_of_the_input(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(fl.fleaves(sized), fl.fleaves(expected), strict=True))
 
 
+def layers_in(x: Any) -> set[type]:
+    """The classes of a layer and of the layers inside it."""
+    if isinstance(x, (tuple, list)):
+        return set().union(*map(layers_in, x))
+    return {type(x)}.union(*map(layers_in, vars(x).values())) if hasattr(x, "__dict__") else set()
+
+
+def test_every_layer_that_takes_auto_is_sized_from_an_example_here() -> None:
+    sized = set().union(*(layers_in(written()) for _, written, _ in SIZED.values()))
+    missing = []
+    for name in fl.__all__:
+        kind = getattr(fl, name)
+        if isinstance(kind, type) and kind.__module__.startswith("fluxlike.layers"):
+            told = next((waiting._rules[base] for base in kind.__mro__ if base in waiting._rules), {})
+            if any(rule is not None for rule in told.values()):
+                missing += [] if kind in sized else [name]
+    assert missing == []
+
+
 TELLING = {
     "in_features", "in_channels", "num_features", "num_channels", "num_parameters", "normalized_shape",
     "embed_dim", "kdim", "vdim", "input_size", "num_embeddings", "embedding_dim",

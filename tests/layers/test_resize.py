@@ -40,6 +40,8 @@ def test_nearest_repeats_every_entry():
     ("make", "text"),
     [
         (lambda: fl.Upsample(), r"Upsample\(scale=None, size=None\): write one of the two"),
+        (lambda: fl.Upsample("nearest", 2), r"scale='nearest': write a positive number, or one an axis"),
+        (lambda: fl.Upsample((2, "2")), r"scale=\(2, '2'\): write a positive number, or one an axis"),
         (lambda: fl.Upsample(2, size=4), r"Upsample\(scale=2, size=4\): write one of the two"),
         (lambda: fl.Upsample(2, "cubic"), r"mode='cubic': write one of nearest, nearest-exact, area, linear"),
         (lambda: fl.Upsample(2, align_corners=True), r"the mode 'nearest' has no corners to align"),
@@ -59,6 +61,12 @@ def test_nearest_repeats_every_entry():
             lambda: fl.Upsample(0.1)(torch.zeros(1, 1, 4, 4)),
             r"makes of the input's \(4, 4\) an output of \(0, 0\); write a larger scale",
         ),
+        (
+            lambda: fl.PixelShuffle((2, 2)),
+            r"PixelShuffle takes one whole number for all axes, found r=\(2, 2\); write PixelShuffle\(2\)$",
+        ),
+        (lambda: fl.PixelUnshuffle([2, 3]), r"PixelUnshuffle takes one whole number for all axes.*\[2, 3\]$"),
+        (lambda: fl.PixelShuffle("2"), r"one whole number for all axes, found r='2'$"),
         (lambda: fl.PixelShuffle(0), r"r=0: write numbers of at least 1"),
         (lambda: fl.PixelUnshuffle(1.5), r"r=1.5: write whole numbers"),
     ],

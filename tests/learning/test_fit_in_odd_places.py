@@ -309,6 +309,14 @@ def test_ctrl_c_at_any_event_ends_the_fit(event, capsys):
     assert "go on with fit(learner, " in capsys.readouterr().err
 
 
+def test_ctrl_c_as_the_last_epoch_ends_leaves_nothing_to_go_on_with(capsys):
+    fitted = fl.fit(learner(callbacks=[on("epoch_end", press)]), 1)
+    assert (fitted.epoch, fitted.stopped) == (1, "interrupted")
+    text = capsys.readouterr().err
+    assert "stands there: its last epoch is complete" in text
+    assert "fit(" not in text
+
+
 def test_ctrl_c_in_a_fit_inside_a_fit_ends_both():
     inner = []
 

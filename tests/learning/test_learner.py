@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -44,12 +46,95 @@ def learner(**changes):
         ),
         ({"rule": {"a": fl.Adam()}, "model": {"b": fl.Dense(2, 1)}}, "found a dict of 'b'"),
         ({"metrics": [print], "defaults": False}, r"write callbacks=\[fl.callbacks.Metrics"),
+        (
+            {"loss": lambda model, x, y: fl.losses.mse(model(x), y)},
+            r"the loss <lambda>\(model, x, y\) can't be called with outputs and.*fl\.train\(loss, model",
+        ),
+        (
+            {"model": (1.0, X)},
+            r"calls the model, and a tuple can't be called; for a model of several parts write",
+        ),
     ],
     ids=lambda x: None if isinstance(x, dict) else x[:30],
 )
 def test_what_a_learner_does_not_take_is_an_error_that_says_what_to_write(changes, message):
     with pytest.raises((TypeError, ValueError), match=message):
         learner(**changes)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        torch.nn.MSELoss(),
+        torch.nn.functional.mse_loss,
+        functools.partial(lambda model, y, t: (y - t).square().mean(), None),
+        functools.wraps(lambda model, x, y: None)(lambda *args: (args[0] - args[1]).square().mean()),
+        fl.jit(fl.losses.mse),
+        torch.dist,
+    ],
+)
+def test_a_loss_whose_signature_takes_outputs_and_targets_is_taken_whatever_it_is(loss):
+    assert learner(loss=loss).epoch == 0
+
+
+@fl.functor
+class Forward:
+    def __init__(self):
+        self.fc = fl.Dense(2, 1)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def by_learner(model, loss, state):
+    fl.Learner(model, BATCHES, fl.Adam(), fl.losses.mse)
+
+
+def by_train(model, loss, state):
+    fl.train(loss, model, BATCHES, state)
+
+
+@pytest.mark.parametrize("train", [by_learner, by_train])
+def test_a_model_with_forward_and_no_call_is_told_to_define_it(train):
+    model = Forward()
+    with pytest.raises(
+        TypeError, match=r"a Forward can't be called; define __call__ in Forward \(fluxlike calls"
+    ):
+        train(model, lambda m, x, y: fl.losses.mse(m(x), y), fl.setup(fl.Adam(), model))
+
+
+def test_a_loss_may_call_forward_by_its_name():
+    model = Forward()
+    fl.train(lambda m, x, y: fl.losses.mse(m.forward(x), y), model, BATCHES, fl.setup(fl.Adam(), model))
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch", "text"),
+    [
+        (
+            fl.losses.mse,
+            (X, Y),
+            r"the batch, a tuple of 2, and the loss mse\(pred, target\) does not take them",
+        ),
+        (
+            lambda model, batch: model(batch),
+            {"x": X},
+            r"the batch, a dict of 'x', and the loss <lambda>\(model, batch\)",
+        ),
+        (lambda model: 0.0, X, r"the batch, a Tensor, and the loss <lambda>\(model\)"),
+    ],
+)
+def test_a_loss_that_does_not_take_the_batch_of_train_is_told_what_it_gets(loss, batch, text):
+    model = fl.Dense(2, 1)
+    with pytest.raises(TypeError, match=text) as caught:
+        fl.train(loss, model, [batch], fl.setup(fl.Adam(), model))
+    assert "write lambda model, x, y: loss(model(x), y)" in str(caught.value)
+
+
+def test_a_type_error_from_inside_a_loss_of_train_is_left_as_it_is():
+    model = fl.Dense(2, 1)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        fl.train(lambda m, x, y: m(x) + "y", model, BATCHES, fl.setup(fl.Adam(), model))
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,16 @@ import fluxlike as fl
 from fluxlike import losses
 from fluxlike._private.compiler import build
 
-by_entry = pytest.mark.parametrize(
-    "name",
-    ["mse", "mae", "huber", "msle", "poisson", "binarycrossentropy", "logitbinarycrossentropy",
-     "binary_focal", "hinge", "squared_hinge", "siamese_contrastive", "dice_coeff", "tversky",
-     "kldivergence"],
-)  # fmt: skip
-by_class = pytest.mark.parametrize("name", ["logitcrossentropy", "crossentropy", "focal"])
+#: Prediction and target are of one shape; or the target may be labels; and the others.
+ENTRIES = [
+    "mse", "mae", "huber", "msle", "poisson", "binarycrossentropy", "logitbinarycrossentropy",
+    "binary_focal", "hinge", "squared_hinge", "siamese_contrastive", "dice_coeff", "tversky",
+    "kldivergence",
+]  # fmt: skip
+CLASSES = ["logitcrossentropy", "crossentropy", "focal"]
+OTHERS = ["ctc", "label_smoothing"]
+by_entry = pytest.mark.parametrize("name", ENTRIES)
+by_class = pytest.mark.parametrize("name", CLASSES)
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +34,10 @@ def seeded():
 
 def exact(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_every_loss_is_tested_by_its_kind():
+    assert sorted([*ENTRIES, *CLASSES, *OTHERS]) == sorted(losses.__all__)
 
 
 @by_class

@@ -158,6 +158,7 @@ def test_logits_from_caches_are_those_of_the_whole_text(model):
     assert [int(cache.count) for cache in caches] == [12, 12, 12]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_step_from_caches_is_traced_once_under_jit():
     with fl.seeded(fl.Key(0)):
         model = fl.f64(

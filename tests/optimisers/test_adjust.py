@@ -129,6 +129,23 @@ def test_the_rate_given_twice_is_an_error() -> None:
         fl.adjust(state, 0.1, lr=0.2)
 
 
+@pytest.mark.parametrize("lr", [{}, {"lr": 0.1}], ids=["alone", "with lr="])
+def test_a_place_where_the_rate_stands_is_an_error_that_names_where(lr: Any) -> None:
+    _, state = trained(fl.Adam())
+    with pytest.raises(TypeError, match=r"the text '\.w' as the learning rate: write a number.*where='\.w'"):
+        fl.adjust(state, ".w", **lr)
+    with pytest.raises(TypeError, match=r"by name: where="):
+        fl.adjust(state, lambda s: s["b"], **lr)
+
+
+@pytest.mark.parametrize("change", [fl.freeze, fl.thaw])
+def test_a_place_may_be_named_as_in_adjust(change: Any) -> None:
+    _, state = trained(fl.Adam())
+    state = fl.freeze(state, where="['a']")
+    assert state["a"].frozen
+    assert change(state, where="['b']")["b"][0].frozen is (change is fl.freeze)
+
+
 def test_a_place_without_a_parameter_is_an_error() -> None:
     model = {"w": torch.ones(1), "name": "text"}
     state = fl.setup(fl.Adam(), model)
@@ -148,8 +165,18 @@ def test_a_place_that_is_not_there_is_named() -> None:
 
 
 def test_a_model_in_the_place_of_the_state_is_an_error() -> None:
-    with pytest.raises(ValueError, match="there is no parameter in the state; give what setup returned"):
-        fl.adjust({"w": torch.ones(1)}, 0.1)
+    for change in (
+        lambda m: fl.adjust(m, 0.1),
+        lambda m: fl.adjust(m, 0.1, where="['w']"),
+        fl.freeze,
+        fl.thaw,
+    ):
+        with pytest.raises(
+            ValueError, match="holds no state of an optimiser; give what setup or update return"
+        ):
+            change({"w": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"holds no state of an optimiser"):
+        fl.freeze({"w": torch.ones(1)}, "['w']")
 
 
 # freeze and thaw

@@ -122,6 +122,16 @@ def test_clipglobalnorm_equals_clip_grad_norm(max_norm: float, p: float) -> None
     assert_close(taken, clipped_by_torch(grads, max_norm, p), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_global_norm_that_is_not_finite_is_skipped_inside_applyiffinite(bad: float) -> None:
+    chain = fl.OptimiserChain(fl.ClipGlobalNorm(1.0), fl.Descent(0.1))
+    model, grads = [double(1.0), double(2.0)], [double(bad), double(1.0)]
+    assert fl.find_nonfinite(fl.update(fl.setup(chain, model), model, grads)[0])
+    moved, state = fl.update(fl.setup(fl.ApplyIfFinite(chain), model), model, grads)
+    assert fl.tree.allclose(moved, model, rtol=0, atol=0)
+    assert state[0].state.skipped == 1
+
+
 def test_a_missing_gradient_does_not_count_in_the_norm() -> None:
     grads = three()
     taken, _ = fl.steps(fl.setup(fl.ClipGlobalNorm(0.1), grads), three(1), {**grads, "b": None})

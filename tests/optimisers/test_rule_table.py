@@ -469,8 +469,9 @@ def hyperparameters() -> dict[str, tuple[str, str, int | None]]:
         for f in dataclasses.fields(getattr(fl, name)):
             if f.type == "Hyper":
                 found[f"{name}.{f.name}"] = (name, f.name, None)
-            elif str(f.type).startswith("tuple[Hyper"):
-                found.update({f"{name}.{f.name}[{k}]": (name, f.name, k) for k in (0, 1)})
+            elif "Hyper" in str(f.type):
+                places = range(len(f.default))
+                found.update({f"{name}.{f.name}[{k}]": (name, f.name, k) for k in places})
     return found
 
 

@@ -299,3 +299,52 @@ def test_no_warning_where_something_moves_or_is_meant_to_stay() -> None:
     fl.update(fl.freeze(state), net, nothing)
     fl.update(state, net, {**nothing, "layers": [torch.ones(3), None]})
     fl.update(state, net, {**nothing, "n": fl.Assigned(torch.tensor(2))})
+
+
+# A list of parameters, or what gives them one by one, in the place of a tree
+
+
+def linear() -> tuple[torch.nn.Module, Any, list[torch.Tensor]]:
+    """A module of torch, the state of a list of its parameters, and gradients of that list."""
+    module = torch.nn.Linear(3, 2)
+    return module, fl.setup(fl.Adam(), list(module.parameters())), [torch.ones(2, 3), torch.ones(2)]
+
+
+@pytest.mark.parametrize("step", [fl.update, fl.steps])
+def test_what_can_be_read_once_is_an_error_that_names_a_dict(step: Any) -> None:
+    module, state, grads = linear()
+    text = "a generator, which can be read once; .*dict\\(module\\.named_parameters\\(\\)\\)"
+    with pytest.raises(TypeError, match=f"the model is {text}"):
+        step(state, module.parameters(), grads)
+    with pytest.raises(TypeError, match="grads are a generator, which can be read once; write list"):
+        step(state, list(module.parameters()), (g for g in grads))
+
+
+@pytest.mark.parametrize("step", [fl.update, fl.steps])
+def test_the_state_of_a_list_of_parameters_says_that_it_is_not_that_of_the_model(step: Any) -> None:
+    model = fl.Chain(fl.Dense(3, 2))
+    grads = fl.tree.zeros_like(model)
+    with pytest.raises(
+        ValueError, match=r"state is that of a list of parameters.*write state = setup\(rule, model\)"
+    ):
+        step(fl.setup(fl.Adam(), fl.trainables(model)), model, grads)
+    with pytest.raises(ValueError, match=r"the model is a list of parameters.*give the whole model"):
+        step(fl.setup(fl.Adam(), model), fl.trainables(model), grads)
+
+
+def test_gradients_of_torch_for_a_list_say_to_make_a_list_of_them() -> None:
+    module, state, grads = linear()
+    with pytest.raises(ValueError, match=r"grads has a tuple, the model has a list; write list\(grads\)"):
+        fl.update(state, list(module.parameters()), tuple(grads))
+
+
+@pytest.mark.parametrize("grads", [torch.tensor(0.5), 0.5], ids=["tensor", "number"])
+def test_a_loss_in_the_place_of_the_gradients_says_what_withgradient_returns(grads: Any) -> None:
+    refuse(grads, r"at the root, grads has a leaf.*value, grads = withgradient\(loss, model, x, y\)")
+
+
+def test_none_in_the_place_of_the_state_says_to_call_setup() -> None:
+    with pytest.raises(
+        ValueError, match=r"state has a leaf.*; the state holds no parameter: .*setup\(rule, model\)"
+    ):
+        fl.update(None, model(), gradients())

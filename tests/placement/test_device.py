@@ -32,6 +32,13 @@ class TestToDevice:
         moved = fl.to_device(tree, "meta")
         assert [(x.shape, x.dtype) for x in moved] == [(x.shape, x.dtype) for x in tree]
 
+    @pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), 0])
+    def test_the_device_before_the_tree_is_an_error_that_shows_the_order(self, device):
+        with pytest.raises(TypeError, match=r"the tree first, found .*and a Dense; write to_device\(tree, "):
+            fl.to_device(device, fl.Dense(2, 1))
+        with pytest.raises(TypeError, match=r"and a Tensor; write to_device\(tree, "):
+            fl.to_device(device, torch.ones(1))
+
     def test_ties_stay(self):
         w = torch.ones(1)
         moved = fl.to_device({"a": w, "b": w}, "meta")

@@ -39,6 +39,10 @@ class TestLayout:
         with pytest.raises(TypeError, match=r"a string of axis letters such as 'NCHW', found \('N', 'C'\)"):
             fl.Layout(("N", "C"))
 
+    def test_a_tensor_in_its_place_is_told_by_its_shape(self):
+        with pytest.raises(TypeError, match=r"such as 'NCHW', found float32\[2, 3\]$"):
+            fl.Layout(torch.ones(2, 3))
+
     def test_the_order_to_another_layout_is_what_permute_takes(self):
         x = torch.zeros(2, 3, 4, 5)
         assert fl.Layout("HWCN").order("NCHW") == (3, 2, 0, 1)
@@ -138,6 +142,7 @@ class TestPermuteOfTensors:
         grad = fl.gradient(lambda x: (fl.permute(x, "AB", "BA") * weights).sum(), torch.zeros(2, 3))
         assert torch.equal(grad, weights.T)
 
+    @pytest.mark.usefixtures("uncompiled")
     def test_under_vmap_and_jit(self):
         x = torch.randn(5, 2, 3)
         assert torch.equal(fl.vmap(lambda a: fl.permute(a, "AB", "BA"))(x), x.transpose(1, 2))
@@ -158,3 +163,13 @@ class TestErrors:
     def test_no_array_is_an_error(self):
         with pytest.raises(TypeError, match="takes a tensor or a numpy array, found list"):
             fl.permute([[1]], "AB", "BA")
+
+
+@pytest.mark.parametrize("kind", [torch.zeros, np.zeros])
+def test_layouts_before_the_array_are_an_error_that_shows_the_order(kind):
+    x = kind((2, 3))
+    for swapped in (("NC", "CN", x), ("NC", x, "CN")):
+        with pytest.raises(
+            TypeError, match=r"found str; the array comes first: write permute\(x, 'NC', 'CN'\)$"
+        ):
+            fl.permute(*swapped)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fluxlike as fl
+from fluxlike.placement.layout_rules import CONVENTIONS
 
 WHCN, HWCN = "WHCN", "HWCN"
 
@@ -70,7 +71,7 @@ class Batch:
 
 
 class TestTrees:
-    @pytest.mark.parametrize("convention", [WHCN, HWCN])
+    @pytest.mark.parametrize("convention", CONVENTIONS)
     def test_every_array_moves_and_all_else_stays(self, convention):
         names, weights = ("a", "b"), torch.ones(2)
         batch = {
@@ -105,7 +106,7 @@ class TestTrees:
 
     def test_all_arrays_are_views(self):
         batch = {"t": torch.zeros(5, 4, 3, 2), "n": np.zeros((3, 2))}
-        for convention in (WHCN, HWCN):
+        for convention in CONVENTIONS:
             here = fl.batch_first(batch, convention)
             assert here["t"].data_ptr() == batch["t"].data_ptr()
             here["n"][1, 2] += 1
@@ -422,3 +423,11 @@ def test_a_model_takes_a_batch_from_julia():
     images = np.asfortranarray(np.random.default_rng(0).random((8, 6, 3, 4)).astype(np.float32))
     x = torch.from_numpy(fl.batch_first({"x": images})["x"])
     assert fl.Conv((3, 3), 3, 2)(x).shape == (4, 2, 4, 6)
+
+
+@pytest.mark.parametrize("name", ["batch_first", "batch_last"])
+def test_the_convention_before_the_batch_is_an_error_that_shows_the_order(name):
+    with pytest.raises(TypeError, match=rf"found a dict as the convention; write {name}\(batch, 'WHCN'\)$"):
+        getattr(fl, name)("WHCN", {"x": np.zeros((2, 3))})
+    with pytest.raises(ValueError, match=r"convention='NCHW': write one of"):
+        getattr(fl, name)({"label": np.zeros(2)}, "NCHW")

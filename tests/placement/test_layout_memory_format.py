@@ -90,6 +90,7 @@ class TestTransforms:
         grads = fl.vmap(fl.gradient, in_dims=(None, 0))(lambda a: (fl.channels_last(a) ** 2).sum(), x)
         assert torch.equal(grads, x * 2)
 
+    @pytest.mark.usefixtures("uncompiled")
     def test_under_jit(self):
         x = torch.randn(2, 3, 4, 5)
         y = fl.jit(lambda a: fl.channels_last([a])[0] * 2)(x)

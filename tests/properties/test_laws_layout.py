@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fluxlike as fl
+from fluxlike.placement.layout_rules import CONVENTIONS
 from tests.properties.strategies import make_tensor, same_bits
 
 law = settings(max_examples=60, deadline=None)
@@ -20,7 +21,7 @@ DTYPES = [
     torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.bfloat16, torch.float32,
     torch.float64, torch.complex64,
 ]  # fmt: skip
-conventions = st.sampled_from(["WHCN", "HWCN"])
+conventions = st.sampled_from(list(CONVENTIONS))
 
 
 @st.composite

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler
@@ -147,14 +148,87 @@ def test_a_length_or_shape_that_makes_no_sense_is_an_error(make, text):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: s.Cosine(1.0, 0.0, "10"), "steps is a str; write a number of steps$"),
-        (lambda: s.Warmup(4, s.Exp(1.0, 0.5)), "steps is a Exp; write a number of steps, after the schedule"),
-        (lambda: s.Step(1.0, 0.5, (2, None)), "sizes is a NoneType; write a number of steps$"),
+        (
+            lambda: s.Cosine(1.0, 0.0, "10"),
+            r"steps is '10'; write a number of steps, as in Cosine\(high, low, st",
+        ),
+        (
+            lambda: s.Warmup(4, s.Exp(1.0, 0.5)),
+            r"steps is Exp\(.*write a number of steps, as in Warmup\(schedule",
+        ),
+        (lambda: s.Step(1.0, 0.5, (2, None)), "sizes is None; write a number of steps"),
+        (lambda: s.Loop(s.Exp(1.0, 0.5), True), "steps is True; write a number of steps"),
     ],
 )
-def test_a_length_that_is_no_number_is_an_error(make, text):
+def test_a_length_that_is_no_number_is_an_error_with_the_order_of_the_arguments(make, text):
     with pytest.raises(TypeError, match=text):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: s.Warmup(0.1, 10),
+            r"the number 0\.1; .*write Constant\(0\.1\), as in Warmup\(schedule, steps\)",
+        ),
+        (lambda: s.Loop(torch.tensor(2), 10), r"the number int64\(2\); .*write Constant\(…\)"),
+        (lambda: s.Shifted(s.Exp, 3), r"the schedule is the class Exp; write an object, Exp\("),
+        (lambda: s.Interpolate("cosine", 3), "the schedule is 'cosine'; write one such as Exp"),
+        (lambda: s.Sequence((s.Constant(1.0), 3), (0.1, 3)), r"the number 0\.1; .*write Constant\(0\.1\)"),
+    ],
+)
+def test_a_schedule_inside_that_is_none_is_an_error_that_says_what_to_write(make, text):
+    with pytest.raises(TypeError, match=text):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: s.Sequence(s.Constant(1.0), 10),
+            r"found Constant\(.*write Sequence\(\(schedule, steps\), …\)",
+        ),
+        (lambda: s.Sequence((s.Constant(1.0), 3), s.Exp(1.0, 0.5)), r"takes pairs .*, found Exp\("),
+        (lambda: s.Sequence([(s.Constant(1.0), 10)]), r"a list of pairs; write Sequence\(\*pairs\)"),
+    ],
+)
+def test_a_sequence_of_what_is_no_pair_shows_the_pair(make, text):
+    with pytest.raises(TypeError, match=text):
+        make()
+
+
+def test_a_value_that_is_no_number_is_an_error_at_once():
+    with pytest.raises(TypeError, match=r"value is Exp\(.*write a number, as in Constant\(value\)"):
+        s.Constant(s.Exp(1.0, 0.5))
+    with pytest.raises(TypeError, match=r"high is 'a'; write a number, as in Triangle\(low, high, period\)"):
+        s.Triangle(0.1, "a", 4)
+
+
+def test_the_order_of_torchs_step_schedule_is_an_error():
+    text = r"sizes=0\.1: write a number of steps of at least 1, as in Step\(start, decay, sizes\)"
+    with pytest.raises(ValueError, match=text):
+        s.Step(0.1, 30, 0.1)
+
+
+def test_numbers_may_be_those_of_numpy_and_tensors():
+    assert s.Exp(np.float32(0.5), 0.5)(1) == 0.25
+    assert s.Step(1.0, 0.5, np.int64(2))(2) == 0.5
+    assert s.Constant(torch.tensor(0.5))(0) == 0.5
+
+
+def test_a_tensor_inside_is_differentiated_also_in_a_schedule_of_schedules():
+    def value(start):
+        constant = s.Constant(start)
+        return s.Warmup(constant, 4)(2) + s.Sequence((constant, 1), (s.Shifted(constant, 1), 1))(1)
+
+    assert fl.gradient(value, torch.tensor(2.0)).item() == 1.5
+
+
+def test_every_schedule_stands_in_the_table():
+    here = {type(schedule).__name__ for schedule in ALL}
+    assert here == set(s.__all__) - {"Schedule"}
 
 
 def test_a_length_may_be_a_float():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fluxlike as fl
+from fluxlike.scope import assigned as scope
 
 
 @fl.functor(buffers=("count",))
@@ -153,6 +154,18 @@ class TestScopes:
         grads = fl.gradient(outer, Counting())
         assert inner[0].count.value.tolist() == [1]
         assert grads.count is None
+
+    def test_of_two_scopes_that_hold_one_buffer_the_inner_one_answers_for_it(self):
+        buffer = torch.zeros(1)
+        outer, inner = scope.Frame([buffer]), scope.Frame([buffer])
+        tokens = [scope.enter(outer), scope.enter(inner)]
+        fl.assign(buffer, torch.ones(1))
+        seen = [fl.current(buffer).item()]
+        scope.leave(tokens[1])
+        seen.append(fl.current(buffer).item())
+        scope.leave(tokens[0])
+        assert seen == [1, 0]
+        assert [len(frame.newest()) for frame in (outer, inner)] == [0, 1]
 
     def test_an_inner_scope_that_does_not_hold_the_buffer_lets_it_pass(self):
         def outer(m):

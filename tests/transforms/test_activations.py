@@ -281,6 +281,7 @@ def test_a_model_that_looks_inside_is_listened_to_by_each_for_itself() -> None:
     assert inner == [paths]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_what_a_jit_inside_calls_is_not_there() -> None:
     model = calls(lambda m, x: fl.jit(m.layer)(x) + fl.jit(lambda x: m.layer(x))(x))(mlp())
     for _ in range(2):
@@ -457,6 +458,7 @@ def test_derivatives_can_be_taken_with_respect_to_outputs_that_nobody_changes() 
     assert torch.equal(dy, model.layers[2].weight.sum(0).expand(5, 4))
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_an_output_that_is_changed_in_place_under_transforms() -> None:
     model = fl.f64(relu_in_place())
     expected = values_before_writes(model, X)

@@ -125,6 +125,7 @@ def test_what_the_author_keeps_beside_the_children_is_part_of_the_structure():
     assert fl.tree.add(one, other).length == 4  # as any attribute that rides along may differ
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_function_may_return_one_from_every_transform():
     def f(w: Tensor) -> Output:
         return Output(loss=(w**2).sum(), logits=3 * w, states=(w + 1,))
@@ -141,6 +142,7 @@ def test_a_function_may_return_one_from_every_transform():
     assert back(Cache(torch.ones(2), torch.tensor(1.0), 7)).tolist() == [3, 3]
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_they_are_arguments_of_transforms_too(output):
     grads = fl.gradient(lambda o: (o.loss * o.states[0]).sum(), output)
     assert type(grads) is Output

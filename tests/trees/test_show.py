@@ -3,6 +3,7 @@
 import html
 import re
 from dataclasses import dataclass
+from functools import partial
 from html.parser import HTMLParser
 from typing import Any
 
@@ -161,6 +162,13 @@ class TestRepr:
 
         assert "Broken, whose repr raises a RuntimeError>" in repr(Affine(Broken(), 1))
         assert repr(Described(1, 2)) == "Described(scale=1, shift=2)"
+
+    def test_a_partial_shows_its_function_by_name_and_what_it_was_given(self):
+        assert repr(fl.Dense(1, 1, partial(fl.softmax, dim=-1))) == (
+            "Dense(1, 1, partial(softmax, dim=-1))  # 2 parameters"
+        )
+        nested = partial(partial, fl.tanh, f=fl.relu, mode="text")
+        assert repr(fl.Chain(nested)) == "Chain(partial(partial, tanh, f=relu, mode='text'))"
 
     def test_an_array_of_numpy_shows_its_dtype_and_shape(self):
         assert repr(Affine(np.ones((40, 50)), 1)) == "Affine(scale=float64[40, 50] in numpy, shift=1)"

@@ -86,12 +86,11 @@ def read_flax(path: str | os.PathLike[str], /) -> dict[Any, Any]:
         ...     fl.read_flax(file)
         {'params': {'Dense_0': {'bias': tensor([0., 0.])}}}
     """
-    name = os.fspath(path)
-    with open_file(path, f"{_KIND}; {_ORBAX}") as file, told(name, _KIND):
+    with open_file(path, f"{_KIND}; {_ORBAX}") as file, told(os.fspath(path), _KIND):
         start = file.read(9)
         length, size = int.from_bytes(start[:8], "little"), os.fstat(file.fileno()).st_size
         if start[8:] != b"{" or length > size - 8:
-            return _Msgpack(name).read(start + file.read())
+            return _Msgpack(os.fspath(path)).read(start + file.read())
     try:
         return _safetensors(path)
     except ValueError as error:

@@ -81,9 +81,9 @@ def read_flux(path: str | os.PathLike[str], /, *, part: str | None = None) -> An
         >>> state["layers"][0]["weight"].shape  # doctest: +SKIP
         (3, 3, 1, 8)
     """
-    file = os.fspath(path)
-    with open_file(path, _KIND) as stream, told(file, _KIND):
+    with open_file(path, _KIND) as stream, told(os.fspath(path), _KIND):
         data = stream.read()
+    file = os.fspath(path)
     if not data.startswith(_HEADERS):
         raise FileFault(f"{file} is not {_KIND}: it does not start as one; {_WRITE}")
     content = Jld2(file, data)

@@ -47,3 +47,7 @@ __all__ = [
     "throttle",
     "time_report",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

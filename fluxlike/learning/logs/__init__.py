@@ -8,3 +8,7 @@ from fluxlike.learning.logs.protocol import Log
 from fluxlike.learning.logs.tensorboard import TensorBoardLog
 
 __all__ = ["CSVLog", "JSONLinesLog", "Log", "TensorBoardLog"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

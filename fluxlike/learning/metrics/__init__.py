@@ -7,3 +7,7 @@ from fluxlike.learning.metrics.mean import Mean
 from fluxlike.learning.metrics.protocol import Meter, Metric
 
 __all__ = ["Mean", "Meter", "Metric", "accuracy"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

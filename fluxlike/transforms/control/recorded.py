@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fluxlike._private import functorch, higher_order
 from fluxlike.scope import assigned, seeded
+from fluxlike.scope.autocast import autocast_now
 from fluxlike.transforms.engine.captured import Replacing
 from fluxlike.transforms.engine.motors import Motor, Nested, open_motor
 from fluxlike.trees.leaves import can_train
@@ -217,10 +218,7 @@ class _Scope:
         self._frames = assigned.frames_now()
         self._draws = seeded.active()
         self._mark = 0 if self._draws is None else self._draws.mark()
-        self._autocast = [
-            (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-            for device in ("cpu", "cuda")
-        ]
+        self._autocast = autocast_now()
 
     def run(self, f: Callable[[], Any]) -> Any:
         """Run a function in this scope."""
@@ -232,8 +230,7 @@ class _Scope:
             if self._draws is not None:
                 stack.callback(self._draws.rewind, self._draws.mark())
                 self._draws.rewind(self._mark)
-            for device, dtype, enabled in self._autocast:
-                stack.enter_context(torch.autocast(device, dtype, enabled))
+            stack.enter_context(self._autocast())
             return f()
 
 

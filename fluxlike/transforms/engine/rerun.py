@@ -13,6 +13,7 @@ from torch import Tensor
 from fluxlike._private import tracing
 from fluxlike._private.dispatch import TorchDispatchMode, may_draw
 from fluxlike.scope import assigned, seeded
+from fluxlike.scope.autocast import autocast_now
 
 __all__ = ["Rerun"]
 
@@ -38,7 +39,7 @@ class Rerun:
         traced = self._draws is None and tracing.tracing()
         self._drawn = _Keeping() if traced else None
         self._generators = None if tracing.tracing() else _generators()
-        self._autocast = [_autocast(device) for device in _device_types()]
+        self._autocast = autocast_now()
 
     def first(self, f: Callable[[], Any], within: AbstractContextManager[Any] | None = None) -> Any:
         """Run the function for the first time, within a context."""
@@ -80,8 +81,7 @@ class Rerun:
                 _set_generators(self._generators)
             if self._drawn is not None:
                 stack.enter_context(_Giving(self._drawn))
-            for options in self._autocast:
-                stack.enter_context(torch.autocast(**options))
+            stack.enter_context(self._autocast())
             return f()
 
 
@@ -120,20 +120,6 @@ def _accelerator() -> Any:
         return None
     module = torch.get_device_module(found)
     return module if getattr(module, "is_initialized", lambda: True)() else None
-
-
-def _device_types() -> tuple[str, ...]:
-    accelerator = torch.accelerator.current_accelerator()
-    return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
-
-
-def _autocast(device: str) -> dict[str, Any]:
-    return {
-        "device_type": device,
-        "dtype": torch.get_autocast_dtype(device),
-        "enabled": torch.is_autocast_enabled(device),
-        "cache_enabled": torch.is_autocast_cache_enabled(),
-    }
 
 
 class _Keeping(TorchDispatchMode):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fluxlike._private import functorch, tracing
 from fluxlike.scope import assigned, mode, seeded
+from fluxlike.scope.autocast import autocast_dtypes
 from fluxlike.transforms.engine.motors import enclosed
 from fluxlike.transforms.jit.arguments import Arguments
 from fluxlike.transforms.jit.cache import Cache
@@ -308,8 +309,7 @@ def _settings() -> tuple[Any, ...]:
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
         tracing.default_device(),
-        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
-        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        autocast_dtypes(),
     )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from fluxlike.scope.autocast import device_types
+
 __all__ = ["read", "restore"]
 
 
@@ -28,6 +30,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "default device": (torch.get_default_device, _set_default_device),
     "autocast on the CPU": _autocast("cpu"),
     "autocast on CUDA": _autocast("cuda"),
+    **{f"autocast on {kind}": _autocast(kind) for kind in device_types() if kind not in ("cpu", "cuda")},
     "use of deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,
         torch.use_deterministic_algorithms,

@@ -81,6 +81,14 @@ def test_the_learner_says_why_it_stopped():
     )
 
 
+def test_a_loop_of_single_epochs_can_end_where_it_stops():
+    found, epochs = learner([1.0, 2.0, 3.0, 4.0], EarlyStopping(patience=2)), 0
+    while found.stopped is None:
+        found, epochs = fl.fit(found, 1), epochs + 1
+    assert (found.epoch, epochs) == (3, 3)
+    assert fl.fit(found, 0).stopped is None
+
+
 def test_it_may_watch_a_tensor_and_the_training():
     stop = EarlyStopping("accuracy", "training", patience=2, mode="max")
     assert fl.fit(learner([0.0] * 9, stop, data=DATA), 9).epoch == 3

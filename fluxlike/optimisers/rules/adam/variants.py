@@ -1,7 +1,4 @@
-"""Adam and its family: steps by the first moment of the gradient over the root of the second.
-
-m and v are the moments, ``^`` their values corrected for the start at zero, t the step from 1.
-"""
+"""Rules that are Adam but for one part: its momentum, its start, its denominator, its step, or its length."""
 
 from __future__ import annotations
 
@@ -11,200 +8,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fluxlike._private import fused
-from fluxlike.optimisers.checks import positive, two_rates
+from fluxlike.optimisers.checks import positive
 from fluxlike.optimisers.counters import counter
-from fluxlike.optimisers.formula import Formula, Kernel
 from fluxlike.optimisers.leaves import Leaves, Scalar, decayed, where
 from fluxlike.optimisers.rule import Hyper
+from fluxlike.optimisers.rules.adam.moments import Moments, TwoMoments, split_decay
 from fluxlike.trees.functor import functor
 
-__all__ = [
-    "AMSGrad", "Adam", "AdamW", "AdaBelief", "AdaMax", "Lamb", "Moments", "NAdam", "OAdam", "RAdam",
-]  # fmt: skip
-
-
-class Moments(NamedTuple):
-    """The two moments of one parameter's gradient, named as in torch."""
-
-    exp_avg: Any
-    exp_avg_sq: Any
-    step: Any
-
-
-@dataclass(frozen=True)
-class TwoMoments(Formula):
-    """What the family shares: hyperparameters, and the moments."""
-
-    lr: Hyper = 1e-3
-    betas: tuple[Hyper, Hyper] = (0.9, 0.999)
-    eps: Hyper = 1e-8
-    weight_decay: Hyper = 0.0
-
-    shared: ClassVar[tuple[str, ...]] = ("step",)
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "eps", "weight_decay"):
-            positive(name, getattr(self, name))
-        two_rates("betas", self.betas)
-
-    def init(self, param: Tensor, /) -> Any:
-        return Moments(torch.zeros_like(param), torch.zeros_like(param), counter(param))
-
-    def moments(self, s: Any, g: Leaves, /) -> tuple[Leaves, Leaves]:
-        """``m ← β₁m + (1-β₁)g`` and ``v ← β₂v + (1-β₂)g²``."""
-        beta1, beta2 = self.betas
-        return s.exp_avg.lerp(g, 1 - beta1), (s.exp_avg_sq * beta2).add_product(g, g, 1 - beta2)
-
-    def corrections(self, t: Scalar, /) -> tuple[Scalar, Scalar]:
-        """``1-β₁ᵗ`` and ``1-β₂ᵗ``, by which moments that started at zero are divided."""
-        beta1, beta2 = self.betas
-        return 1 - beta1**t, 1 - beta2**t
-
-    def ratio(self, m: Leaves, v: Leaves, t: Scalar, scale: Scalar = 1.0, /) -> Leaves:
-        """``scale · m^/(√v^ + eps)``."""
-        c1, c2 = self.corrections(t)
-        return m / (v.sqrt() / c2**0.5 + self.eps) * (scale / c1)
-
-
-@functor
-@dataclass(frozen=True)
-class Adam(TwoMoments):
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980, algorithm 1).
-
-    ``m ← β₁m + (1-β₁)g``, ``v ← β₂v + (1-β₂)g²``,
-    ``d = lr · m/(1-β₁ᵗ) / (√(v/(1-β₂ᵗ)) + eps)``.
-
-    Args:
-        lr: the learning rate. (default: 1e-3)
-        betas: the decay rates β₁, β₂ of the two moments. (default: (0.9, 0.999))
-        eps: added to the denominator. (default: 1e-8)
-        weight_decay: L2 penalty, added to the gradient as ``weight_decay·x``. (default: 0)
-
-    Raises:
-        ValueError: a negative `lr`, `eps` or `weight_decay`, or betas outside [0, 1).
-        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
-
-    Example:
-        >>> import torch, fluxlike as fl
-        >>> x = torch.ones(1)
-        >>> fl.update(fl.setup(fl.Adam(0.1), x), x, torch.ones(1))[0]
-        tensor([0.9000])
-    """
-
-    def formula(self, s: Moments, x: Leaves, g: Leaves, /) -> tuple[Moments, Leaves]:
-        m, v = self.moments(s, decayed(g, x, self.weight_decay))
-        return Moments(m, v, s.step), self.ratio(m, v, s.step, self.lr)
-
-    def kernel(self) -> Kernel | None:
-        return _fused(self, decoupled=False)
-
-
-def _fused(rule: TwoMoments, *, decoupled: bool) -> Kernel:
-    """torch's kernel; `decoupled` says that the decay is added to the step, not to the gradient."""
-    hyper: dict[str, Any] = {
-        "lr": rule.lr, "betas": rule.betas, "eps": rule.eps, "weight_decay": rule.weight_decay
-    }  # fmt: skip
-    return lambda s, x, g, skip: fused.adam(
-        x, g, s.exp_avg, s.exp_avg_sq, getattr(s, "max_exp_avg_sq", []), s.step, skip,
-        decoupled=decoupled, **hyper,
-    )  # fmt: skip
-
-
-@functor
-@dataclass(frozen=True)
-class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101).
-
-    ``d = adam + lr·weight_decay·x`` where adam is `Adam`'s step.
-
-    Args:
-        lr: the learning rate. (default: 1e-3)
-        betas: the decay rates β₁, β₂ of the two moments. (default: (0.9, 0.999))
-        eps: added to the denominator. (default: 1e-8)
-        weight_decay: the decay. (default: 1e-2)
-        couple: whether the decay is multiplied by `lr`, as in torch; if not,
-            ``d = adam + weight_decay·x``, as in the paper. (default: True)
-
-    Raises:
-        ValueError: as `Adam`.
-        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
-
-    Example:
-        >>> import torch, fluxlike as fl
-        >>> x = torch.ones(1)
-        >>> fl.update(fl.setup(fl.AdamW(0.1, weight_decay=0.5), x), x, torch.ones(1))[0]
-        tensor([0.8500])
-    """
-
-    weight_decay: Hyper = 1e-2
-    couple: bool = True
-
-    def formula(self, s: Moments, x: Leaves, g: Leaves, /) -> tuple[Moments, Leaves]:
-        m, v = self.moments(s, g)
-        rate = self.lr * self.weight_decay if self.couple else self.weight_decay
-        return Moments(m, v, s.step), decayed(self.ratio(m, v, s.step, self.lr), x, rate)
-
-    def kernel(self) -> Kernel | None:
-        return _fused(self, decoupled=True) if self.couple else None
-
-
-class MaxMoments(NamedTuple):
-    """Moments, and the largest second moment so far, named as in torch."""
-
-    exp_avg: Any
-    exp_avg_sq: Any
-    max_exp_avg_sq: Any
-    step: Any
-
-
-@functor
-@dataclass(frozen=True)
-class AMSGrad(TwoMoments):
-    """Adam whose second moment never falls (Reddi et al. 2018, arXiv 1904.09237).
-
-    As `Adam`, with the largest v so far in the place of v; torch's ``Adam(amsgrad=True)``.
-
-    Args:
-        lr: the learning rate. (default: 1e-3)
-        betas: the decay rates β₁, β₂ of the two moments. (default: (0.9, 0.999))
-        eps: added to the denominator. (default: 1e-8)
-        weight_decay: L2 penalty, added to the gradient as ``weight_decay·x``. (default: 0)
-        decoupled_weight_decay: whether ``lr·weight_decay·x`` is added to the step instead, as in
-            `AdamW`. (default: False)
-
-    Raises:
-        ValueError: as `Adam`.
-        TypeError: a hyperparameter that is neither a number nor a 0-d tensor.
-
-    Example:
-        >>> import torch, fluxlike as fl
-        >>> x = torch.ones(1)
-        >>> fl.update(fl.setup(fl.AMSGrad(0.1), x), x, torch.ones(1))[0]
-        tensor([0.9000])
-    """
-
-    decoupled_weight_decay: bool = False
-
-    def init(self, param: Tensor, /) -> MaxMoments:
-        m, v, largest = (torch.zeros_like(param) for _ in range(3))
-        return MaxMoments(m, v, largest, counter(param))
-
-    def formula(self, s: MaxMoments, x: Leaves, g: Leaves, /) -> tuple[MaxMoments, Leaves]:
-        penalty, decay = _split_decay(self)
-        m, v = self.moments(s, decayed(g, x, penalty))
-        largest = s.max_exp_avg_sq.maximum(v)
-        return MaxMoments(m, v, largest, s.step), decayed(self.ratio(m, largest, s.step, self.lr), x, decay)
-
-    def kernel(self) -> Kernel:
-        return _fused(self, decoupled=self.decoupled_weight_decay)
-
-
-def _split_decay(rule: Any) -> tuple[Hyper, Hyper]:
-    """The decay that is added to the gradient, and the one that is added to the step."""
-    if rule.decoupled_weight_decay:
-        return 0.0, rule.lr * rule.weight_decay
-    return rule.weight_decay, 0.0
+__all__ = ["AdaBelief", "AdaMax", "Lamb", "NAdam", "OAdam", "RAdam"]
 
 
 class NAdamState(NamedTuple):
@@ -261,7 +72,7 @@ class NAdam(TwoMoments):
 
     def formula(self, s: NAdamState, x: Leaves, g: Leaves, /) -> tuple[NAdamState, Leaves]:
         t, lr = s.step, self.lr
-        penalty, decay = _split_decay(self)
+        penalty, decay = split_decay(self)
         g = decayed(g, x, penalty)
         m, v = self.moments(s, g)
         mu, mu_next = self._momentum(t), self._momentum(t + 1)
@@ -305,7 +116,7 @@ class RAdam(TwoMoments):
     decoupled_weight_decay: bool = False
 
     def formula(self, s: Moments, x: Leaves, g: Leaves, /) -> tuple[Moments, Leaves]:
-        penalty, decay = _split_decay(self)
+        penalty, decay = split_decay(self)
         m, v = self.moments(s, decayed(g, x, penalty))
         c1, c2 = self.corrections(s.step)
         tractable, rectified = self._rectifier(s.step, c2)
