@@ -56,6 +56,8 @@ def test_a_rule_may_have_a_field_that_an_optimiser_of_torch_has_too():
         state: int = dataclasses.field(default=0, kw_only=True)
 
     assert (Own().step, Own(step=3.0).step, Own().state) == (2.0, 3.0, 0)
+    assert {"step", "state"} <= set(dir(Own()))
+    assert "zero_grad" not in dir(Own())
 
 
 def test_a_module_of_torch_keeps_attributes_of_its_own_whatever_their_names():

@@ -92,7 +92,9 @@ def _trained(run: Configuration, folder: RunFolder) -> None:
         learner.history.epochs.to_csv(folder.history)
         learner.history.steps.to_csv(folder.steps)
     if learner.stopped == INTERRUPTED:
-        raise KeyboardInterrupt(f"step {learner.step}, in epoch {learner.epoch + 1} of {run.training.epochs}")
+        epochs = run.training.epochs
+        where = f"in epoch {learner.epoch + 1} of" if learner.epoch < epochs else "the end of"
+        raise KeyboardInterrupt(f"step {learner.step}, {where} {plural(epochs, 'epoch')}")
     lines = list(_confusion(run, task, learner, device, folder))
     scores = _scores(learner.history)
     about = About(run, task.classes, task.columns, {"epochs": learner.epoch, **scores})

@@ -83,8 +83,12 @@ class _LossStep(Step):
         self.function = function
 
     def loss(self, model: Any, batch: Any, /) -> Out:
-        named = batch if isinstance(batch, Mapping) else {}
-        given = () if named else batch if isinstance(batch, (tuple, list)) else (batch,)
+        given: Sequence[Any] = ()
+        named: Mapping[str, Any] = {}
+        if isinstance(batch, Mapping):
+            named = batch
+        else:
+            given = batch if isinstance(batch, (tuple, list)) else (batch,)
         try:
             found = self.function(model, *given, **named)
         except TypeError as error:

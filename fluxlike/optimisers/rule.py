@@ -54,7 +54,7 @@ class BatchRule:
         raise NotImplementedError
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__()} - {*OF_RULES})
+        return [name for name in super().__dir__() if name not in OF_RULES or hasattr(self, name)]
 
 
 for _name, _write in OF_RULES.items():

@@ -17,9 +17,11 @@ import optree
 from torch import Tensor
 
 from fluxlike.trees.constants import StandIn
+from fluxlike.trees.found import found, written
 from fluxlike.trees.functor import leaf, spec_of
 from fluxlike.trees.paths import children
 from fluxlike.trees.structure import flatten, structure_of
+from fluxlike.words_of_torch import call_hint
 
 __all__ = ["Call", "Listener", "overheard", "require_model", "same_place"]
 
@@ -31,9 +33,8 @@ def require_model(model: Any, by: str, /) -> None:
         TypeError: it names who asks.
     """
     if not callable(model) or isinstance(model, type):
-        raise TypeError(
-            f"{by} calls the model on the inputs, found {model!r}, which is no model; write {by}(model, x)"
-        )
+        hint = call_hint(model) or f"; write {by}(model, x)"
+        raise TypeError(f"{by} calls the model on the inputs, found {written(model, found(model))}{hint}")
 
 
 class Call(NamedTuple):

@@ -16,6 +16,7 @@ import fluxlike as fl
 from fluxlike.command.main import main
 from fluxlike.command.model_file import read_model
 from fluxlike.learning.events import Event
+from fluxlike.learning.resume import INTERRUPTED
 from fluxlike.learning.run import Run
 
 ROOT = Path(fl.__file__).parents[1]
@@ -150,6 +151,16 @@ def test_two_runs_at_once_in_one_folder_are_told(tmp_path, capsys):
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.communicate()
+
+
+@pytest.mark.parametrize(("done", "where"), [(1, "in epoch 2 of 2 epochs"), (2, "the end of 2 epochs")])
+def test_ctrl_c_says_in_which_epoch_it_came(tmp_path, capsys, monkeypatch, done, where):
+    monkeypatch.setattr(
+        "fluxlike.command.train.fitted",
+        lambda learner, epochs, **options: learner.replace(epoch=done, stopped=INTERRUPTED),
+    )
+    assert main(["train", iris(tmp_path, epochs=2)]) == 130
+    assert f"interrupted after step 0, {where}; " in capsys.readouterr().err
 
 
 def test_ctrl_c_before_the_first_step_says_that_the_same_command_goes_on(tmp_path, capsys, monkeypatch):

@@ -242,7 +242,7 @@ class TestLayers:
         assert layers(model, (2, 3))[""][1] == "(2, 3)"
 
     def test_what_is_no_model_is_an_error(self) -> None:
-        with pytest.raises(TypeError, match="summary calls the model on the inputs"):
+        with pytest.raises(TypeError, match="summary calls the model on the inputs, found"):
             fl.summary({"w": torch.ones(1)}, (1,))
 
 
