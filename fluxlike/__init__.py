@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fluxlike import bridges
 from fluxlike.lazily import lazily
+from fluxlike.optimisers import rule
+from fluxlike.transforms.engine import motors
 from fluxlike.trees import html, show
 
 if TYPE_CHECKING:
@@ -308,7 +310,7 @@ _HOMES = {
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 _imported = lazily(__name__, _MODULES)
-_REGISTER = (bridges, html, show)  # imported for what they register, before any class is registered
+_REGISTER = (bridges, html, motors, rule, show)  # what they tell lower floors must be known from the start
 
 if not TYPE_CHECKING:
 
