@@ -4,11 +4,11 @@ grads = fl.gradient(loss, model, x, y)
 model, state = fl.update(state, model, grads)
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fluxlike import bridges
-from fluxlike.lazily import lazily
 from fluxlike.optimisers import rule
+from fluxlike.rooms import room
 from fluxlike.transforms.engine import motors
 from fluxlike.trees import html, show
 
@@ -308,25 +308,8 @@ _HOMES = {
     "trees.state_dict": "load_state_dict state_dict",
     "trees.trainables": "combine partition trainables",
 }
-_MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
-_imported = lazily(__name__, _MODULES)
+_MODULES = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names.split()}
 _REGISTER = (bridges, html, motors, rule, show)  # what they tell lower floors must be known from the start
-
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """What is imported when it is used first: most programs need a few of these."""
-        if name not in _MODULES:
-            from fluxlike.words_of_torch import absent
-
-            raise absent("fluxlike", name, __all__)
-        globals()[name] = found = _imported(name)
-        return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
-
 
 __all__ = [
     "AMSGrad",
@@ -584,3 +567,6 @@ __all__ = [
     "withgradient",
     "withupdates",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = room(__name__, __all__, _MODULES)

@@ -7,19 +7,17 @@ the ranks were seeded alike; so noise of the shape of a batch over a mesh is tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fluxlike._private import functorch
+from fluxlike.rooms import room
 from fluxlike.scope import draws
 from fluxlike.scope.seeded import active
 
 __all__ = ["bernoulli", "integers", "normal", "permutation", "uniform"]
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
 
 
 Device = torch.device | str | int | None
@@ -224,3 +222,7 @@ def _floating(name: str, dtype: torch.dtype | None) -> torch.dtype:
 
 def _device(device: Device) -> torch.device:
     return torch.get_default_device() if device is None else torch.device(device)
+
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = room(__name__, __all__)

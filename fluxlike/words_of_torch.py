@@ -126,8 +126,8 @@ WORDS = {
     "device": "fl.get_device(model), or fl.to_device(model, device)",
     "autocast": "torch.autocast around the loss, or fl.Learner(…, precision='bf16')",
     "GradScaler": "fl.Learner(…, precision='fp16')",
-    "DataParallel": "fl.distributed",
-    "DistributedDataParallel": "fl.distributed",
+    "DataParallel": "fl.to_device(model, mesh, fl.distributed.replicate())",
+    "DistributedDataParallel": "fl.to_device(model, mesh, fl.distributed.replicate())",
     # torch.utils.data
     "Dataset": "a class with __len__ and __getitem__, or torch.utils.data.Dataset",
     "TensorDataset": "fl.DataLoader((x, y), batch_size)",
@@ -137,6 +137,25 @@ WORDS = {
     "nn": "the layers of fluxlike itself, such as fl.Dense, and fl.losses",
     "functional": "the functions of fluxlike itself, such as fl.relu, and fl.losses",
     "optim": "the rules of fluxlike itself, such as fl.Adam, and fl.schedules",
+    # rooms of this package whose names are in fluxlike itself
+    "layers": "the layers of fluxlike itself, such as fl.Dense",
+    "optimisers": "the rules of fluxlike itself, such as fl.Adam, and fl.setup and fl.update",
+    "optimizers": "the rules of fluxlike itself, such as fl.Adam, and fl.setup and fl.update",
+    "learning": "the loop of fluxlike itself, fl.Learner and fl.fit, and fl.callbacks",
+    "transforms": "the functions of fluxlike itself, such as fl.gradient and fl.vmap",
+    "files": "the functions of fluxlike itself, such as fl.save and fl.load",
+    # torch's and Keras's inits, draws and wrappers
+    "xavier_uniform": "fl.init.glorot_uniform",
+    "xavier_normal": "fl.init.glorot_normal",
+    "he_normal": "fl.init.kaiming_normal",
+    "he_uniform": "fl.init.kaiming_uniform",
+    "randn": "fl.random.normal",
+    "rand": "fl.random.uniform",
+    "randint": "fl.random.integers",
+    "randperm": "fl.random.permutation",
+    "DDP": "fl.to_device(model, mesh, fl.distributed.replicate())",
+    "FSDP": "fl.to_device(model, mesh, fl.distributed.shard())",
+    "fully_shard": "fl.to_device(model, mesh, fl.distributed.shard())",
     "lr_scheduler": "fl.schedules",
 }
 
@@ -186,10 +205,17 @@ OF_LAYERS = {
     "grad": "a gradient is a value: write grads = fluxlike.gradient(loss, model, x, y)",
 }
 
-#: What to write for a name of nn.Sequential; the state of a model has its classes, and no step.
+_RATES = (
+    "write state = fluxlike.adjust(state, 1e-4) for another rate, and "
+    "fluxlike.setup(lambda path: rule, model) for a rule by place"
+)
+
+#: What to write for a name of nn.Sequential, or of an optimiser: the state of a model has its classes.
 OF_CHAINS = {
     **OF_LAYERS,
     "step": "write model, state = fluxlike.update(state, model, grads)",
+    "param_groups": _RATES,
+    "lr": _RATES,
     "append": "write a new one, such as fluxlike.Chain(*model, layer)",
     "extend": "write a new one, such as fluxlike.Chain(*model, *layers)",
     "insert": "write a new one, such as fluxlike.Chain(*model[:i], layer, *model[i:])",
@@ -200,8 +226,7 @@ OF_CHAINS = {
 OF_RULES = {
     "step": "write model, state = fluxlike.update(state, model, grads)",
     "zero_grad": "gradients are values, which fluxlike.gradient returns; there is nothing to zero",
-    "param_groups": "write state = fluxlike.adjust(state, 1e-4) for another rate, and "
-    "fluxlike.setup(lambda path: rule, model) for a rule by place",
+    "param_groups": _RATES,
     "add_param_group": "write fluxlike.setup(lambda path: rule, model), with a rule by place",
     "state": "a rule holds none: write state = fluxlike.setup(rule, model)",
     "state_dict": "a rule has no state: write fluxlike.save(path, state), of state = "

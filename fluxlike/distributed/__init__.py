@@ -11,9 +11,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fluxlike.lazily import lazily
+from fluxlike.rooms import room
 
 if TYPE_CHECKING:
     from fluxlike.distributed.checkpoints import consolidate, load, save
@@ -79,17 +79,5 @@ WHEN_USED = {
     "world_size": "distributed.launch",
 }
 
-imported = lazily("fluxlike", WHEN_USED)
-
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """What is imported when it is used first."""
-        if name not in WHEN_USED:
-            raise AttributeError(f"module 'fluxlike.distributed' has no attribute {name!r}")
-        globals()[name] = found = imported(name)
-        return found
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = room(__name__, __all__, {n: f"fluxlike.{home}" for n, home in WHEN_USED.items()})

@@ -5,6 +5,8 @@ scope; where there is none, from torch's generator. ``torch.zeros``, ``torch.one
 of a shape serve as well. `reinit` gives the layers of a model new ones.
 """
 
+from typing import TYPE_CHECKING
+
 from fluxlike.init.by_type import declare_weights
 from fluxlike.init.matrices import identity, orthogonal, sparse
 from fluxlike.init.scaled import (
@@ -16,6 +18,7 @@ from fluxlike.init.scaled import (
     lecun_uniform,
 )
 from fluxlike.init.truncated import truncated_normal
+from fluxlike.rooms import room
 
 __all__ = [
     "declare_weights",
@@ -31,6 +34,5 @@ __all__ = [
     "truncated_normal",
 ]
 
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = room(__name__, __all__)

@@ -9,7 +9,7 @@ A loss is of the dtype that prediction and target promote to. Of 16 bits, all is
 Weights serve any dtype.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fluxlike.losses.binary import binary_focal, binarycrossentropy, logitbinarycrossentropy
 from fluxlike.losses.classes import (
@@ -23,7 +23,7 @@ from fluxlike.losses.regression import huber, mae, mse, msle, poisson
 from fluxlike.losses.segmentation import dice_coeff, tversky
 from fluxlike.losses.sequence import ctc
 from fluxlike.losses.smoothing import label_smoothing
-from fluxlike.words_of_torch import absent
+from fluxlike.rooms import room
 
 __all__ = [
     "binary_focal",
@@ -48,11 +48,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """The error of a name that is not here, which says what to write for those of torch."""
-        raise absent(__name__, name, __all__)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = room(__name__, __all__)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fluxlike.lazily import lazily
+from fluxlike.rooms import room
 
 if TYPE_CHECKING:
     from fluxlike.models.alexnet import AlexNet, AlexNetConfig
@@ -248,17 +248,5 @@ WHEN_USED = {
     "to_corners": "boxes",
 }
 
-imported = lazily(__name__, WHEN_USED)
-
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """What is imported when it is used first."""
-        if name not in WHEN_USED:
-            raise AttributeError(f"module 'fluxlike.models' has no attribute {name!r}")
-        globals()[name] = found = imported(name)
-        return found
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = room(__name__, __all__, {n: f"{__name__}.{home}" for n, home in WHEN_USED.items()})

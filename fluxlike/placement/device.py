@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["cpu", "get_device", "gpu", "to_device"]
 
+T = TypeVar("T")
 
-def to_device(tree: Any, device: torch.device | str | int | DeviceMesh, plan: Plan | None = None, /) -> Any:
+
+def to_device(tree: T, device: torch.device | str | int | DeviceMesh, plan: Plan | None = None, /) -> T:
     """A tree with all its tensors on a device, or over a mesh of devices.
 
     Args:
@@ -93,7 +95,7 @@ def to_device(tree: Any, device: torch.device | str | int | DeviceMesh, plan: Pl
     return fmap_with_path(move, tree, leaves="all")
 
 
-def cpu(tree: Any, /) -> Any:
+def cpu(tree: T, /) -> T:
     """A tree with all its tensors in main memory.
 
     Args:
@@ -116,7 +118,7 @@ def cpu(tree: Any, /) -> Any:
 _warned = False
 
 
-def gpu(tree: Any, /) -> Any:
+def gpu(tree: T, /) -> T:
     """A tree with all its tensors on the accelerator: CUDA, else MPS, else XPU.
 
     Args:

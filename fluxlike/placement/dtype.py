@@ -14,6 +14,8 @@ from fluxlike.trees.values import is_tensor, value_of
 
 __all__ = ["bf16", "f16", "f32", "f64", "stays_float32"]
 
+T = TypeVar("T")
+
 C = TypeVar("C", bound=type)
 _stay_float32: set[type] = set()
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -38,7 +40,7 @@ def stays_float32(cls: C, /) -> C:
     return cls
 
 
-def f16(tree: Any, /) -> Any:
+def f16(tree: T, /) -> T:
     """A tree with its floating tensors in float16; those of normalisation layers in float32.
 
     Args:
@@ -55,7 +57,7 @@ def f16(tree: Any, /) -> Any:
     return _cast(tree, torch.float16)
 
 
-def bf16(tree: Any, /) -> Any:
+def bf16(tree: T, /) -> T:
     """A tree with its floating tensors in bfloat16; those of normalisation layers in float32.
 
     Args:
@@ -72,7 +74,7 @@ def bf16(tree: Any, /) -> Any:
     return _cast(tree, torch.bfloat16)
 
 
-def f32(tree: Any, /) -> Any:
+def f32(tree: T, /) -> T:
     """A tree with its floating tensors in float32, complex ones in complex64.
 
     Args:
@@ -89,7 +91,7 @@ def f32(tree: Any, /) -> Any:
     return _cast(tree, torch.float32)
 
 
-def f64(tree: Any, /) -> Any:
+def f64(tree: T, /) -> T:
     """A tree with its floating tensors in float64, complex ones in complex128.
 
     Args:

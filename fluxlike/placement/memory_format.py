@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +15,12 @@ from fluxlike.trees.values import is_tensor, value_of
 
 __all__ = ["channels_last", "contiguous"]
 
+T = TypeVar("T")
+
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def channels_last(tree: Any, /) -> Any:
+def channels_last(tree: T, /) -> T:
     """A tree with its images and kernels in channels-last memory, where convolutions are often faster.
 
     Shapes and values stay: of four axes (N, C, H, W) or five (N, C, D, H, W), the channels lie next to
@@ -42,7 +44,7 @@ def channels_last(tree: Any, /) -> Any:
     return _lay_out(tree, lambda x: _CHANNELS_LAST.get(x.ndim))
 
 
-def contiguous(tree: Any, /) -> Any:
+def contiguous(tree: T, /) -> T:
     """A tree with its tensors in torch's usual memory, the last axis next to each other.
 
     It undoes `channels_last`, and makes views such as those of `permute` tensors of their own.

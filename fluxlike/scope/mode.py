@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fluxlike.trees.functor import PIN, spec_of
 from fluxlike.trees.paths import children, is_node
@@ -22,6 +22,8 @@ __all__ = [
     "training",
     "trainmode",
 ]
+
+T = TypeVar("T")
 
 Mode = Literal["train", "test"]
 
@@ -80,7 +82,7 @@ def mode(value: Mode, /) -> Iterator[None]:
         _stated.reset(token)
 
 
-def trainmode(tree: Any, /) -> Any:
+def trainmode(tree: T, /) -> T:
     """A model whose layers always run in train mode, until `automode`.
 
     Args:
@@ -101,7 +103,7 @@ def trainmode(tree: Any, /) -> Any:
     return _pin(tree, "train")
 
 
-def testmode(tree: Any, /) -> Any:
+def testmode(tree: T, /) -> T:
     """A model whose layers always run in test mode, until `automode`.
 
     BatchNorm uses its running statistics and does not move them, Dropout does nothing, also inside
@@ -128,7 +130,7 @@ def testmode(tree: Any, /) -> Any:
 testmode.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test
 
 
-def automode(tree: Any, /) -> Any:
+def automode(tree: T, /) -> T:
     """Undo `trainmode` and `testmode`: the layers follow the scope again.
 
     Args:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fluxlike.rooms import room
 from fluxlike.trees.fmap import fleaves, fmap
 from fluxlike.trees.found import found, written
 from fluxlike.trees.leaves import Assigned, can_train
@@ -23,10 +24,6 @@ from fluxlike.trees.values import is_tensor, value_of
 __all__ = ["add", "allclose", "clone", "dot", "lerp", "norm", "scale", "sub", "zeros_like"]
 
 _NUMBERS = (numbers.Number, torch.SymInt, torch.SymFloat)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
 
 
 def add(a: Any, b: Any, /) -> Any:
@@ -347,3 +344,7 @@ def _promoted(scalars: list[Tensor]) -> list[Tensor]:
     for s in scalars:
         dtype = torch.promote_types(dtype, s.dtype)
     return [s.to(scalars[0].device, dtype) for s in scalars]
+
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = room(__name__, __all__)

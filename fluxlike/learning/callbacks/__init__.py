@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fluxlike.learning.callbacks.checkpointer import Checkpointer
 from fluxlike.learning.callbacks.conditional import ConditionalCallback, throttle
 from fluxlike.learning.callbacks.custom import CustomCallback
@@ -21,6 +23,7 @@ from fluxlike.learning.callbacks.sanity import SanityCheck
 from fluxlike.learning.callbacks.scheduler import Scheduler
 from fluxlike.learning.callbacks.to_device import ToDevice
 from fluxlike.learning.callbacks.traces import Traces
+from fluxlike.rooms import room
 
 __all__ = [
     "Checkpointer",
@@ -48,6 +51,5 @@ __all__ = [
     "time_report",
 ]
 
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = room(__name__, __all__)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fluxlike.learning.metrics.accuracy import accuracy
 from fluxlike.learning.metrics.mean import Mean
 from fluxlike.learning.metrics.protocol import Meter, Metric
+from fluxlike.rooms import room
 
 __all__ = ["Mean", "Meter", "Metric", "accuracy"]
 
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = room(__name__, __all__)

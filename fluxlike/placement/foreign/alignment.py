@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, NoReturn
 from torch import Tensor
 
 from fluxlike.placement.foreign.checkpoint import arrays_in_a_row, holds_arrays, is_array
-from fluxlike.placement.foreign.containers import step_names
 from fluxlike.placement.foreign.numbering import holds_tensors, layers_below
 from fluxlike.placement.foreign.parameters import Site, require_known, rule_of
 from fluxlike.trees import paths
+from fluxlike.trees.step_names import step_names
 
 __all__ = ["Match", "align"]
 

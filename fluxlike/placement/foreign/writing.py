@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fluxlike.placement.foreign.containers import step_names
 from fluxlike.placement.foreign.convert import parts_of
 from fluxlike.placement.foreign.numbering import holds_tensors, layers_below
 from fluxlike.placement.foreign.parameters import Site, rule_of, slots
 from fluxlike.trees import paths
+from fluxlike.trees.step_names import step_names
 from fluxlike.trees.values import value_of
 
 __all__ = ["Writer"]
