@@ -14,9 +14,9 @@ from fluxlike.files.reader import bytes_of
 from fluxlike.files.rename import Rename, renamed
 from fluxlike.files.report import CheckpointMatch, Differing
 from fluxlike.files.sources import Form, Source, refuse_others
-from fluxlike.placement.foreign.containers import step_names
 from fluxlike.trees.paths import children, dotted, is_node
 from fluxlike.trees.records import names_it_may_lack
+from fluxlike.trees.step_names import step_names
 from fluxlike.trees.structure import flatten, structure_of
 
 __all__ = ["Match"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from fluxlike.placement.foreign.containers import holds_steps
+from fluxlike.layers.closed_over import warn_of_layers_in
 from fluxlike.trees.adopt import adopted
+from fluxlike.trees.step_names import holds_steps
 from fluxlike.words_of_torch import OF_CHAINS, call_hint
 from fluxlike.words_of_torch import OF_MODULES as ELSEWHERE
 
@@ -67,15 +68,17 @@ class Steps:
         refuse_attribute(self, name, "m[-1]")
         object.__setattr__(self, name, value)
 
-    def __getattr__(self, name: str) -> Any:
-        own = type(self).__name__
-        if name in OF_CHAINS:
-            raise AttributeError(f"a {own} has no {name!r}: {OF_CHAINS[name]}")
-        if name in (self.names or ()):
-            raise AttributeError(f"a {own} has no {name!r}: its layer of this name is model[{name!r}]")
-        raise AttributeError(
-            f"a {own} has no {name!r}; its layers are {own.lower()}.layers, named ones {own.lower()}['name']"
-        )
+    if not TYPE_CHECKING:  # to type checkers, a name that is not there is an error
+
+        def __getattr__(self, name: str) -> Any:
+            own = type(self).__name__
+            if name in OF_CHAINS:
+                raise AttributeError(f"a {own} has no {name!r}: {OF_CHAINS[name]}")
+            if name in (self.names or ()):
+                raise AttributeError(f"a {own} has no {name!r}: its layer of this name is model[{name!r}]")
+            raise AttributeError(
+                f"a {own} has no {name!r}; its layers are {own.lower()}.layers, named ones {own.lower()}['name']"
+            )
 
     def _index(self, name: str) -> int:
         names = self._all_names()
@@ -137,3 +140,4 @@ def _check(own: str, i: int, layer: Any) -> None:
         found = f"a {kind}" if hint else f"{layer!r} of {kind}"
         hint = hint or f"; write the layers one by one, or {own}(*layers)"
         raise TypeError(f"step {i} of {own} is {found}, which can't be called{hint}")
+    warn_of_layers_in(own, i, layer)

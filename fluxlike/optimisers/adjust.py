@@ -11,8 +11,8 @@ from torch import Tensor
 from fluxlike.optimisers.lane import lane_of
 from fluxlike.optimisers.rule import fields_of, is_rule, one_of_equal, replaced
 from fluxlike.optimisers.state import ParamState, is_param_state
-from fluxlike.trees.at import at
-from fluxlike.trees.places import Where
+from fluxlike.trees.at import At
+from fluxlike.trees.places import Where, find_places
 from fluxlike.trees.structure import flatten
 
 __all__ = ["Adjuster", "adjust", "freeze", "thaw"]
@@ -183,6 +183,12 @@ def freeze(state: Any, /, where: Where | tuple[Where, ...] | None = None) -> Any
         >>> state = fl.freeze(fl.setup(fl.Adam(), model), lambda s: s.layers[0])
         >>> state.layers[0].weight.frozen, state.layers[1].weight.frozen
         (True, False)
+
+        All but one place:
+
+        >>> state = fl.thaw(fl.freeze(state), ".layers[1]")
+        >>> state.layers[0].weight.frozen, state.layers[1].weight.frozen
+        (True, False)
     """
     return _map_entries(lambda entry: ParamState(entry.rule, entry.state, True), state, where)
 
@@ -220,7 +226,7 @@ def _map_entries(
         found += sum(map(is_param_state, leaves))
         return treedef.unflatten([f(x) if is_param_state(x) else x for x in leaves])
 
-    result = visit(state) if where is None else at(state, where).apply(visit)
+    result = visit(state) if where is None else At(state, *find_places(state, where, ParamState)).apply(visit)
     if not found:
         raise _no_parameter(flatten(state, is_param_state)[0])
     return result

@@ -22,14 +22,17 @@ def at(tree: Any, where: Where | tuple[Where, ...], /) -> At:
     Args:
         tree: any tree.
         where: a selector (``lambda m: m.layers[-1]``, or one that returns a tuple or list of
-            places), a path (``".layers[0].weight"``), a predicate over (path, node), which chooses
-            every topmost node or leaf of which it is true, or a tuple of these.
+            places), a path (``".layers[0].weight"``; for a layer that has a name ``"['head'].weight"``), a
+            predicate over (path, node), which chooses every topmost node or leaf of which it is true, or a
+            tuple of these. The root has the path ``""``, so for all leaves but those of a head write
+            ``lambda path, node: isinstance(node, torch.Tensor) and not path.startswith(".head")``.
 
     Returns:
         The chosen places, with ``get``, ``set`` and ``apply``.
 
     Raises:
-        ValueError: the selector returned something that is not a place.
+        ValueError: the selector returned something that is not a place; or the predicate is true of a
+            node by its path alone, and false of leaves inside.
         KeyError: there is no such path, or the predicate chose nothing.
         TypeError: `where` is none of these.
 

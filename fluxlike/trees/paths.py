@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import optree
 
 from fluxlike.trees.containers import is_known
 from fluxlike.trees.functor import NAMESPACE
+from fluxlike.trees.step_names import step_names, step_of_name
 
 __all__ = [
     "Step", "children", "descend", "dotted", "is_node", "lookup", "replace", "steps", "text_of",
@@ -72,7 +73,8 @@ def lookup(tree: Any, path: str, /) -> tuple[tuple[Any, ...], Any]:
     """The entries on the way to the place that `path` names, and what is there.
 
     A path is read as it is printed; the first dot may be left out, keys may be written with either
-    quotes, and an index into a tuple or list may count from the end.
+    quotes, an index into a tuple or list may count from the end, and a layer of a Chain that has a name
+    may be written by it, ``['head']`` for ``.layers[1]``.
 
     Raises:
         ValueError: the path can't be read.
@@ -117,10 +119,21 @@ def _written(node: Any, found: list[tuple[Step, Any]], rest: str, path: str, don
         ) from None
     if isinstance(wanted, int) and wanted < 0 and isinstance(node, (tuple, list)):
         wanted += len(found)
+    rest = rest[match.end() :]
+    named = step_of_name(node, wanted)
+    if named is not None and key is not None:
+        return cast(_Found, _printed(found, named + rest))
     for step, child in found:
         if step.entry == wanted or step.text == f".{wanted}":
-            return step, child, rest[match.end() :]
-    known = ", ".join(step.text for step, _ in found) or "nothing, it is a leaf"
+            return step, child, rest
+    if named is not None:
+        by_name, by_index = f"{done}[{name!r}]{rest}", f"{done}{named}{rest}"
+        raise KeyError(
+            f"no place {path!r}: the layer named {name!r} is {done}{named}; write {by_name!r} or {by_index!r}"
+        )
+    _, names = step_names(node) or ("", None)
+    texts = [step.text for step, _ in found] + [f"[{name!r}]" for name in names or ()]
+    known = ", ".join(texts) or "nothing, it is a leaf"
     raise KeyError(f"no place {path!r}: {done or 'the root'} is a {type(node).__name__} holding {known}")
 
 

@@ -29,17 +29,25 @@ class _Marker:
         return f"<the leaf at {self.path}>"
 
 
-def find_places(tree: Any, where: Where | tuple[Where, ...], /) -> tuple[list[Entries], bool]:
+def find_places(
+    tree: Any, where: Where | tuple[Where, ...], /, part: type | None = None
+) -> tuple[list[Entries], bool]:
     """The places that `where` chooses, and whether they are several by the look of it.
+
+    Args:
+        tree: any tree.
+        where: places as in `at`.
+        part: a public class of ours whose objects are what is chosen among. (default: the leaves)
 
     Raises:
         TypeError: `where` is no selector, path, predicate or tuple of these.
-        ValueError: the selector returned something that is not a place.
+        ValueError: the selector returned something that is not a place; or the predicate is true of a
+            node by its path alone, and not of all parts below it.
         KeyError: there is no such path, or the predicate chose nothing.
     """
     _, treedef = flatten(tree)
     if isinstance(where, tuple):
-        each = [find_places(tree, w)[0] for w in where]
+        each = [find_places(tree, w, part)[0] for w in where]
         return [place for found in each for place in found], True
     if isinstance(where, str):
         return [paths.lookup(tree, where)[0]], False
@@ -54,7 +62,7 @@ def find_places(tree: Any, where: Where | tuple[Where, ...], /) -> tuple[list[En
             "'.layers[0]', or a predicate of (path, node)"
         )
     if _is_predicate(where):
-        found_by_predicate = _search(tree, where)
+        found_by_predicate = _search(tree, where, part)
         if not found_by_predicate:
             raise KeyError(
                 "the predicate chose no place of the tree: it was false of every (path, node); paths are "
@@ -139,15 +147,52 @@ def _places_by_identity(marked: Any) -> dict[int, Entries]:
     return known
 
 
-def _search(tree: Any, predicate: Callable[[str, Any], Any]) -> list[Entries]:
-    found: list[Entries] = []
+def _search(tree: Any, predicate: Callable[[str, Any], Any], part: type | None) -> list[Entries]:
+    chosen: list[Entries] = []
 
     def visit(node: Any, path: str, entries: Entries) -> None:
         if predicate(path, node):
-            found.append(entries)
+            _refuse_chosen_by_path(predicate, path, node, part)
+            chosen.append(entries)
             return
         for step, child in paths.children(node):
             visit(child, path + step.text, (*entries, step.entry))
 
     visit(tree, "", ())
-    return found
+    return chosen
+
+
+def _refuse_chosen_by_path(
+    predicate: Callable[[str, Any], Any], path: str, node: Any, part: type | None
+) -> None:
+    """Refuse a node that was chosen by its path, where the predicate is true of some parts below alone.
+
+    ``not path.startswith(".head")`` is true of the root, whose path is empty, so all would be chosen. A
+    node of which the predicate is true under the path of such a part too was chosen for what it is.
+    """
+    if not paths.is_node(node) or type(node) is part:
+        return
+    parts, treedef = flatten(node, lambda x: type(x) is part)
+    answers = {
+        path + below: _answer(predicate, path + below, x)
+        for below, x in zip(structure_of(treedef).paths, parts, strict=True)
+        if part is None or type(x) is part
+    }
+    outside = next((place for place, answer in answers.items() if answer is False), None)
+    if outside is None or True not in answers.values() or _answer(predicate, outside, node) is not False:
+        return
+    here = f"{path}, {found(node)}," if path else "the whole tree, whose path is '',"
+    what = "torch.Tensor" if part is None else f"fluxlike.{part.__name__}"
+    frozen = "; to freeze all but one place, fluxlike.thaw(fluxlike.freeze(state), place)" if part else ""
+    raise ValueError(
+        f"the predicate is true of {here} and would choose all of it, but it is false of {outside}; write "
+        f"isinstance(node, {what}) and …, so that it is true of no container{frozen}"
+    )
+
+
+def _answer(predicate: Callable[[str, Any], Any], path: str, x: Any) -> bool | None:
+    """What a predicate says of a place that it need not know how to answer for; None where it fails."""
+    try:
+        return bool(predicate(path, x))
+    except Exception:
+        return None

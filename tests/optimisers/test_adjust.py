@@ -211,6 +211,33 @@ def test_thaw_undoes_freeze() -> None:
     assert torch.equal(moved["a"], straight["a"])
 
 
+def all_but_b(path: str, node: Any) -> bool:
+    return not path.startswith("['b']")
+
+
+@pytest.mark.parametrize("change", [fl.freeze, fl.thaw, lambda s, where: fl.adjust(s, 1.0, where=where)])
+def test_a_predicate_that_is_true_of_the_root_for_its_path_is_an_error(change: Any) -> None:
+    _, state = trained(fl.Adam(1e-3))
+    with pytest.raises(
+        ValueError,
+        match=r"whole tree, whose path is '',.* false of \['b'\]\[0\]; write isinstance\(node, "
+        r"fluxlike\.ParamState\) and ….*fluxlike\.thaw\(fluxlike\.freeze\(state\), place\)",
+    ):
+        change(state, all_but_b)
+
+
+def test_all_but_one_place_is_frozen_in_either_way() -> None:
+    _, state = trained(fl.Adam(1e-3))
+    thawed = fl.thaw(fl.freeze(state), "['b']")
+    chosen = fl.freeze(state, lambda path, node: isinstance(node, fl.ParamState) and all_but_b(path, node))
+    for after in thawed, chosen:
+        assert (after["a"].frozen, after["b"][0].frozen) == (True, False)
+    slower = fl.adjust(
+        state, 1.0, where=lambda path, node: isinstance(node, fl.ParamState) and all_but_b(path, node)
+    )
+    assert rates(slower) == (1.0, 1e-3)
+
+
 def test_freeze_leaves_the_state_given_alone() -> None:
     _, state = trained(fl.Adam())
     fl.freeze(state)

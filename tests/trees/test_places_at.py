@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fluxlike as fl
 
@@ -161,6 +163,41 @@ class TestPath:
             fl.at(model(), path)
 
 
+class TestPathOfANamedLayer:
+    chain = fl.Chain(body=fl.Chain(a=fl.Dense(2, 2), b=fl.Dense(2, 2)), fc=fl.Dense(2, 1))
+
+    @pytest.mark.parametrize("path", ["['fc']", '["fc"]', ".layers[1]"])
+    def test_the_name_leads_to_the_layer(self, path):
+        assert fl.at(self.chain, path).get() is self.chain["fc"]
+
+    def test_names_lead_down_and_out_of_what_holds_the_chain(self):
+        assert fl.at([self.chain], "[0]['body']['b'].weight").get() is self.chain["body"]["b"].weight
+
+    def test_the_state_of_a_named_layer_has_its_path(self):
+        state = fl.freeze(fl.setup(fl.Adam(), self.chain), "['fc']")
+        assert state["fc"].weight.frozen
+        assert not state["body"]["a"].weight.frozen
+
+    def test_a_name_comes_before_the_attribute_that_holds_the_layers(self):
+        odd = fl.Chain(layers=fl.Dense(1, 1), fc=fl.Dense(1, 1))
+        assert fl.at(odd, "['layers']").get() is odd["layers"]
+        assert fl.at(odd, ".layers").get() is odd.layers
+
+    def test_a_name_written_as_an_attribute_is_told_how_to_be_written(self):
+        with pytest.raises(KeyError) as raised:
+            fl.at(self.chain, ".fc.weight")
+        assert raised.value.args[0] == (
+            "no place '.fc.weight': the layer named 'fc' is .layers[1]; write \"['fc'].weight\" or "
+            "'.layers[1].weight'"
+        )
+
+    def test_a_name_that_is_not_there_is_told_those_that_are(self):
+        with pytest.raises(
+            KeyError, match=r"no place '\.head': the root is a Chain holding \.layers, .*'fc'"
+        ):
+            fl.at(self.chain, ".head")
+
+
 class TestPredicate:
     def test_every_topmost_place_of_which_it_is_true(self):
         new = fl.at(model(), lambda path, node: isinstance(node, fl.Dense)).apply(lambda d: fl.relu)
@@ -177,6 +214,77 @@ class TestPredicate:
     def test_nothing_chosen_is_an_error(self):
         with pytest.raises(KeyError, match=r"the predicate chose no place of the tree: .* paths are \[0\]"):
             fl.at([1], lambda path, x: False)
+
+
+NESTED = st.recursive(
+    st.just(1),
+    lambda inner: st.lists(inner, min_size=2, max_size=3) | st.fixed_dictionaries({"a": inner, "b": inner}),
+    max_leaves=8,
+).filter(lambda tree: tree != 1)
+
+
+class TestAPredicateThatIsTrueOfTheRootForItsPath:
+    """`not path.startswith(".head")` is true of the root too, whose path is empty."""
+
+    def test_all_but_one_layer_is_an_error_that_says_what_to_write(self):
+        with pytest.raises(
+            ValueError,
+            match=r"true of the whole tree, whose path is '', and would choose all of it, but it is false of "
+            r"\.layers\[1\]\.weight; write isinstance\(node, torch\.Tensor\) and …",
+        ):
+            fl.at(model(), lambda path, node: not path.startswith(".layers[1]"))
+
+    def test_a_container_is_named_by_its_path(self):
+        def others(path, node):
+            return path != "" and not path.startswith(".layers[1]")
+
+        with pytest.raises(
+            ValueError, match=r"is true of \.layers, a tuple, .* false of \.layers\[1\]\.weight"
+        ):
+            fl.at(model(), others)
+
+    def test_a_layer_is_named_by_its_path(self):
+        def weights(path, node):
+            return path.startswith(".layers[1]") and "bias" not in path
+
+        with pytest.raises(ValueError, match=r"is true of \.layers\[1\], a Dense, .*\.layers\[1\]\.bias;"):
+            fl.at(model(), weights)
+
+    @pytest.mark.parametrize("transform", [fl.partition, lambda m, f: fl.gradient(lambda m: 0, m, wrt=f)])
+    def test_partition_and_gradient_refuse_it_too(self, transform):
+        with pytest.raises(ValueError, match=r"the predicate is true of the whole tree"):
+            transform(model(), lambda path, node: not path.startswith(".layers[1]"))
+
+    def test_one_among_several_places_is_refused_too(self):
+        with pytest.raises(ValueError, match=r"the predicate is true of the whole tree"):
+            fl.at([1, 2], ("[0]", lambda path, node: path != "[1]"))
+
+    @settings(max_examples=20, deadline=None)
+    @given(NESTED, st.data())
+    def test_with_a_condition_on_the_node_it_chooses_all_leaves_but_those(self, tree, data):
+        leaves = fl.fleaves(fl.fmap_with_path(lambda path, x: path, tree, leaves="all"), leaves="all")
+        left_out = data.draw(st.sampled_from(leaves))
+        with pytest.raises(ValueError, match=r"the predicate is true of the whole tree"):
+            fl.at(tree, lambda path, node: path != left_out)
+        rest = fl.at(tree, lambda path, node: isinstance(node, int) and path != left_out)
+        assert rest.get() == (1,) * (len(leaves) - 1)
+
+    def test_a_layer_chosen_by_its_class_is_chosen_whole(self):
+        norm = fl.BatchNorm(2)
+        assert fl.at(norm, lambda path, node: isinstance(node, fl.BatchNorm)).get() == (norm,)
+        either = fl.at(norm, lambda path, node: isinstance(node, fl.BatchNorm) or path.endswith("bias"))
+        assert either.get() == (norm,)
+        assert fl.at(norm, lambda path, node: not isinstance(node, str)).get() == (norm,)
+
+    def test_a_place_chosen_by_its_whole_path_is_chosen_whole(self):
+        m = model()
+        assert fl.at(m, lambda path, node: path == ".layers[1]").get() == (m.layers[1],)
+        assert fl.at(m, lambda path, node: path.startswith(".layers[1]")).get() == (m.layers[1],)
+
+    def test_it_may_fail_at_leaves_below_what_it_chose(self):
+        m = model()
+        wide = fl.at(m, lambda path, node: not path or node.weight.ndim == 2)
+        assert wide.get() == (m,)
 
 
 class TestSeveralPlaces:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from fluxlike.bridges.foreign_files.faults import FileFault
-from fluxlike.placement.foreign.containers import step_names
 from fluxlike.placement.foreign.numbering import holds_tensors
 from fluxlike.placement.foreign.parameters import Site, require_known, rule_of
 from fluxlike.trees import paths
+from fluxlike.trees.step_names import step_names
 
 __all__ = ["placed"]
 
