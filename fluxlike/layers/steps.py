@@ -77,7 +77,8 @@ class Steps:
             if name in (self.names or ()):
                 raise AttributeError(f"a {own} has no {name!r}: its layer of this name is model[{name!r}]")
             raise AttributeError(
-                f"a {own} has no {name!r}; its layers are {own.lower()}.layers, named ones {own.lower()}['name']"
+                f"a {own} has no {name!r}; its layers are {own.lower()}.layers, "
+                f"named ones {own.lower()}['name']"
             )
 
     def _index(self, name: str) -> int:
