@@ -10,9 +10,9 @@ import hypothesis
 import pytest
 import torch
 
-# How fast a machine draws is no property of what is tested.
+# How fast a machine draws is no property of what is tested. Every run draws others.
 hypothesis.settings.register_profile(
-    "laws", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None
+    "laws", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None, max_examples=50
 )
 hypothesis.settings.load_profile("laws")
 
@@ -28,7 +28,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`jit` runs its graphs as they are recorded, as without a C++ compiler: kernels take seconds to compile."""
+    """`jit` runs its graphs as recorded, as without a C++ compiler: kernels take seconds to compile."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fluxlike._private.compiler import build

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any, NoReturn
 
 from fluxlike.data.order import order_key
@@ -46,6 +47,11 @@ def checked_settings(
         ``batch_size``, ``shuffle`` and ``workers``.
     """
     size, processes = whole_number(batch_size), whole_number(workers)
+    if size is None and not isinstance(batch_size, Number | str | None):
+        raise ValueError(
+            f"batch_size is a {type(batch_size).__name__}, and a whole number of at least 1 is wanted: write "
+            "DataLoader((x, y), batch_size=32), with all arrays in one tuple"
+        )
     if size is None or size < 1:
         raise ValueError(f"batch_size={batch_size!r}: write a whole number of at least 1")
     if processes is None or processes < 0:

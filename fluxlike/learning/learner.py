@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Never, NoReturn
 
 import torch
 
@@ -23,7 +23,7 @@ from fluxlike.optimisers.state import is_param_state, setup
 from fluxlike.scope.key import Key
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import flatten
-from fluxlike.words_of_torch import call_hint
+from fluxlike.words_of_torch import OF_LAYERS, call_hint
 
 __all__ = ["Learner"]
 
@@ -245,9 +245,18 @@ class Learner:
                     "into a rule (clipping, accumulation) or into the step, or leave it out"
                 )
 
-    def __getattr__(self, name: str) -> Any:
-        advice = "; write learner = fl.fit(learner, 10)" if name == "fit" else ""
-        raise AttributeError(f"a learner has no attribute {name!r}{advice}")
+    def __call__(self, *args: Never, **named: Never) -> NoReturn:
+        raise TypeError("a learner is no function, its model is; write learner.model(x)")
+
+    if not TYPE_CHECKING:  # to type checkers, a name that is not there is an error
+
+        def __getattr__(self, name: str) -> Any:
+            advice = ""
+            if name in _ELSEWHERE:
+                advice = f"; write {_ELSEWHERE[name]}"
+            elif name in OF_LAYERS:
+                advice = f"; its model is learner.model, of which: {OF_LAYERS[name]}"
+            raise AttributeError(f"a learner has no attribute {name!r}{advice}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_shared": {"functions": {}, "order": self._shared["order"]}}
@@ -259,6 +268,25 @@ class Learner:
             f"Learner({type(self.model).__name__}, {rule!r}, phases "
             f"{', '.join(p.name for p in self.phases)}: epoch {self.epoch}, step {self.step}{stopped})"
         )
+
+
+#: What to write for methods of trainers elsewhere; those of torch's modules are in `OF_LAYERS`.
+_ELSEWHERE = {
+    "fit": "learner = fl.fit(learner, 10)",
+    "train": "learner = fl.fit(learner, 10)",
+    "forward": "learner.model(x)",
+    "predict": "learner.model(x)",
+    "validate": "fl.validate(learner)",
+    "evaluate": "fl.validate(learner)",
+    "test": "fl.validate(learner, data)",
+    "save": "fl.save(path, learner.model)",
+    "load": "fl.load_learner(folder, like=learner), of the folder of a Checkpointer",
+    "optimizer": "learner.rule, and learner.state for its state",
+    "parameters": "fl.trainables(learner.model)",
+    "to": "fl.to_device(learner, device)",
+    "cuda": "fl.to_device(learner, 'cuda')",
+    "cpu": "fl.cpu(learner)",
+}
 
 
 def _by_phase(data: Any) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 from fluxlike.learning.callback import innermost
 from fluxlike.learning.callbacks.checkpointer import Checkpointer
+from fluxlike.learning.callbacks.metrics import metrics_of
 from fluxlike.learning.checkpoints.entry import Entry
 from fluxlike.learning.checkpoints.store import Store
+from fluxlike.learning.direction import Mode, mode_of
 from fluxlike.learning.history.history import History
 from fluxlike.learning.learner import Learner
 from fluxlike.learning.packing import environment, packed, settings_of
@@ -25,7 +27,7 @@ def load_learner(
     like: Learner,
     *,
     by: str | None = None,
-    mode: Literal["min", "max"] | None = None,
+    mode: Mode | None = None,
 ) -> Learner:
     """The learner of the newest checkpoint of a folder, or of the best one.
 
@@ -34,14 +36,15 @@ def load_learner(
         like: a learner of the same model, rule and callbacks, which stays as it is.
         by: the score by which to take the best one. (default: the newest is taken)
         mode: ``"min"`` where less is better, or ``"max"``. (default: that of the learner's `Checkpointer` by
-            the same score, else ``"min"``)
+            the same score, else as there)
 
     Returns:
         The learner as it stood then, in memory of its own; `fit` goes on from it.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is damaged, or of a learner of another structure.
+        ValueError: it is damaged, or of a learner of another structure; or nothing says whether more or
+            less of `by` is better.
 
     Example:
         >>> import tempfile, torch, fluxlike as fl
@@ -60,8 +63,9 @@ def load_learner(
     """
     if mode is None:
         savers = [c for c in map(innermost, like.callbacks) if isinstance(c, Checkpointer) and c.by == by]
-        mode = savers[0].mode if savers else "min"
-    store = Store(folder, by=by, mode=mode)
+        mode = savers[0].mode if savers else None
+    write = f"load_learner(folder, like=learner, by={by!r}"
+    store = Store(folder, by=by, mode=mode_of(by, mode, metrics_of(like.callbacks), write=write))
     entry = store.newest() if by is None else store.best()
     if entry is None:
         raise FileNotFoundError(f"there is no checkpoint in {store.folder}")

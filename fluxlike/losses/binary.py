@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +21,7 @@ __all__ = ["binary_focal", "binarycrossentropy", "logitbinarycrossentropy"]
 
 def binarycrossentropy(
     probs: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg = torch.mean
-) -> Any:
+) -> Tensor:
     """``-target·log(probs + eps) - (1 - target)·log(1 - probs + eps)``.
 
     The formula is Flux's. `logitbinarycrossentropy` is stabler: prefer it, without a sigmoid at the end
@@ -49,7 +47,7 @@ def binarycrossentropy(
         tensor(0.6931)
     """
     check_pair("binarycrossentropy", probs, target, labels=True)
-    check_probabilities("binarycrossentropy", probs, "logitbinarycrossentropy")
+    check_probabilities("binarycrossentropy", probs, "logitbinarycrossentropy", above=0)
     tiny = spacing(eps, probs, target)
 
     def formula(probs: Tensor, target: Tensor) -> Tensor:
@@ -60,7 +58,7 @@ def binarycrossentropy(
 
 def logitbinarycrossentropy(
     logits: Tensor, target: Tensor, /, *, pos_weight: float | Tensor | None = None, agg: Agg = torch.mean
-) -> Any:
+) -> Tensor:
     """`binarycrossentropy` of ``sigmoid(logits)``, computed stably, as torch does.
 
     Args:
@@ -108,7 +106,7 @@ def _by_class(logits: Tensor, weight: float | Tensor) -> Tensor:
 
 def binary_focal(
     probs: Tensor, target: Tensor, /, *, gamma: float = 2.0, eps: float | None = None, agg: Agg = torch.mean
-) -> Any:
+) -> Tensor:
     """Focal loss: ``-(1 - p)^gamma·log(p + eps)`` with p the probability given to the target.
 
     (Lin et al. 2017, arXiv 1708.02002.) It passes over what is easy: with ``gamma=0`` it is
@@ -136,7 +134,7 @@ def binary_focal(
         tensor(0.0731)
     """
     check_pair("binary_focal", probs, target, labels=True)
-    check_probabilities("binary_focal", probs, "torch.sigmoid(logits)")
+    check_probabilities("binary_focal", probs, "torch.sigmoid(logits)", above=0)
     tiny = spacing(eps, probs, target)
     check_not_negative("binary_focal", "gamma", gamma)
 

@@ -5,8 +5,6 @@ The mean over entries is torch's in all cases (`Labels.loss`).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -34,7 +32,7 @@ def logitcrossentropy(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     agg: Agg = torch.mean,
-) -> Any:
+) -> Tensor:
     """Cross-entropy between classes and unnormalised scores: ``-Σ target·log softmax(logits)``.
 
     All three reductions are those of ``torch.nn.functional.cross_entropy``: of losses of indices,
@@ -87,7 +85,7 @@ def crossentropy(
     label_smoothing: float = 0.0,
     eps: float | None = None,
     agg: Agg = torch.mean,
-) -> Any:
+) -> Tensor:
     """Cross-entropy between classes and probabilities: ``-Σ target·log(probs + eps)``.
 
     `logitcrossentropy` is stabler: prefer it, without a softmax at the end of the model.
@@ -132,7 +130,7 @@ def focal(
     ignore_index: int | None = None,
     eps: float | None = None,
     agg: Agg = torch.mean,
-) -> Any:
+) -> Tensor:
     """Focal loss: ``-Σ target·(1 - probs)^gamma·log(probs + eps)``.
 
     (Lin et al. 2017, arXiv 1708.02002, as in Flux.) It passes over what is easy: with ``gamma=0`` it is
@@ -171,7 +169,7 @@ def focal(
 
 def kldivergence(
     probs: Tensor, target: Tensor, /, *, dim: int = 1, eps: float | None = None, agg: Agg = torch.mean
-) -> Any:
+) -> Tensor:
     """Kullback-Leibler divergence: ``Σ target·log target - Σ target·log(probs + eps)``.
 
     (Kullback & Leibler 1951, doi 10.1214/aoms/1177729694, as in Flux.) The mean is over distributions:

@@ -86,27 +86,37 @@ def check_floats(name: str, pred: Any, target: Any, /) -> None:
     for what, x in (("prediction", pred), ("target", target)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: the {what} is a {type(x).__name__}; write a tensor")
-    if not pred.is_floating_point():
-        raise TypeError(f"{name}: the prediction is {pred.dtype}; {_instead(pred, 'prediction')}")
+    if pred.is_floating_point():
+        return
+    if target.is_floating_point() and not pred.is_complex():
+        raise TypeError(
+            f"{name}: the prediction is {pred.dtype}; the target is {target.dtype}: are they swapped? Write "
+            f"{name}(prediction, target); and if they are not, write prediction.float()"
+        )
+    raise TypeError(f"{name}: the prediction is {pred.dtype}; {_instead(pred, 'prediction')}")
 
 
-def check_probabilities(name: str, probs: Tensor, write: str, /) -> None:
+def check_probabilities(name: str, probs: Tensor, write: str, /, *, above: float = _ROUNDING) -> None:
     """Raise a ValueError where the values of a prediction can be read here and are no probabilities.
 
     Args:
         name: of the loss.
         probs: the prediction.
         write: what to write for unnormalised scores.
+        above: how far above 1 the loss still has a value; below 0, none has. (default: a rounding)
     """
     values = probs.detach()
     if not values.numel() or not readable(values):
         return
     low, high = (x.item() for x in values.aminmax())
-    rounding = max(_ROUNDING, torch.finfo(values.dtype).eps)
-    if low < -rounding or high > 1 + rounding:
-        raise ValueError(
-            f"{name} takes probabilities, found values from {low:.4g} to {high:.4g}: write {write}"
-        )
+    if low >= 0 and high <= 1 + (above and max(above, torch.finfo(values.dtype).eps)):
+        return
+    near = low >= -_ROUNDING and high <= 1 + _ROUNDING
+    digits, hint = (8, ", or prediction.clamp(0, 1) where it is rounding") if near else (4, "")
+    raise ValueError(
+        f"{name} takes probabilities, found values from {low:.{digits}g} to {high:.{digits}g}: write "
+        f"{write}{hint}"
+    )
 
 
 def check_not_negative(name: str, option: str, value: float, /) -> None:

@@ -12,7 +12,7 @@ from fluxlike.losses.entries import Agg, check_not_negative, check_pair, rounded
 __all__ = ["hinge", "siamese_contrastive", "squared_hinge"]
 
 
-def hinge(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
+def hinge(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Tensor:
     """``agg(max(0, 1 - pred·target))``, for labels -1 and 1.
 
     The formula is Flux's ``hinge_loss``.
@@ -38,7 +38,7 @@ def hinge(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
     return rounded_once(agg, _behind, pred, target)
 
 
-def squared_hinge(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
+def squared_hinge(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Tensor:
     """``agg(max(0, 1 - pred·target)²)``, for labels -1 and 1.
 
     The formula is Flux's ``squared_hinge_loss``.
@@ -79,7 +79,7 @@ def _check_signs(name: str, pred: Any, target: Any) -> None:
 
 def siamese_contrastive(
     distance: Tensor, target: Tensor, /, *, margin: float = 1.0, agg: Agg = torch.mean
-) -> Any:
+) -> Tensor:
     """``agg((1 - target)·distance² + target·max(0, margin - distance)²)``.
 
     (Hadsell et al. 2006, doi 10.1109/CVPR.2006.100, as in Flux.) It pulls together pairs that are alike,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +11,7 @@ from fluxlike.losses.entries import Agg, check_pair, rounded_once, spacing
 __all__ = ["huber", "mae", "mse", "msle", "poisson"]
 
 
-def mse(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
+def mse(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Tensor:
     """Squared error: ``agg((pred - target)²)``.
 
     Args:
@@ -37,7 +35,7 @@ def mse(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
     return rounded_once(agg, lambda p, t: (p - t).square(), pred, target)
 
 
-def mae(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
+def mae(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Tensor:
     """Absolute error: ``agg(|pred - target|)``.
 
     Args:
@@ -61,7 +59,7 @@ def mae(pred: Tensor, target: Tensor, /, *, agg: Agg = torch.mean) -> Any:
     return rounded_once(agg, lambda p, t: (p - t).abs(), pred, target)
 
 
-def msle(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg = torch.mean) -> Any:
+def msle(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg = torch.mean) -> Tensor:
     """Squared logarithmic error: ``agg((log(pred + eps) - log(target + eps))²)``.
 
     It compares ratios, for quantities over several orders of magnitude. The formula is Flux's; with
@@ -95,7 +93,7 @@ def msle(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg 
     return rounded_once(agg, formula, pred, target)
 
 
-def huber(pred: Tensor, target: Tensor, /, *, delta: float = 1.0, agg: Agg = torch.mean) -> Any:
+def huber(pred: Tensor, target: Tensor, /, *, delta: float = 1.0, agg: Agg = torch.mean) -> Tensor:
     """Huber's loss: ``e²/2`` where ``|e| ≤ delta``, else ``delta·(|e| - delta/2)``.
 
     (Huber 1964, doi 10.1214/aoms/1177703732.)
@@ -128,7 +126,7 @@ def huber(pred: Tensor, target: Tensor, /, *, delta: float = 1.0, agg: Agg = tor
     return rounded_once(agg, formula, pred, target)
 
 
-def poisson(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg = torch.mean) -> Any:
+def poisson(pred: Tensor, target: Tensor, /, *, eps: float | None = None, agg: Agg = torch.mean) -> Tensor:
     """Negative log-likelihood of counts, up to a constant: ``agg(pred - target·log(pred + eps))``.
 
     The formula is Flux's ``poisson_loss``, which has no `eps`, and torch's ``poisson_nll_loss`` with

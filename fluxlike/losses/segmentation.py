@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ Axes = int | Sequence[int] | None
 
 def dice_coeff(
     probs: Tensor, target: Tensor, /, *, dim: Axes = None, smooth: float = 1.0, agg: Agg = torch.mean
-) -> Any:
+) -> Tensor:
     """``1 - (2·Σ probs·target + smooth) / (Σ probs² + Σ target² + smooth)``.
 
     (Milletari et al. 2016, arXiv 1606.04797, as Flux's ``dice_coeff_loss``.)
@@ -64,7 +63,7 @@ def tversky(
     beta: float = 0.7,
     smooth: float = 1.0,
     agg: Agg = torch.mean,
-) -> Any:
+) -> Tensor:
     """``1 - (TP + smooth) / (TP + (1 - beta)·FP + beta·FN + smooth)``, of soft counts.
 
     (Salehi et al. 2017, arXiv 1706.05721.) TP is ``Σ probs·target``, FP ``Σ probs·(1 - target)`` and FN

@@ -32,7 +32,7 @@ def ctc(
     blank: int = 0,
     zero_infinity: bool = False,
     agg: Agg = torch.mean,
-) -> Any:
+) -> Tensor:
     """Minus the log-probability of a sequence of labels, over all its alignments with the scores.
 
     (Graves et al. 2006, doi 10.1145/1143844.1143891.) It is ``torch.nn.functional.ctc_loss`` with the

@@ -56,17 +56,17 @@ class Aligned:
         _require_fit(state, self.entries, self.state_def, model, self.treedef)
         self.structure = structure_of(self.treedef)
         self.grads = _leaves_of_gradients(grads, model, self.treedef)
+        self.moving = self._collect()  # before the buffers: of another model, its parameters say more
         self.kept = put_assigned(self.leaves, self.grads, self.structure.paths)
-        self.moving = self._collect()
 
     def place(self, leaf: int) -> str:
         """The path of a leaf."""
         return self.structure.paths[leaf] or "the root"
 
     def lacks_every_gradient(self) -> bool:
-        """Whether there is something to train, and nothing was found for any leaf of the model."""
-        waiting = any(type(entry) is ParamState and not entry.frozen for entry in self.entries)
-        return waiting and all(g is None or g is x for x, g in zip(self.leaves, self.grads, strict=True))
+        """Whether there is something to train, and no parameter has a gradient, frozen or not."""
+        found = [(e, g) for e, g in zip(self.entries, self.grads, strict=True) if type(e) is ParamState]
+        return any(not e.frozen for e, _ in found) and all(g is None for _, g in found)
 
     def _collect(self) -> list[Slot]:
         """The parameters that have a gradient and are not frozen, each tied one once."""
@@ -119,8 +119,9 @@ class Aligned:
             )
         if not isinstance(g, Tensor):
             raise ValueError(f"at {path}, grads hold {g!r} of {type(g).__name__}; write a tensor or None")
+        another = "nothing is broadcast: are these the gradients of another model?"
         for what, found, wanted, hint in (
-            ("the shape", tuple(g.shape), tuple(x.shape), "nothing is broadcast"),
+            ("the shape", tuple(g.shape), tuple(x.shape), another),
             ("the dtype", g.dtype, x.dtype, "cast the gradient"),
             ("the device", g.device, x.device, "move one with fluxlike.to_device"),
         ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,12 +44,14 @@ class ParamState:
     def __repr__(self) -> str:
         return f"ParamState({self.rule!r}{', frozen' if self.frozen else ''})"
 
-    def __getattr__(self, name: str) -> Any:
-        # A layer asks what it takes for its weight for a shape, where the state was given for the model.
-        raise AttributeError(
-            f"a ParamState, what an optimiser keeps for one parameter, has no {name!r}; if a model was "
-            "meant: update returns (model, state), in this order"
-        )
+    if not TYPE_CHECKING:  # to type checkers, a name that is not there is an error
+
+        def __getattr__(self, name: str) -> Any:
+            # A layer asks what it takes for its weight for a shape, where the state was given for the model.
+            raise AttributeError(
+                f"a ParamState, what an optimiser keeps for one parameter, has no {name!r}; if a model was "
+                "meant: update returns (model, state), in this order"
+            )
 
 
 stays_float32(ParamState)
@@ -236,5 +238,11 @@ def _no_rule(rule: Any, path: str | None) -> str:
         return f"setup got the class {rule.__name__}{where} instead of a rule: write {rule.__name__}()"
     if isinstance(rule, torch.optim.Optimizer):
         return f"setup got a torch optimiser{where}: write the rule, such as fluxlike.Adam(1e-3)"
+    if path is None and isinstance(rule, (dict, list, tuple)):
+        return (
+            f"setup got a {type(rule).__name__} instead of a rule such as Adam(1e-3); for rules by place, "
+            "write a function of the path: setup(lambda path: Adam(1e-3) if '.bias' in path else "
+            "Adam(1e-4), model)"
+        )
     hint = "; to leave a parameter alone, freeze(state, where)" if rule is None else ""
     return f"setup got {rule!r}{where} instead of a rule such as Adam(1e-3){hint}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -18,8 +18,11 @@ from fluxlike.trees.structure import flatten
 
 __all__ = ["steps", "update"]
 
+S = TypeVar("S")
+M = TypeVar("M")
 
-def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tuple[Any, Any]:
+
+def update(state: S, model: M, grads: Any, /, *, donate: bool = False) -> tuple[M, S]:
     """One step: the model moved by its gradients, and the next state of the optimiser.
 
     A parameter without a gradient (None) or frozen stays as it is, its state too. Gradients found
@@ -49,8 +52,8 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
         RuntimeError: an argument holds a tensor that was donated before.
 
     Warns:
-        UserWarning: there are parameters that are not frozen, and not one gradient: the loss did not depend
-            on the model that it was given.
+        UserWarning: there are parameters that are not frozen, and none has a gradient: the loss did not
+            depend on the model that it was given. Assigned buffers don't count.
 
     Example:
         >>> import torch, fluxlike as fl
@@ -82,15 +85,15 @@ def update(state: Any, model: Any, grads: Any, /, *, donate: bool = False) -> tu
             warnings.warn(
                 "update found no gradient: every one is None, so nothing is trained. The loss did not depend "
                 "on the model that it was given: it used the one outside instead of its argument (write "
-                "gradient(lambda m: loss(m, x), model)), or an argmax, a comparison or detach() ended the "
-                "gradient",
+                "gradient(lambda m: loss(m, x), model)), or an argmax, a comparison, detach() or item() "
+                "ended the gradient",
                 stacklevel=2,
             )
     consume(result[2])
     return result[0], result[1]
 
 
-def steps(state: Any, model: Any, grads: Any, /) -> tuple[Any, Any]:
+def steps(state: S, model: M, grads: Any, /) -> tuple[M, S]:
     """The steps that `update` would subtract, without applying them, and the next state.
 
     Args:

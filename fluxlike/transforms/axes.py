@@ -32,6 +32,7 @@ class Inputs:
         self.axes: list[int] = []
         self._slots: list[dict[int, int]] = []  # for each argument, from leaf to mapped tensor
         self._said: list[str] = []  # the place of each mapped tensor
+        self._args = args
         self._flat = [flatten(arg) for arg in args]
         known: dict[tuple[int, int], int] = {}  # tensor and axis → mapped tensor, tied to itself
         for n, (leaves, axes) in enumerate(zip(self._flat, _axes(in_dims, args), strict=True)):
@@ -104,9 +105,19 @@ class Inputs:
             if size != sizes[0]:
                 raise ValueError(
                     f"vmap: {self._said[0]} has {sizes[0]} members on axis {self.axes[0]}, and {said} has "
-                    f"{size} on axis {axis}; give None in in_dims for what all members share"
+                    f"{size} on axis {axis}; {self._advice(sizes)}"
                 )
         return sizes[0]
+
+    def _advice(self, sizes: list[int]) -> str:
+        """What to write where the sizes differ; a list of models can't be meant where its own differ."""
+        for n, arg in enumerate(self._args):
+            if len({sizes[k] for k in self._slots[n].values()}) > 1 and _are_members(arg):
+                return (
+                    f"argument {n} is a {type(arg).__name__} of {len(arg)} trees of one structure, so stack "
+                    "them first: fluxlike.stack(models)"
+                )
+        return "give None in in_dims for what all members share"
 
     def _say(self, n: int, i: int) -> str:
         return f"{structure_of(self._flat[n][1]).paths[i] or 'the whole'} of argument {n}"
@@ -171,6 +182,11 @@ def _axes(in_dims: Any, args: tuple[Any, ...]) -> list[list[Axis]]:
     if _is_axis(in_dims):
         in_dims = (in_dims,) * len(args)
     if type(in_dims) not in (tuple, list):
+        if isinstance(in_dims, Tensor) or callable(in_dims):
+            raise ValueError(
+                f"in_dims is a {type(in_dims).__name__}: arguments go to what vmap returns, so write "
+                "vmap(f)(model, x)"
+            )
         raise ValueError(
             f"in_dims={in_dims!r}: write an axis or None for all arguments, or a tuple with one, or a prefix "
             "of a tree, for each"
@@ -186,6 +202,16 @@ def _axes(in_dims: Any, args: tuple[Any, ...]) -> list[list[Axis]]:
 
 def _is_axis(x: object) -> bool:
     return x is None or type(x) is int
+
+
+def _are_members(x: Any) -> bool:
+    """Whether `x` is a list of trees that `stack` would take."""
+    if type(x) not in (list, tuple) or len(x) < 2 or not all(map(paths.is_node, x)):
+        return False
+    kinds = []
+    for leaves, treedef in map(flatten, x):
+        kinds.append((treedef, [leaf.shape if isinstance(leaf, Tensor) else None for leaf in leaves]))
+    return all(kind == kinds[0] for kind in kinds)
 
 
 def _children(node: Any) -> list[tuple[str, Any]]:

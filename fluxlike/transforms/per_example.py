@@ -14,6 +14,7 @@ from fluxlike.scope import example
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import seeded
 from fluxlike.transforms.engine.argument import argument_numbers
+from fluxlike.transforms.engine.function import require_function
 from fluxlike.transforms.gradient import gradient
 from fluxlike.transforms.vmap import vmap
 from fluxlike.trees.fmap import fmap
@@ -68,11 +69,7 @@ def per_example_gradient(
         {'w': tensor([[3., 4.],
                 [5., 6.]])}
     """
-    if not callable(f):
-        raise TypeError(
-            f"per_example_gradient takes a function and its arguments, found {type(f).__name__} first; "
-            "write per_example_gradient(loss, model, x, y)"
-        )
+    require_function("per_example_gradient", f, args, argnums)
     differentiated = set(argument_numbers(argnums, len(args))[0])
     _check_batches(args, differentiated)
     known = used.mesh()

@@ -16,6 +16,7 @@ from fluxlike.transforms.engine.entrywise import (
     rows,
     tree_of_trees,
 )
+from fluxlike.transforms.engine.function import require_function
 from fluxlike.transforms.engine.loss import scalar_loss
 from fluxlike.transforms.engine.motors import Afterwards, open_motor
 from fluxlike.transforms.engine.over_mesh import Region, of_entries, placed_as
@@ -176,6 +177,7 @@ def _pulled_gradient(
     name: str, f: Callable[..., Any], args: Sequence[Any], argnums: int | Sequence[int]
 ) -> Pulled:
     """The gradient of a scalar, kept to be differentiated."""
+    require_function(name, f, args, argnums)
 
     def slope(*inner: Any) -> Any:
         call = Called(name, f, inner, argnums)

@@ -121,8 +121,8 @@ def put_assigned(leaves: list[Any], found: list[Any], where: tuple[str, ...], /)
                 have = f"the shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
                 raise ValueError(
                     f"{path} is assigned a tensor of shape {tuple(a.value.shape)}, the model has {have} "
-                    "there; an assignment made under vmap over examples can't update a model, so "
-                    "reduce its batch axis first"
+                    "there: was it made of another model? One made under vmap over examples can't update "
+                    "a model, so reduce its batch axis first"
                 )
             if a.value.dtype != x.dtype or a.value.device != x.device:
                 raise ValueError(

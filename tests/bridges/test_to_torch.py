@@ -9,9 +9,12 @@ import gc
 import inspect
 import io
 import pickle
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,7 +27,6 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 import fluxlike as fl
-from fluxlike.bridges.torch_modules.to_torch import converters
 from fluxlike.bridges.torch_modules.tree_layout import RESERVED
 from fluxlike.bridges.torch_modules.tree_module import TreeItems, TreeModule
 from fluxlike.trees.structure import flatten, structure_of
@@ -875,42 +877,38 @@ def test_the_repr_is_the_models() -> None:
     assert repr(fl.to_torch(fl.Dropout(0.5))) == "to_torch(Dropout(0.5))"
 
 
-# A way of their own for nodes
+# Nodes that stand for torch modules
 
 
-def test_a_node_may_become_a_module_in_a_way_of_its_own() -> None:
-    @fl.functor
-    class Own:
-        def __init__(self, weight: Tensor) -> None:
-            self.weight = weight
-
-        def __call__(self, x: Tensor) -> Tensor:
-            return x * self.weight
-
-    class Theirs(nn.Module):
-        def __init__(self, weight: Tensor) -> None:
-            super().__init__()
-            self.weight = weight
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * self.weight
-
-    own = Own(torch.full((3,), 2.0))
-    converters[Own] = lambda node, stand_in: Theirs(stand_in(node.weight))
-    try:
-        assert type(fl.to_torch(own)) is Theirs
-        tied = fl.Scale(3)
-        tied.weight = own.weight
-        module = fl.to_torch(fl.Chain(fl.Dense(2, 3), own, tied))
-    finally:
-        del converters[Own]
-    assert type(module.layers[1]) is Theirs
+def test_a_wrapped_module_inside_a_model_becomes_its_own_class_with_its_ties() -> None:
+    norm = nn.LayerNorm(3)
+    tied = fl.Scale(3)
+    wrapped = fl.from_torch(norm)
+    tied.weight = wrapped.weight
+    module = fl.to_torch(fl.Chain(fl.Dense(2, 3), wrapped, tied))
+    assert type(module.layers[1]) is nn.LayerNorm
     assert module.layers[1].weight is module.layers[2].weight
     module(torch.randn(4, 2)).sum().backward()
     assert module.layers[1].weight.grad is not None
     tree = module.tree()
-    assert type(tree.layers[1]) is Own
+    assert tree.layers[1].torch_class is nn.LayerNorm
     assert tree.layers[1].weight is tree.layers[2].weight
+
+
+def test_an_unpickled_wrapped_module_becomes_its_own_class_before_from_torch_was_imported(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "model").write_bytes(pickle.dumps(fl.from_torch(nn.Sequential(nn.Linear(2, 1)))))
+    code = (
+        "import pickle, sys, fluxlike as fl\n"
+        "module = fl.to_torch(pickle.load(open(sys.argv[1], 'rb')))\n"
+        "assert 'fluxlike.bridges.torch_modules.from_torch' not in sys.modules\n"
+        "print(type(module).__name__, *module.state_dict())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model")], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["Sequential", "0.weight", "0.bias"]
 
 
 # Errors that teach

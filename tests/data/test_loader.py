@@ -116,6 +116,16 @@ def test_a_batch_size_that_is_no_whole_number_is_an_error(size):
         fl.DataLoader(torch.arange(4), batch_size=size)
 
 
+@pytest.mark.parametrize(
+    "y", [torch.full((600,), 7.5), np.full(600, 7.5), [7.5] * 600], ids=["tensor", "array", "list"]
+)
+def test_arrays_as_two_arguments_are_an_error_that_shows_none_of_their_content(y):
+    with pytest.raises(ValueError, match=r"write DataLoader\(\(x, y\), batch_size=32\)") as error:
+        fl.DataLoader(torch.zeros(600, 2), y)
+    assert str(error.value).startswith(f"batch_size is a {type(y).__name__}, ")
+    assert "7.5" not in str(error.value)
+
+
 def test_arrays_of_different_lengths_are_an_error_with_their_paths():
     data = {"x": torch.zeros(4, 2), "y": np.zeros(5)}
     with pytest.raises(ValueError, match=r"\['x'\] holds 4 observations, \['y'\] holds 5"):

@@ -771,6 +771,12 @@ class TestMeta:
         assert fl.tree.allclose(loaded, model)
 
 
+@fl.functor
+class Named:
+    def __init__(self, net, network):
+        self.net, self.network = net, network
+
+
 class TestParts:
     """One part of a file of several."""
 
@@ -805,6 +811,10 @@ class TestParts:
         fl.save(file, {"a.b": [torch.ones(1)], "a": {"b": [torch.zeros(1)]}})
         assert fl.load(file, like=[torch.zeros(1)], part="a.b")[0].item() == 1
 
+    def test_a_part_whose_name_begins_anothers_is_that_alone(self, file):
+        fl.save(file, Named([torch.ones(1)], [torch.zeros(1)]))
+        assert fl.load(file, like=[torch.zeros(1)], part="net")[0].item() == 1
+
     def test_a_part_that_is_tied_to_another_is_whole(self, file):
         model = self.net()
         fl.save(file, {"best": model, "model": model, "tied": (model[0].bias, model[0].bias)})
@@ -826,6 +836,10 @@ class TestParts:
                 ValueError, match="no part 'net'; its parts are: 'epoch', 'model', 'runs', 'state'"
             ):
                 read(file, self.net(), part="net")
+
+    def test_a_part_that_is_no_text_is_an_error(self, file, run):
+        with pytest.raises(TypeError, match=r"part is a int, not a key or a path such as"):
+            fl.load(file, like=self.net(), part=0)
 
     def test_without_part_the_error_says_how_to_read_one(self, file, run):
         for like in (self.net(), {"model": self.net()}):

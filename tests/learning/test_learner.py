@@ -192,6 +192,22 @@ def test_replace_changes_what_is_named_and_nothing_else():
         begun.replace(lr=1.0)
 
 
+@pytest.mark.parametrize(
+    ("use", "error", "write"),
+    [
+        (lambda learner: learner(torch.ones(1, 2)), TypeError, r"write learner\.model\(x\)"),
+        (lambda learner: learner.predict, AttributeError, r"write learner\.model\(x\)"),
+        (lambda learner: learner.parameters(), AttributeError, r"write fl\.trainables\(learner\.model\)"),
+        (lambda learner: learner.eval(), AttributeError, r"its model is learner\.model, .*gradient tests"),
+        (lambda learner: learner.train(), AttributeError, r"write learner = fl\.fit\(learner, 10\)"),
+        (lambda learner: learner.nothing, AttributeError, "a learner has no attribute 'nothing'$"),
+    ],
+)
+def test_what_is_a_method_elsewhere_is_an_error_that_says_what_to_write(use, error, write):
+    with pytest.raises(error, match=write):
+        use(learner())
+
+
 def test_the_seed_of_torch_is_that_of_a_learner_without_a_key():
     def key():
         torch.manual_seed(5)

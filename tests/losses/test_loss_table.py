@@ -341,6 +341,13 @@ def test_a_prediction_of_whole_numbers_is_an_error(row: Row, dtype: torch.dtype)
 
 
 @every_loss
+def test_labels_in_the_place_of_the_prediction_ask_whether_the_two_are_swapped(row: Row):
+    name = row.loss.__name__
+    with pytest.raises(TypeError, match=rf"are they swapped\? Write {name}\(prediction, target\)"):
+        row.run(row.target().long(), row.pred())
+
+
+@every_loss
 def test_complex_numbers_are_an_error(row: Row):
     pred, target = row.pred(), row.target()
     with pytest.raises(

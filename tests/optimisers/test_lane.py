@@ -525,6 +525,14 @@ def test_a_transposed_parameter_is_noticed() -> None:
         fl.update(state, model, {"a": torch.ones(3, 2), "b": torch.ones(5)})
 
 
+def test_a_parameter_that_was_set_to_require_grad_moves_without_a_graph() -> None:
+    model, state = stepped(fl.Adam(0.1), pair(), 2)
+    model["a"].requires_grad_()
+    moved, _ = fl.update(state, model, ones(model))
+    assert moved["a"].grad_fn is None
+    assert not moved["a"].requires_grad
+
+
 def test_one_entry_of_a_state_does_not_keep_the_others_alive() -> None:
     _, state = moved_once(False)
     moment = weakref.ref(state["b"].state.exp_avg)

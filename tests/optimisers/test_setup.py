@@ -147,6 +147,18 @@ def test_something_that_is_no_rule_is_shown(rule: Any) -> None:
         fl.setup(rule, chain())
 
 
+@pytest.mark.parametrize("rule", [{"fc": fl.Adam()}, [{"params": [torch.ones(2)], "lr": 0.1}]])
+def test_a_dict_or_a_list_of_groups_says_to_write_a_function_of_the_path(rule: Any) -> None:
+    with pytest.raises(TypeError, match=rf"setup got a {type(rule).__name__} .*setup\(lambda path: "):
+        fl.setup(rule, chain())
+
+
+@pytest.mark.parametrize("name", ["param_groups", "lr"])
+def test_a_state_is_asked_for_its_rate_by_adjust(name: str) -> None:
+    with pytest.raises(AttributeError, match=rf"has no '{name}': write state = fluxlike\.adjust\(state, "):
+        getattr(fl.setup(fl.Adam(), chain()), name)
+
+
 def test_no_rule_for_a_path_says_to_freeze() -> None:
     with pytest.raises(TypeError, match=r"None for \.layers\[0\]\.bias instead of a rule.*freeze\(state"):
         fl.setup(lambda path: None if path == ".layers[0].bias" else fl.Adam(), chain())

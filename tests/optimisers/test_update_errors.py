@@ -91,7 +91,10 @@ def with_second(g: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("shape", [(2,), (1, 2), (), (2, 2, 1), (4,)])
 def test_a_gradient_of_another_shape_is_not_broadcast(shape: tuple[int, ...]) -> None:
     found = rf"the gradient has the shape {re.escape(str(shape))} and the parameter \(2, 2\)"
-    refuse(with_second(torch.ones(shape)), rf"at \['layers'\]\[1\], {found}; nothing is broadcast")
+    refuse(
+        with_second(torch.ones(shape)),
+        rf"at \['layers'\]\[1\], {found}; nothing is broadcast: .* of another model",
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.complex64])
@@ -298,7 +301,26 @@ def test_no_warning_where_something_moves_or_is_meant_to_stay() -> None:
     state = fl.setup(fl.Adam(), net)
     fl.update(fl.freeze(state), net, nothing)
     fl.update(state, net, {**nothing, "layers": [torch.ones(3), None]})
-    fl.update(state, net, {**nothing, "n": fl.Assigned(torch.tensor(2))})
+    fl.update(fl.freeze(state), net, {**nothing, "n": fl.Assigned(torch.tensor(2))})
+    fl.update(fl.freeze(state, "['layers'][0]"), net, {**nothing, "layers": [torch.ones(3), None]})
+
+
+@pytest.mark.parametrize(
+    "ended", [torch.detach, lambda z: z.argmax(1).float(), lambda z: torch.tensor(z.sum().item())]
+)
+def test_buffers_that_moved_are_no_gradients(ended: Any) -> None:
+    net = fl.Chain(fl.Dense(4, 8, fl.relu), fl.BatchNorm(8), fl.Dropout(0.1), fl.Dense(8, 3))
+    grads = fl.gradient(lambda m: ended(m(torch.ones(5, 4))).sum(), net)
+    with pytest.warns(UserWarning, match="found no gradient"):
+        moved, _ = fl.update(fl.setup(fl.Adam(), net), net, grads)
+    assert not torch.equal(moved.layers[1].running_mean, net.layers[1].running_mean)
+
+
+def test_gradients_of_a_model_of_other_sizes_name_a_parameter_before_a_buffer() -> None:
+    net, other = (fl.Chain(fl.Dense(4, n), fl.BatchNorm(n)) for n in (8, 17))
+    grads = fl.gradient(lambda m: m(torch.ones(5, 4)).sum(), other)
+    with pytest.raises(ValueError, match=r"at \.layers\[0\]\.weight, .* of another model\?"):
+        fl.update(fl.setup(fl.Adam(), net), net, grads)
 
 
 # A list of parameters, or what gives them one by one, in the place of a tree

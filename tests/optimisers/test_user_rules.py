@@ -121,6 +121,21 @@ def test_apply_all_sees_all_leaves_that_share_the_rule() -> None:
     assert torch.equal(moved["b"], torch.tensor([1.0]))
 
 
+def test_apply_all_sees_leaves_in_the_order_of_the_tree_where_rules_are_equal() -> None:
+    seen: list[list[float]] = []
+
+    @dataclass(frozen=True)
+    class Noting(LargestAlone):
+        def apply_all(self, states: Any, params: Any, grads: Any) -> Any:
+            seen.append([float(x) for x in params])
+            return super().apply_all(states, params, grads)
+
+    params = {name: torch.tensor(x) for name, x in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
+    state = {**fl.setup(Noting(), params), "b": fl.setup(Noting(), params)["b"]}
+    fl.update(state, params, params)
+    assert seen == [[1.0, 2.0, 3.0]]
+
+
 def test_apply_all_sees_neither_frozen_leaves_nor_those_without_a_gradient() -> None:
     state = fl.setup(LargestAlone(), model())
     for s, g in ((fl.freeze(state, "['b']"), grads()), (state, {**grads(), "b": None})):

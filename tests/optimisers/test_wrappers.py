@@ -296,6 +296,14 @@ def test_the_inner_of_two_schedules_of_one_name_gives_way_to_the_outer() -> None
     assert moved_by(rule, 2) == [0.5, 0.5]
 
 
+def test_the_outer_schedule_wins_for_each_parameter_where_one_of_them_rested() -> None:
+    rule = fl.Scheduled(fl.Scheduled(fl.Descent(), lr=lambda t: 100.0), lr=schedules.Exp(1.0, 0.5))
+    model = {"a": torch.zeros(1).double(), "b": torch.zeros(1).double()}
+    one = torch.ones(1).double()
+    moved, _ = run(rule, [{"a": one, "b": None}, {"a": one, "b": one}], model)
+    assert (float(moved["a"]), float(moved["b"])) == (-1.5, -1.0)
+
+
 def test_schedules_of_two_names_may_be_nested() -> None:
     rule = fl.Scheduled(fl.Scheduled(fl.Momentum(), lr=schedules.Exp(0.5, 0.5)), momentum=1e-9)
     assert moved_by(rule, 3) == pytest.approx([0.5, 0.25, 0.125], rel=1e-8)

@@ -11,7 +11,7 @@ from torch import Tensor
 import fluxlike as fl
 from tests.properties.strategies import leaves_of, same_bits, same_content, ties, trees
 
-law = settings(max_examples=40, deadline=None)
+law = settings(max_examples=20, deadline=None)
 DTYPES = (torch.float32, torch.int64, torch.complex64)
 
 

@@ -15,7 +15,7 @@ import fluxlike as fl
 from fluxlike.trees.structure import flatten
 from tests.properties.strategies import trees
 
-law = settings(max_examples=30, deadline=None)
+law = settings(max_examples=15, deadline=None)
 doubles = trees((torch.float64, torch.int64)).map(fl.f64)
 
 

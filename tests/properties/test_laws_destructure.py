@@ -9,7 +9,7 @@ from torch.testing import assert_close
 import fluxlike as fl
 from tests.properties.strategies import PARAMETER_DTYPES, same_bits, same_content, ties, trees
 
-law = settings(max_examples=50, deadline=None)
+law = settings(max_examples=25, deadline=None)
 
 
 @law

@@ -15,7 +15,7 @@ import fluxlike as fl
 from fluxlike.placement.layout_rules import CONVENTIONS
 from tests.properties.strategies import make_tensor, same_bits
 
-law = settings(max_examples=60, deadline=None)
+law = settings(max_examples=30, deadline=None)
 
 DTYPES = [
     torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.bfloat16, torch.float32,

@@ -22,7 +22,7 @@ from tests.properties.strategies import (
     trees,
 )
 
-law = settings(max_examples=50, deadline=None)
+law = settings(max_examples=25, deadline=None)
 
 
 def flatten(tree):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -78,6 +79,29 @@ def test_a_value_without_a_loss_says_what_was_found(value: Any, message: str) ->
 
 
 # Arguments that can't be differentiated
+
+
+@pytest.mark.parametrize("f", [lambda m: m, torch.sum, functools.partial(fl.losses.mse, agg=None)])
+@pytest.mark.parametrize("model", [fl.Dense(2, 2), {"w": torch.ones(2)}, torch.ones(2)])
+def test_a_model_before_the_function_says_which_comes_first(model: Any, f: Any) -> None:
+    for name in ("gradient", "per_example_gradient", "hessian", "diaghessian"):
+        with pytest.raises(TypeError, match=rf"function first, .* write {name}\(loss, model, x, y\), not "):
+            getattr(fl, name)(model, f, torch.ones(2), torch.ones(2))
+    with pytest.raises(TypeError, match=r"write gradient\(loss, model, x, y\), not gradient\(model, loss"):
+        fl.withgradient(model, f, torch.ones(2))
+    for name in ("pullback", "jacobian"):
+        with pytest.raises(TypeError, match=rf"write {name}\(f, model, x, y\), not {name}\(model, f"):
+            getattr(fl, name)(model, f, torch.ones(2), argnums=(1, 0))
+    for name in ("pushforward", "hvp"):
+        with pytest.raises(TypeError, match=rf"{name} takes the function first"):
+            getattr(fl, name)(model, f, torch.ones(2), v=model)
+
+
+def test_a_function_among_the_arguments_that_is_not_differentiated_stays_one() -> None:
+    model = fl.Dense(2, 2)
+    pooled = fl.gradient(lambda m, f, x: f(m(x)), model, torch.sum, torch.ones(1, 2))
+    assert torch.equal(pooled.bias, torch.ones(2))
+    assert fl.gradient(fl.Chain(model, torch.sum), torch.ones(2)).shape == (2,)
 
 
 def test_an_int_says_to_write_a_float() -> None:

@@ -167,3 +167,22 @@ def test_an_outer_gradient_reaches_what_an_inner_argument_holds_as_a_buffer():
         return fl.gradient(lambda m: m.weight.square() * m.mean, inner).weight  # 2 · 2 · t²
 
     assert fl.gradient(slope, torch.tensor(3.0)) == 24.0
+
+
+def test_a_parameter_that_wrt_leaves_out_brings_no_graph_of_the_users_own_in():
+    leaf = torch.ones(2, requires_grad=True)
+    model, seen = {"a": torch.ones(2), "b": 3 * leaf}, []
+
+    def loss(m):
+        seen.append(m["b"].requires_grad)
+        return (m["a"] * m["b"]).sum()
+
+    assert fl.gradient(loss, model, wrt="['a']")["a"].tolist() == [3, 3]
+    assert seen == [False]
+
+
+def test_an_inner_gradient_at_the_outer_argument_itself_sees_other_uses_as_constants():
+    def slope(x):
+        return fl.gradient(lambda y: (x * y).sum(), x).sum()  # the sum of x
+
+    assert fl.gradient(slope, torch.ones(2)).tolist() == [1, 1]

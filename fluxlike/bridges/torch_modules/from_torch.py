@@ -23,9 +23,7 @@ from fluxlike._private.modules import (
 from fluxlike.bridges.torch_modules.classes import RIDING, class_for
 from fluxlike.bridges.torch_modules.closures import refuse_closures
 from fluxlike.bridges.torch_modules.node import TorchModule
-from fluxlike.bridges.torch_modules.restored import restored
 from fluxlike.bridges.torch_modules.skeleton import Skeleton
-from fluxlike.bridges.torch_modules.to_torch import converters
 from fluxlike.trees.fmap import fleaves
 from fluxlike.trees.functor import spec_of
 from fluxlike.trees.nodes import PIN
@@ -243,6 +241,3 @@ def _nothing() -> None:
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and a.is_set_to(b)
-
-
-converters[TorchModule] = restored

@@ -12,25 +12,25 @@ from fluxlike.bridges.torch_modules.classes import RIDING
 from fluxlike.bridges.torch_modules.node import TorchModule
 from fluxlike.bridges.torch_modules.run import Stand, same_leaves
 from fluxlike.bridges.torch_modules.skeleton import Skeleton
-from fluxlike.bridges.torch_modules.to_torch import module_of
 from fluxlike.trees.nodes import PIN
 from fluxlike.trees.paths import is_node
 
 __all__ = ["restored"]
 
 
-def restored(node: TorchModule, stand_in: Callable[[Tensor], Tensor], /) -> nn.Module:
+def restored(
+    node: TorchModule, stand_in: Callable[[Tensor], Tensor], of_layer: Callable[[Any], nn.Module], /
+) -> nn.Module:
     """A module of the class that a node stands for, with its settings and hooks, in train mode.
 
     What is pinned has the mode of its pin, until somebody calls ``train()``.
 
-    Layers that surgery put into the tree are modules by `to_torch`.
-
     Args:
         node: the node.
         stand_in: the parameter or buffer for each tensor of the node.
+        of_layer: the module for a layer that surgery put into the tree.
     """
-    filling = _Filling(stand_in)
+    filling = _Filling(stand_in, of_layer)
     module = filling.made(node).train()
     for part, mode in filling.pinned:
         part.training = mode
@@ -40,8 +40,8 @@ def restored(node: TorchModule, stand_in: Callable[[Tensor], Tensor], /) -> nn.M
 class _Filling:
     """Modules being filled with the tensors and layers of nodes."""
 
-    def __init__(self, stand_in: Callable[[Tensor], Tensor]) -> None:
-        self._stand_in = stand_in
+    def __init__(self, stand_in: Callable[[Tensor], Tensor], of_layer: Callable[[Any], nn.Module]) -> None:
+        self._stand_in, self._of_layer = stand_in, of_layer
         self._frozen: dict[int, nn.Parameter] = {}
         self._filled: dict[int, Any] = {}
         self.pinned: list[tuple[nn.Module, bool]] = []
@@ -86,4 +86,4 @@ class _Filling:
             return self.made(node)
         if node is None:
             return None
-        return module_of(node, self._stand_in) if is_node(node) else Stand(node)
+        return self._of_layer(node) if is_node(node) else Stand(node)

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from fluxlike.bridges.torch_modules.node import TorchModule
+from fluxlike.bridges.torch_modules.restored import restored
 from fluxlike.bridges.torch_modules.tree_layout import Slot, name_of
 from fluxlike.bridges.torch_modules.tree_module import class_for
 from fluxlike.optimisers.state import is_param_state
@@ -17,14 +19,7 @@ from fluxlike.trees.paths import children, is_node
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.trainables import parameters
 
-__all__ = ["Convert", "converters", "module_of", "to_torch"]
-
-#: How a node becomes a module in a way of its own: from the node, and the function that gives the new
-#: parameter or buffer for each of its tensors. The module names these as the node's paths do.
-Convert = Callable[[Any, Callable[[Tensor], Tensor]], nn.Module]
-
-#: By class of the node; that of the whole model, or of any part.
-converters: dict[type, Convert] = {}
+__all__ = ["to_torch"]
 
 
 def to_torch(model: Any, /) -> nn.Module:
@@ -86,10 +81,10 @@ def to_torch(model: Any, /) -> nn.Module:
             if isinstance(x, Tensor) and id(x) not in made:
                 copy = x.detach().clone()
                 made[id(x)] = nn.Parameter(copy) if id(x) in trained else copy
-        return module_of(model, lambda x: made[id(x)])
+        return _module_of(model, lambda x: made[id(x)])
 
 
-def module_of(node: Any, stand_in: Callable[[Tensor], Tensor], /) -> nn.Module:
+def _module_of(node: Any, stand_in: Callable[[Tensor], Tensor], /) -> nn.Module:
     """The module of a node, with the parameter or buffer that `stand_in` gives for each of its tensors."""
     leaves, treedef = flatten(node)
     slots: dict[int, Slot] = {}
@@ -137,9 +132,8 @@ def _require_value(x: Any, path: str) -> None:
 
 def _module(node: Any, bare: Any, stand_in: Callable[[Tensor], Tensor], path: str) -> nn.Module:
     """The module of a node; `bare` is the same node with slots."""
-    convert = next((converters[kind] for kind in type(node).__mro__ if kind in converters), None)
-    if convert is not None:
-        return convert(node, stand_in)
+    if isinstance(node, TorchModule):
+        return restored(node, stand_in, lambda layer: _module_of(layer, stand_in))
     kind: Any = type(node)
     module = class_for(kind)(bare)
     inner = dict(children(bare))

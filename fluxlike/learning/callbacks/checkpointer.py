@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fluxlike.learning.callback import EVERYTHING, Callback
 from fluxlike.learning.callbacks.every import checked_every
+from fluxlike.learning.callbacks.metrics import metrics_of
 from fluxlike.learning.checkpoints.store import Store
 from fluxlike.learning.checkpoints.together import gathered, on_first, over_mesh
 from fluxlike.learning.checkpoints.writer import AsyncWriter
+from fluxlike.learning.direction import Mode, mode_of
 from fluxlike.learning.events import LearningError
 from fluxlike.learning.packing import packed
 
@@ -34,12 +36,14 @@ class Checkpointer(Callback):
         every: after how many steps of training to save, besides the end of every epoch. (default: never)
         keep: how many of the best to keep, besides the newest; None for all. (default: 3)
         by: the loss or metric, of the last phase, that says which are the best. (default: the newest are)
-        mode: ``"min"`` where less is better, or ``"max"``. (default: ``"min"``)
+        mode: ``"min"`` where less is better, or ``"max"``. (default: ``"min"`` for a loss, and what a metric
+            declares by its ``higher_is_better``, as `fluxlike.metrics.accuracy` and those of torchmetrics do)
         background: whether the run goes on while a checkpoint is written. (default: True)
 
     Raises:
         ValueError: `every` or `keep` is no number from 1, or `mode` is another.
         LearningError: at the begin of a fit, the folder has checkpoints of another run.
+        CallbackError: at the begin of a fit, nothing says whether more or less of `by` is better.
         CallbackError: a checkpoint can't be written, as on a full disk; the older ones are whole.
 
     Example:
@@ -60,21 +64,24 @@ class Checkpointer(Callback):
     every: int | None = None
     keep: int | None = 3
     by: str | None = None
-    mode: Literal["min", "max"] = "min"
+    mode: Mode | None = None
     background: bool = True
     reads = (EVERYTHING,)
 
     def __post_init__(self) -> None:
-        self.store()
+        self._store("min" if self.mode is None else self._mode())  # which checks the other settings
         if self.every is not None:
             checked_every("Checkpointer", self.every)
 
-    def store(self) -> Store:
-        """The checkpoints of the folder."""
-        return Store(self.folder, self.keep, by=self.by, mode=self.mode)
+    def _store(self, mode: Mode) -> Store:
+        return Store(self.folder, self.keep, by=self.by, mode=mode)
+
+    def _mode(self, run: Any = None) -> Mode:
+        metrics = None if run is None else metrics_of(run.learner.callbacks)
+        return mode_of(self.by, self.mode, metrics, write=f"Checkpointer(folder, by={self.by!r}")
 
     def fit_begin(self, run: Any) -> None:
-        store = self.store()
+        store = self._store(self._mode(run))
         over = over_mesh(run.as_learner().model)
         on_first(over, lambda: self._open(store, run.step))
         run.live["store"], run.live["saved"], run.live["over"] = store, None, over

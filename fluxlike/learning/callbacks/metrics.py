@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fluxlike.learning.callback import Callback
+from fluxlike.learning.callback import Callback, innermost
 from fluxlike.learning.events import LearningError
 from fluxlike.learning.metrics.collect import RESERVED, as_metrics, computed
 from fluxlike.learning.metrics.host import Scalar, host_numbers, is_scalar
 from fluxlike.learning.metrics.mean import Mean
-from fluxlike.learning.metrics.protocol import Meter
+from fluxlike.learning.metrics.protocol import Meter, Metric
 from fluxlike.learning.ranks import whole
 
-__all__ = ["Metrics", "numbers_of", "update"]
+__all__ = ["Metrics", "metrics_of", "numbers_of", "update"]
 
 _OUTPUTS = ("outputs", "targets")
 
@@ -125,6 +125,11 @@ class Metrics(Callback):
             raise _taken(name, "that column of the history")
         if any(metric.name == name for metric in self.metrics):
             raise _taken(name, f"the metric {name!r}")
+
+
+def metrics_of(callbacks: Iterable[Callback], /) -> list[Metric]:
+    """What the callbacks of a learner measure."""
+    return [m for c in map(innermost, callbacks) if isinstance(c, Metrics) for m in c.metrics]
 
 
 def update(meters: Iterable[Meter], outputs: Any, targets: Any, n: int, /) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
 
 from fluxlike.learning.checkpoints.entry import Entry
+from fluxlike.learning.direction import Mode
 
-__all__ = ["Mode", "kept", "ranked"]
-
-Mode = Literal["min", "max"]
+__all__ = ["kept", "ranked"]
 
 
 def ranked(entries: Iterable[Entry], by: str | None, mode: Mode, /) -> list[Entry]:

@@ -15,8 +15,9 @@ from fluxlike.files.placing import require_model
 from fluxlike.files.tensors import save
 from fluxlike.learning.checkpoints.content import Prepared, content_of, fault_of, read_content
 from fluxlike.learning.checkpoints.entry import NAME, Entry, named, read_entry, step_of
-from fluxlike.learning.checkpoints.keeping import Mode, kept, ranked
+from fluxlike.learning.checkpoints.keeping import kept, ranked
 from fluxlike.learning.checkpoints.lock import FolderLock
+from fluxlike.learning.direction import Mode, mode_of
 
 __all__ = ["Store"]
 
@@ -34,7 +35,8 @@ class Store:
         keep: how many of the best are kept; the newest is kept besides. None keeps all. (default: 3)
         by: the score that says which are the best. (default: the newest are)
         mode: "min" where a lower score is better, "max" where a higher one is. Of equal scores the earlier
-            is better; one without a score, or with NaN, is worse than any number. (default: "min")
+            is better; one without a score, or with NaN, is worse than any number. (default: "min" for a name
+            that ends in loss or error, and an error for another)
 
     Raises:
         TypeError, ValueError: an argument is none of these.
@@ -60,16 +62,15 @@ class Store:
         keep: int | None = 3,
         *,
         by: str | None = None,
-        mode: Mode = "min",
+        mode: Mode | None = None,
     ) -> None:
         if keep is not None and (type(keep) is not int or keep < 1):
             raise ValueError(f"keep={keep!r}: write how many checkpoints to keep, from 1, or None for all")
         if by is not None and not isinstance(by, str):
             raise TypeError(f'by is the name of a score, such as by="loss", found a {type(by).__name__}')
-        if mode not in ("min", "max"):
-            raise ValueError(f'mode={mode!r}: write "min" where a lower score is better, or "max"')
         self.folder = Path(os.path.abspath(folder))
-        self.keep, self.by, self.mode = keep, by, mode
+        self.keep, self.by = keep, by
+        self.mode = mode_of(by, mode, write=f"Store(folder, by={by!r}")
         self._lock: FolderLock | None = None
         self._writing = threading.Lock()
 
@@ -122,11 +123,11 @@ class Store:
 
         Args:
             by: the score. (default: the store's)
-            mode: "min" or "max". (default: the store's)
+            mode: "min" or "max". (default: the store's, for its own score)
 
         Raises:
-            ValueError: no score is named, none of the checkpoints has it, or one is damaged, so that its
-                score is not known.
+            ValueError: no score is named, none of the checkpoints has it, one is damaged, so that its score
+                is not known, or nothing says whether more or less of it is better.
         """
         by = self.by if by is None else by
         if by is None:
@@ -140,11 +141,12 @@ class Store:
                 )
         if not entries:
             return None
-        best = ranked(entries, by, mode or self.mode)[0]
-        if math.isnan(best.scores.get(by, math.nan)):
+        if all(math.isnan(entry.scores.get(by, math.nan)) for entry in entries):
             names = sorted({name for entry in entries for name in entry.scores})
             raise ValueError(f"no checkpoint in {self.folder} has a number as {by!r}; their scores: {names}")
-        return best
+        if mode is None and by == self.by:
+            mode = self.mode
+        return ranked(entries, by, mode_of(by, mode, write=f"store.best({by!r}"))[0]
 
     def save(
         self, step: int, tree: Any, plain: Any = None, scores: Mapping[str, Any] | None = None, /

@@ -49,6 +49,9 @@ def accuracy(outputs: Tensor, targets: Tensor, /) -> Tensor:
     return (predicted == labels).to(torch.promote_types(outputs.dtype, torch.float32)).mean()
 
 
+accuracy.higher_is_better = True  # type: ignore[attr-defined]  # as those of torchmetrics declare it
+
+
 def _of_two(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     rest = tuple(outputs.shape[:1] + outputs.shape[2:])
     if tuple(targets.shape) not in (tuple(outputs.shape), rest):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fluxlike import losses
 from fluxlike.learning.metrics.host import Scalar, is_scalar
 from fluxlike.learning.metrics.mean import Mean
 from fluxlike.learning.ranks import whole
@@ -17,6 +18,10 @@ __all__ = ["FunctionMetric"]
 
 class FunctionMetric:
     """The mean over samples of ``f(outputs, targets)``.
+
+    Attributes:
+        higher_is_better: what the function says by an attribute of this name; False for those of
+            `fluxlike.losses`, None where it is not known.
 
     Args:
         function: from the outputs and targets of a batch to their mean, a 0-d tensor or a number.
@@ -37,6 +42,9 @@ class FunctionMetric:
     def __init__(self, function: Callable[[Any, Any], Any], name: str | None = None) -> None:
         self._function = function
         self.name = name_of(function) if name is None else name
+        inner = _inside(function)
+        is_loss = any(inner is getattr(losses, loss) for loss in losses.__all__)
+        self.higher_is_better = False if is_loss else getattr(inner, "higher_is_better", None)
 
     def __repr__(self) -> str:
         return f"FunctionMetric({self.name})"
@@ -70,14 +78,20 @@ class _FunctionMeter:
 
 def name_of(function: Any, /) -> str:
     """What a function is called, or the class of an object that can be called."""
-    while isinstance(function, functools.partial):
-        function = function.func
+    function = _inside(function)
     name = getattr(function, "__name__", type(function).__name__)
     if name == "<lambda>":
         raise ValueError(
             'a metric that is a lambda has no name; give a dict, metrics={"name": lambda outputs, targets: …}'
         )
     return str(name)
+
+
+def _inside(function: Any) -> Any:
+    """The function of which others were made by `functools.partial`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
 
 
 def _no_scalar(name: str, value: Any) -> str:

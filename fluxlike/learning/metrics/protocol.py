@@ -34,6 +34,9 @@ class Metric(Protocol):
     Attributes:
         name: the column of the history; where there are several columns, what they begin with.
 
+    It may have a ``higher_is_better`` too, True or False, or a dict of these by column: which is the best for
+    `EarlyStopping`, `Checkpointer` and `load_learner` that are told no mode.
+
     Example:
         >>> import torch, fluxlike as fl
         >>> class LargestError:

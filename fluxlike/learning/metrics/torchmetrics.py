@@ -60,6 +60,15 @@ class TorchMetric:
     def __repr__(self) -> str:
         return f"TorchMetric({self.name})"
 
+    @property
+    def higher_is_better(self) -> bool | dict[str, bool | None] | None:
+        """What the metric declares, or those of a collection by column; None where it is not known."""
+        metric: Any = self._metric
+        if not isinstance(metric, Mapping | nn.ModuleDict):
+            return getattr(metric, "higher_is_better", None)
+        before = f"{self.name}_" if self._named else ""
+        return {f"{before}{name}": getattr(part, "higher_is_better", None) for name, part in metric.items()}
+
     def init(self) -> _TorchMeter:
         return _TorchMeter(self, copy.deepcopy(self._metric), 0)
 

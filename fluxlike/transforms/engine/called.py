@@ -14,6 +14,7 @@ from fluxlike.placement.mesh import used
 from fluxlike.scope import assigned, mode
 from fluxlike.transforms.engine import over_mesh
 from fluxlike.transforms.engine.argument import Argument, argument_numbers
+from fluxlike.transforms.engine.function import require_function
 from fluxlike.transforms.engine.motors import Closer, Motor, enclosed
 from fluxlike.trees.places import Where
 from fluxlike.trees.structure import flatten, structure_of
@@ -48,12 +49,7 @@ class Called:
         argnums: int | Sequence[int] = 0,
         wrt: Where | tuple[Where, ...] | None = None,
     ) -> None:
-        if not callable(f):
-            say = "f" if name in ("jacobian", "pullback", "pushforward") else "loss"
-            raise TypeError(
-                f"{name} takes a function and its arguments, found {type(f).__name__} as the function; write "
-                f"{name}({say}, model, x, y), not {name}({say}(model, x, y), model)"
-            )
+        require_function(name, f, args, argnums)
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 f"{name} can't work under torch.inference_mode, where autograd records nothing for "

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fluxlike.transforms.jit.call import same_values
+from fluxlike.transforms.jit.constants import Constants
 from fluxlike.transforms.jit.leaks import nothing_left_outside
 from fluxlike.trees.functor import spec_of
-from fluxlike.trees.nodes import as_now
 from fluxlike.trees.paths import is_node
 from fluxlike.trees.structure import flatten
 
@@ -117,14 +116,13 @@ class Static:
                 f"the static argument {name!r} holds a {type(held).__name__}, which is compared by value at "
                 "each call; leave it out of static=, arrays are inputs"
             )
-        # As they are now: a list or a set that is changed later is another value.
-        self._kind, self._leaves = (name, treedef, list(map(type, leaves))), tuple(map(as_now, leaves))
+        self._kind, self._constants = (name, treedef), Constants(leaves)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Static)
             and self._kind == other._kind
-            and same_values(self._leaves, other._leaves)
+            and other._constants.agree(self._constants.values)
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from fluxlike._private.guards import guard
+from fluxlike.transforms.jit.constants import Constants
 from fluxlike.trees.leaves import Assigned
-from fluxlike.trees.nodes import PIN, Riding, as_now
+from fluxlike.trees.nodes import PIN, Riding
 from fluxlike.trees.structure import structure_of
 
-__all__ = ["Signature", "number", "pins", "same_values", "taker"]
+__all__ = ["Signature", "number", "pins", "taker"]
 
 
 def taker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
@@ -116,8 +117,7 @@ class Signature:
         self._take_scalars(leaves, scalars, structure.scalar_names)
         self._take_static = taker(static)
         self.static = static
-        self.statics = tuple(map(as_now, self._take_static(leaves)))
-        self._static_types = tuple(map(type, self.statics))
+        self._constants = Constants(self._take_static(leaves))
         self._take = taker(self.tensors)
         self._again = taker([i for _, i in again]), taker([i for i, _ in again])
         self._ties = bool(again)
@@ -212,15 +212,15 @@ class Signature:
             tensors = tuple(
                 x.resolve_conj().resolve_neg() if k in self._lazy else x for k, x in enumerate(tensors)
             )
-        statics = self._take_static(leaves)
-        if tuple(map(type, statics)) != self._static_types or not same_values(statics, self.statics):
+        if not self._constants.agree(self._take_static(leaves)):
             return None
         if not self._any_scalars:
             return tensors, ()
         values = self._scalar_values(leaves)
-        if not _are_floats(values) or not _alike(values, self._scalar_like(values)):
+        kept = self._kept(values)
+        if not _are_floats(values) or not _alike(values, self._scalar_like(values), 0.0 in kept):
             return None
-        return tensors, self._kept(values)
+        return tensors, kept
 
     def stand_ins(self, leaves: Sequence[Any]) -> list[Tensor]:
         """The inputs of a trace: the tensors, and the scalars as 0-d tensors."""
@@ -231,6 +231,11 @@ class Signature:
     def place(self, k: int) -> str:
         """The path of the first leaf that is an input."""
         return self.paths[next(i for i, number in self.input_at.items() if number == k)]
+
+    @property
+    def statics(self) -> tuple[Any, ...]:
+        """The values of the static leaves."""
+        return self._constants.values
 
     @cached_property
     def described(self) -> list[str]:
@@ -245,7 +250,7 @@ class Signature:
 
     def kind(self, place: int) -> type:
         """The class of a static leaf."""
-        return self._static_types[self.static.index(place)]
+        return self._constants.types[self.static.index(place)]
 
     def rebuilt(self, inputs: Sequence[Tensor]) -> list[Any]:
         """The leaves of the arguments over other inputs."""
@@ -270,27 +275,13 @@ def _tensor(x: np.ndarray) -> Tensor:
     return torch.from_numpy(x if plain else np.array(x, dtype=x.dtype.newbyteorder("=")))
 
 
-def same_values(xs: tuple[Any, ...], ys: tuple[Any, ...], /) -> bool:
-    """Whether constants are equal one by one; where comparison gives no truth, objects to themselves."""
-    try:
-        if xs == ys:
-            return True
-    except (ValueError, RuntimeError, TypeError):
-        pass
-    return all(map(_same, xs, ys))
-
-
-def _same(x: Any, y: Any) -> bool:
-    try:
-        return x is y or bool(x == y) or (x != x and y != y)  # the last for NaN
-    except (ValueError, RuntimeError, TypeError):
-        return False
-
-
 def _are_floats(values: tuple[Any, ...]) -> bool:
     types = set(map(type, values))
     return types == {float} or all(issubclass(t, float) for t in types)
 
 
-def _alike(xs: tuple[float, ...], ys: tuple[float, ...]) -> bool:
-    return xs == ys or all(x == y or (x != x and y != y) for x, y in zip(xs, ys, strict=True))
+def _alike(xs: tuple[float, ...], ys: tuple[float, ...], zeros: bool) -> bool:
+    """Whether floats are the same numbers, NaN and the signs of zeros among them."""
+    if all(map(is_, xs, ys)) if zeros else xs == ys:
+        return True
+    return all(x is y or repr(float(x)) == repr(float(y)) for x, y in zip(xs, ys, strict=True))

@@ -96,7 +96,7 @@ def test_it_may_watch_a_tensor_and_the_training():
 
 def test_an_unknown_metric_is_an_error_that_lists_those_there_are():
     with pytest.raises(fl.CallbackError, match="no metric 'f1' in validation; there are 'loss', 'accuracy'"):
-        fl.fit(learner([1.0], EarlyStopping("f1")), 1)
+        fl.fit(learner([1.0], EarlyStopping("f1", mode="max")), 1)
 
 
 def test_a_phase_that_the_learner_lacks_is_an_error_before_the_first_epoch():
@@ -112,7 +112,7 @@ def test_a_metric_of_several_numbers_is_an_error_that_says_its_shape():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "lowest"}, "'min' for a loss, 'max' for an accuracy"),
+        ({"mode": "lowest"}, 'mode="min".* for a loss, "max" for an accuracy'),
         ({"patience": 0}, "patience=0"),
         ({"patience": 1.5}, "patience=1.5"),
         ({"min_delta": -1.0}, "min_delta=-1.0"),

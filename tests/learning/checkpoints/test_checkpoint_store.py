@@ -190,7 +190,7 @@ class TestFolder:
 
 class TestScores:
     def test_a_score_that_the_store_keeps_by_must_be_there(self, tmp_path):
-        with Store(tmp_path, by="los") as store:
+        with Store(tmp_path, by="los", mode="min") as store:
             with pytest.raises(
                 ValueError, match=r"keeps the best by 'los', .* scores \['accuracy', 'loss'\]"
             ):

@@ -404,3 +404,12 @@ def test_a_meter_of_a_function_may_give_numbers():
     meter.update(torch.ones(2), None, 2)
     meter.update(torch.zeros(6), None, 6)
     assert math.isclose(computed([meter])["mean"], 0.25)
+
+
+def test_metrics_of_torchmetrics_say_which_is_better_by_column():
+    both = {"accuracy": tm.MulticlassAccuracy(3), "mse": torchmetrics.MeanSquaredError()}
+    collection = torchmetrics.MetricCollection(both, prefix="val_")
+    assert TorchMetric(both["accuracy"]).higher_is_better is True
+    assert TorchMetric(collection).higher_is_better == {"val_accuracy": True, "val_mse": False}
+    assert TorchMetric(collection, "all").higher_is_better == {"all_val_accuracy": True, "all_val_mse": False}
+    assert TorchMetric(torchmetrics.MeanMetric()).higher_is_better is None

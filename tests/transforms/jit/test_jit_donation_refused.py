@@ -122,6 +122,15 @@ def test_a_view_of_what_was_returned_is_refused_at_the_next_call():
     assert model["w"].tolist() == [3, 3, 3, 3]
 
 
+def test_memory_that_starts_before_what_was_returned_and_reaches_into_it_is_refused():
+    f = fl.jit(plus_one, donate=0)
+    memory = torch.zeros(6)
+    model, other = {"w": memory[2:].detach()}, memory[:4].detach()
+    for _ in range(2):
+        model, _ = f(model, torch.ones(4))
+    refused(f, model, other, says="shares memory")
+
+
 def test_a_donated_tensor_that_is_closed_over_is_refused():
     w = torch.ones(2)
     f = fl.jit(lambda x: x + w, donate=0)

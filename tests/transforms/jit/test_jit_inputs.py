@@ -215,3 +215,12 @@ def test_ints_and_bools_are_static():
     assert f(x, 2, True).shape == (4,)
     assert f(x, 2, False).shape == (2,)
     assert f.cache_info().traces == 3
+
+
+def test_what_is_tied_after_a_trace_of_what_was_not_has_one_gradient():
+    f = fl.jit(lambda m: fl.gradient(lambda m: (m["a"] * m["b"]).sum(), m))
+    one, other = torch.tensor([2.0]), torch.tensor([3.0])
+    assert [g.item() for g in f({"a": one, "b": other}).values()] == [3, 2]
+    tied = f({"a": one, "b": one})
+    assert tied["a"].item() == 4
+    assert tied["b"] is None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -219,3 +220,54 @@ def test_a_static_argument_that_changes_is_named_in_the_warning():
     with pytest.warns(UserWarning, match="the static argument 'n' changed") as seen:
         _ = [f(torch.ones(2), n=n) for n in range(8)]
     assert "leave it out of static=" in str(seen[0].message)
+
+
+DOUBLES: dict[str, tuple[Any, Any]] = {
+    "zero": (0.0, -0.0),
+    "zero in a list": ([1, 0.0], [1, -0.0]),
+    "complex zero": (0j, -0j),
+    "zero of numpy": (np.float32(0.0), np.float32(-0.0)),
+    "bool for int": (1, True),
+    "int for float in a tuple": ((1,), (1.0,)),
+    "frozenset": (frozenset({2}), frozenset({2.0})),
+    "set of bools": ({1}, {True}),
+    "nested": (frozenset({("a", 0.0)}), frozenset({("a", -0.0)})),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), DOUBLES.values(), ids=DOUBLES)
+@pytest.mark.parametrize("static", [True, False], ids=["static", "constant"])
+def test_equal_values_that_are_not_the_same_make_traces_of_their_own(before, after, static):
+    f = fl.jit(lambda x, layer: x + 1, static=1 if static else ())
+    wrap = (lambda c: c) if static else (lambda c: Step(0.1, c))
+    for value in (before, after, before, after):
+        f(torch.ones(1), wrap(value))
+    assert f.cache_info().traces == 2
+
+
+@pytest.mark.parametrize("make", [float, lambda x: frozenset({float(x)})], ids=["alone", "in a set"])
+def test_every_nan_is_the_same_static_value(make):
+    f = fl.jit(lambda x, c: x + 1, static=1)
+    for _ in range(3):
+        f(torch.ones(1), make("nan"))
+    assert f.cache_info().traces == 1
+
+
+def test_a_zero_keeps_its_sign_in_a_compiled_function():
+    def divided(x, c):
+        return x / torch.full_like(x, c)
+
+    f = fl.jit(divided, static=1)
+    for zero in (0.0, -0.0, 0.0):
+        assert f(torch.ones(1), zero).item() == divided(torch.ones(1), zero).item()
+
+
+def test_scalars_that_were_one_part_where_they_are_zeros_of_two_signs():
+    @fl.functor(scalars=("lr",))
+    class Rate:
+        def __init__(self, lr):
+            self.lr = lr
+
+    f = fl.jit(lambda rates, x: [1 / (x * r.lr) for r in rates])
+    for pair, wanted in (((0.5, 0.5), [2, 2]), ((0.0, -0.0), [float("inf"), -float("inf")])):
+        assert [t.item() for t in f([Rate(lr) for lr in pair], torch.ones(()))] == wanted
