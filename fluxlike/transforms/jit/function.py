@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from fluxlike.trees.values import is_lent
 __all__ = ["CacheInfo", "Jitted", "Lowered", "jit", "surrounded"]
 
 Names = int | str | Sequence[int | str]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _compiling = threading.RLock()  # the compiler's options are those of the whole process
 
@@ -62,6 +64,14 @@ class Lowered(NamedTuple):
         return "\n".join(lines)
 
 
+@overload
+def jit(
+    f: Callable[P, R], /, *, donate: Names = (), static: Names = (), dynamic: bool = False
+) -> Jitted[P, R]: ...
+@overload
+def jit(
+    f: None = None, /, *, donate: Names = (), static: Names = (), dynamic: bool = False
+) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
 def jit(
     f: Callable[..., Any] | None = None,
     /,
@@ -140,7 +150,7 @@ def jit(
     return Jitted(f, donate=donate, static=static, dynamic=dynamic)
 
 
-class Jitted:
+class Jitted(Generic[P, R]):
     """A function that `jit` compiles, once for each kind of call.
 
     Args:
@@ -154,7 +164,7 @@ class Jitted:
 
     def __init__(
         self,
-        f: Callable[..., Any],
+        f: Callable[P, R],
         *,
         donate: Names = (),
         static: Names = (),
@@ -172,7 +182,7 @@ class Jitted:
         # Behind a function: what a trace keeps is no part of a model that the compiled function stands in.
         self._get_cache = lambda: cache
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         self._calls += 1
         if surrounded():
             return self._f(*args, **kwargs)
