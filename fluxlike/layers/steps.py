@@ -9,9 +9,8 @@ from fluxlike.layers.closed_over import warn_of_layers_in
 from fluxlike.trees.adopt import adopted
 from fluxlike.trees.step_names import holds_steps
 from fluxlike.words_of_torch import OF_CHAINS, call_hint
-from fluxlike.words_of_torch import OF_MODULES as ELSEWHERE
 
-__all__ = ["ELSEWHERE", "Steps", "refuse_attribute"]
+__all__ = ["Steps", "refuse_attribute"]
 
 
 class Steps:

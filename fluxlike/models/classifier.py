@@ -15,10 +15,10 @@ from fluxlike.layers.checks import require_callable
 from fluxlike.layers.compose import Chain
 from fluxlike.layers.dropout import Dropout
 from fluxlike.layers.errors import within
-from fluxlike.layers.steps import ELSEWHERE
 from fluxlike.models.origins import Origin
 from fluxlike.trees.adopt import adopted
 from fluxlike.trees.functor import functor
+from fluxlike.words_of_torch import OF_MODULES
 
 __all__ = ["Classifier", "hidden_classifier", "pooled_classifier"]
 
@@ -69,8 +69,8 @@ class Classifier:
 
     def __getattr__(self, name: str) -> Any:
         own = type(self).__name__
-        if name in ELSEWHERE:
-            raise AttributeError(f"a {own} has no {name!r}: {ELSEWHERE[name]}")
+        if name in OF_MODULES:
+            raise AttributeError(f"a {own} has no {name!r}: {OF_MODULES[name]}")
         raise AttributeError(
             f"a {own} has no {name!r}; it has .backbone and .classifier, whose steps are at "
             "model.classifier['fc'] and the like"

@@ -13,13 +13,13 @@ from fluxlike.bridges.torch_modules.classes import RIDING, class_for
 from fluxlike.bridges.torch_modules.run import Run
 from fluxlike.bridges.torch_modules.skeleton import Skeleton
 from fluxlike.layers.errors import fail
-from fluxlike.layers.steps import ELSEWHERE
 from fluxlike.placement.mesh.entries import is_entry
 from fluxlike.trees.functor import leaf
 from fluxlike.trees.nodes import PIN
 from fluxlike.trees.paths import children
 from fluxlike.trees.records import may_lack
 from fluxlike.trees.structure import flatten
+from fluxlike.words_of_torch import OF_MODULES
 
 __all__ = ["TorchModule"]
 
@@ -68,10 +68,10 @@ class TorchModule:
         if name.startswith("__") or name in (PIN, RIDING):
             raise AttributeError(name)
         own = type(self).__name__
-        if name in ELSEWHERE:
-            raise AttributeError(f"{own} is a node of a tree and has no {name!r}: {ELSEWHERE[name]}")
+        if name in OF_MODULES:
+            raise AttributeError(f"{own} is a node of a tree and has no {name!r}: {OF_MODULES[name]}")
         module = getattr(self, RIDING).module
-        if name in _OF_MODULES or (name.endswith("_") and callable(getattr(type(module), name, None))):
+        if name in _METHODS or (name.endswith("_") and callable(getattr(type(module), name, None))):
             raise AttributeError(
                 f"{own} is a node of a tree and has no {name!r}, which changes or looks through a module in "
                 "place; call it on the module before from_torch, or write fluxlike.at, fmap or trainables"
@@ -98,7 +98,7 @@ class TorchModule:
         raise AttributeError(f"{type(self).__name__} is a node of a tree, which is never changed in place")
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(getattr(self, RIDING).module)} - {*ELSEWHERE, *_OF_MODULES})
+        return sorted({*super().__dir__(), *dir(getattr(self, RIDING).module)} - {*OF_MODULES, *_METHODS})
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = tuple(name for name in vars(self) if name not in (RIDING, PIN))
@@ -112,7 +112,7 @@ class TorchModule:
 
 
 #: The methods that every module has, but for those that only read.
-_OF_MODULES = {name for name, x in vars(nn.Module).items() if callable(x) and not name.startswith("_")} - {
+_METHODS = {name for name, x in vars(nn.Module).items() if callable(x) and not name.startswith("_")} - {
     "extra_repr",
     "forward",
 }
