@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from fluxlike.learning.callback import innermost
@@ -66,10 +67,10 @@ def load_learner(
         mode = savers[0].mode if savers else None
     write = f"load_learner(folder, like=learner, by={by!r}"
     store = Store(folder, by=by, mode=mode_of(by, mode, metrics_of(like.callbacks), write=write))
-    entry = store.newest() if by is None else store.best()
-    if entry is None:
+    found = _loaded(store, store.newest if by is None else store.best, like)
+    if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {store.folder}")
-    return _unpacked(store, entry, like)
+    return found[1]
 
 
 def resumed(learner: Learner, resume: bool | str | os.PathLike[str], goal: int) -> Learner | None:
@@ -79,16 +80,32 @@ def resumed(learner: Learner, resume: bool | str | os.PathLike[str], goal: int) 
         ValueError: there is no folder, or the checkpoint is past the goal.
     """
     store = Store(_folder(learner, resume))
-    entry = store.newest()
-    if entry is None:
+    loaded = _loaded(store, store.newest, learner)
+    if loaded is None:
         return None
-    found = _unpacked(store, entry, learner)
+    entry, found = loaded
     if found.epoch > goal or (found.epoch == goal and (found.phase, found.batch) != (0, 0)):
         raise ValueError(
             f"{entry.path} has {found.epoch} complete epochs, and this fit ends at epoch {goal}: write how "
             "many epochs there are to be in all, or go on from load_learner(folder, like=learner)"
         )
     return found
+
+
+def _loaded(store: Store, choose: Callable[[], Entry | None], like: Learner) -> tuple[Entry, Learner] | None:
+    """The checkpoint that is chosen, if there is one, and its learner.
+
+    A run that writes to the folder meanwhile may remove the chosen one for another, which is chosen then.
+    """
+    gone = None
+    while (entry := choose()) is not None:
+        try:
+            return entry, _unpacked(store, entry, like)
+        except FileNotFoundError:
+            if entry == gone:
+                raise
+            gone = entry
+    return None
 
 
 def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
@@ -99,7 +116,7 @@ def _unpacked(store: Store, entry: Entry, like: Learner) -> Learner:
             warnings.warn(
                 f"{entry.path} was saved with {name} {then}, and now it is {now.get(name)}: the run goes on, "
                 "but perhaps not to the same bits",
-                stacklevel=4,
+                stacklevel=5,
             )
     if plain["batch"]:
         _require_same_data(entry, plain["data"], like)

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import fluxlike as fl
+from fluxlike.learning.checkpoints.store import Store
+from fluxlike.learning.resume import load_learner
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("killed_run.py")
@@ -226,6 +228,23 @@ def test_what_the_bits_depend_on_besides_is_told_when_it_differs(tmp_path):
             fl.fit(small(tmp_path), 2, resume=True)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("read", [load_learner, lambda folder, like: fl.fit(like, 2, resume=folder)])
+def test_a_checkpoint_that_a_run_replaces_while_it_is_read_gives_way_to_the_later_one(
+    tmp_path, monkeypatch, read
+):
+    whole = small(tmp_path, keep=1)
+    at = fl.fit(whole, 1)
+    load = Store.load
+
+    def after_another_epoch(self, entry, like):
+        monkeypatch.setattr(Store, "load", load)
+        fl.fit(at, 1)
+        return load(self, entry, like)
+
+    monkeypatch.setattr(Store, "load", after_another_epoch)
+    assert read(tmp_path, whole).epoch == 2
 
 
 def test_in_the_middle_of_an_epoch_the_loader_must_be_the_same(tmp_path):

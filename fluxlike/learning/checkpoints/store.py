@@ -107,16 +107,27 @@ class Store:
 
     def list(self) -> list[Entry]:
         """The checkpoints that are there, in the order of steps; of a damaged one, what is wrong with it."""
-        found = []
-        for path in self._paths():
-            with contextlib.suppress(FileNotFoundError):  # the run that writes here removed it meanwhile
-                found.append(read_entry(path))
-        return found
+        paths, before = self._paths(), None
+        while True:
+            found = []
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):  # the run that writes here removed it, and ...
+                    found.append(read_entry(path))
+            if len(found) == len(paths) or paths == before:
+                return found
+            paths, before = self._paths(), paths  # ... a later one is there
 
     def newest(self) -> Entry | None:
         """The checkpoint of the latest step, damaged or not; None where there is none."""
-        paths = self._paths()
-        return read_entry(paths[-1]) if paths else None
+        gone = None
+        while paths := self._paths():
+            try:
+                return read_entry(paths[-1])
+            except FileNotFoundError:  # the run that writes here removed it for a later one
+                if paths[-1] == gone:
+                    raise
+                gone = paths[-1]
+        return None
 
     def best(self, by: str | None = None, mode: Mode | None = None) -> Entry | None:
         """The best checkpoint by a score; None where there is no checkpoint.

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fluxlike as fl
+from fluxlike.learning.checkpoints import store as store_module
+from fluxlike.learning.checkpoints.entry import read_entry
 from fluxlike.learning.checkpoints.memory_order import in_order, order_of
 from fluxlike.learning.checkpoints.store import Store
 
@@ -302,6 +304,31 @@ class TestDamage:
         entry.path.unlink()
         with pytest.raises(FileNotFoundError, match="step-000000003"):
             store.load(entry, like={"w": torch.empty(100)})
+
+    @pytest.mark.parametrize("read", ["newest", "list", "best"])
+    def test_one_that_a_run_replaces_while_it_is_read_gives_way_to_the_later_one(
+        self, tmp_path, monkeypatch, read
+    ):
+        with Store(tmp_path, keep=1, by="loss") as writing:
+            writing.save(1, {}, None, {"loss": 0.5})
+
+            def after_another_save(path):
+                monkeypatch.setattr(store_module, "read_entry", read_entry)
+                writing.save(2, {}, None, {"loss": 0.25})
+                return read_entry(path)
+
+            monkeypatch.setattr(store_module, "read_entry", after_another_save)
+            found = getattr(Store(tmp_path, by="loss"), read)()
+        entry = found[0] if read == "list" else found
+        assert (entry.step, entry.scores) == (2, {"loss": 0.25})
+
+    @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+    def test_a_link_to_nowhere_is_no_checkpoint_and_hides_none(self, tmp_path):
+        store = filled(tmp_path)
+        (tmp_path / "step-000000009.safetensors").symlink_to(tmp_path / "nowhere")
+        assert [entry.step for entry in store.list()] == [1, 2, 3]
+        with pytest.raises(FileNotFoundError, match="step-000000009"):
+            store.newest()
 
     def test_what_is_no_entry_is_an_error(self, store):
         with pytest.raises(TypeError, match=r"write store.load\(store.newest\(\), like=tree\)"):
