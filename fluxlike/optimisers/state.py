@@ -94,7 +94,8 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
         RuntimeError: a layer made with `auto` has no sizes yet.
 
     Warns:
-        UserWarning: there is nothing to train, or nothing to carry over.
+        UserWarning: there is nothing to train, or nothing to carry over, or a function of the path tells no
+            parameter from another.
 
     Example:
         >>> import fluxlike as fl
@@ -155,6 +156,8 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
                 carried += continued
                 made[id(x)] = path, entry
             result[i] = entry
+    if not is_rule(rule):
+        _require_told_apart([(path, entry.rule) for path, entry in made.values()])
     if earlier and not carried:
         kinds = sorted({type(e.rule).__name__ for e in earlier.values()})
         warnings.warn(
@@ -163,6 +166,20 @@ def setup(rule: Rule | Callable[[str], Rule], model: Any, /, *, carry: Any = Non
             stacklevel=2,
         )
     return treedef.unflatten(result)
+
+
+def _require_told_apart(chosen: list[tuple[str, Any]]) -> None:
+    """Warn of a function of the path that gives all parameters one rule: what it looks for isn't there."""
+    rules = iter(chosen)
+    path, first = next(rules, ("", None))
+    printed = repr(first)
+    if len(chosen) > 1 and all(rule is first or repr(rule) == printed for _, rule in rules):
+        warnings.warn(
+            f"the function of the path gave all {len(chosen)} parameters the rule {printed:.200}: it tells "
+            f"none of their paths from another, which are as {path} and {chosen[-1][0]}; if one rule is meant, "
+            "write setup(rule, model)",
+            stacklevel=3,
+        )
 
 
 def _first_entry(rule: Any, x: Tensor, path: str, earlier: ParamState | None) -> tuple[ParamState, bool]:
@@ -221,7 +238,7 @@ def _entries_by_path(state: Any) -> dict[str, ParamState]:
 def _rule_function(rule: Any) -> Callable[[str], Any]:
     if is_rule(rule):
         return lambda path: rule
-    if isinstance(rule, type) or not callable(rule) or isinstance(rule, Formula):
+    if isinstance(rule, type) or not callable(rule) or isinstance(rule, Formula) or fleaves(rule):
         raise TypeError(_no_rule(rule, None))
     return rule
 
@@ -244,5 +261,12 @@ def _no_rule(rule: Any, path: str | None) -> str:
             "write a function of the path: setup(lambda path: Adam(1e-3) if '.bias' in path else "
             "Adam(1e-4), model)"
         )
+    if any(map(is_param_state, flatten(rule, is_param_state)[0])):
+        return (
+            f"setup got the state of an optimiser{where} instead of a rule such as Adam(1e-3); a Learner takes "
+            "it besides the rule: Learner(model, data, rule, loss, state=state)"
+        )
+    if callable(rule) and fleaves(rule):
+        return f"setup got a {type(rule).__name__}{where}, with tensors, instead of a rule such as Adam(1e-3)"
     hint = "; to leave a parameter alone, freeze(state, where)" if rule is None else ""
     return f"setup got {rule!r}{where} instead of a rule such as Adam(1e-3){hint}"

@@ -164,6 +164,35 @@ def test_no_rule_for_a_path_says_to_freeze() -> None:
         fl.setup(lambda path: None if path == ".layers[0].bias" else fl.Adam(), chain())
 
 
+def test_a_function_that_finds_none_of_its_paths_is_a_warning_that_shows_what_paths_are_like() -> None:
+    model = fl.Chain(body=fl.Dense(2, 3), head=fl.Dense(3, 1))
+    message = r"all 4 parameters the rule Adam\(lr=0\.1, .*as \.layers\[0\]\.weight and \.layers\[1\]\.bias"
+    with pytest.warns(UserWarning, match=message) as found:
+        fl.setup(lambda path: fl.Adam(0.2) if path.startswith(".head") else fl.Adam(0.1), model)
+    assert found[0].filename == __file__
+
+
+@pytest.mark.parametrize("places", ["a", "ab"])
+def test_a_function_of_the_only_parameter_there_is_no_warning(places: str) -> None:
+    w = torch.ones(2)
+    state = fl.setup(lambda path: fl.Adam(0.1), dict.fromkeys(places, w))
+    assert state["a"].rule == fl.Adam(0.1)
+
+
+def test_a_state_in_the_rules_place_says_where_a_learner_takes_it() -> None:
+    model = chain()
+    state, data = fl.setup(fl.Adam(), model), [(torch.ones(1, 2), torch.ones(1, 1))]
+    with pytest.raises(TypeError, match=r"got the state of an optimiser .*Learner\(.*, state=state\)"):
+        fl.setup(state, model)
+    with pytest.raises(TypeError, match=r"got the state of an optimiser .*Learner\(.*, state=state\)"):
+        fl.Learner(model, data, state, fl.losses.mse)
+
+
+def test_a_model_in_the_rules_place_is_named_by_its_class() -> None:
+    with pytest.raises(TypeError, match="setup got a Chain, with tensors, instead of a rule such as Adam"):
+        fl.setup(chain(), chain())
+
+
 def test_tied_places_with_different_rules_are_both_named() -> None:
     w = torch.ones(2)
     message = r"\['a'\] and \['b'\] are tied, but have the rules Descent\(lr=0\.1\) and Adam\("

@@ -148,6 +148,7 @@ def test_trees_that_were_stacked_twice_come_back_in_two_steps() -> None:
     assert [[m.rate for m in row] for row in back] == [[m.rate for m in row] for row in members]
 
 
+@pytest.mark.filterwarnings("ignore:the function of the path gave all 2 parameters the rule")
 def test_the_hyperparameters_of_equal_rules_are_one_tensor() -> None:
     """Parameters of equal rules move together, under a global norm too, also where files made the rules."""
     model = {"a": torch.ones(2), "b": torch.ones(3)}
