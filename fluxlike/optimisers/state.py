@@ -176,8 +176,8 @@ def _require_told_apart(chosen: list[tuple[str, Any]]) -> None:
     if len(chosen) > 1 and all(rule is first or repr(rule) == printed for _, rule in rules):
         warnings.warn(
             f"the function of the path gave all {len(chosen)} parameters the rule {printed:.200}: it tells "
-            f"none of their paths from another, which are as {path} and {chosen[-1][0]}; if one rule is meant, "
-            "write setup(rule, model)",
+            f"none of their paths from another, which are as {path} and {chosen[-1][0]}; if one rule is "
+            "meant, write setup(rule, model)",
             stacklevel=3,
         )
 
@@ -263,8 +263,8 @@ def _no_rule(rule: Any, path: str | None) -> str:
         )
     if any(map(is_param_state, flatten(rule, is_param_state)[0])):
         return (
-            f"setup got the state of an optimiser{where} instead of a rule such as Adam(1e-3); a Learner takes "
-            "it besides the rule: Learner(model, data, rule, loss, state=state)"
+            f"setup got the state of an optimiser{where} instead of a rule such as Adam(1e-3); a Learner "
+            "takes it besides the rule: Learner(model, data, rule, loss, state=state)"
         )
     if callable(rule) and fleaves(rule):
         return f"setup got a {type(rule).__name__}{where}, with tensors, instead of a rule such as Adam(1e-3)"
