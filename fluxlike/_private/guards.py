@@ -18,7 +18,7 @@ __all__ = ["guard"]
 def guard(
     tensors: Sequence[Tensor], dynamic: Mapping[int, Collection[int]] | None = None
 ) -> Callable[..., bool]:
-    """A function of as many arguments that says whether they are tensors like these.
+    """A function of as many arguments that says whether they are tensors like these, none of them twice.
 
     Args:
         tensors: the tensors to compare with.

@@ -74,6 +74,13 @@ def test_a_guard_takes_as_many_tensors_as_it_was_made_of() -> None:
     assert guard([])()
 
 
+def test_a_guard_refuses_one_tensor_twice() -> None:
+    check = guard([torch.ones(2), torch.ones(2)])
+    x = torch.zeros(2)
+    assert check(x, torch.zeros(2))
+    assert not check(x, x)
+
+
 def test_a_guard_of_dynamic_sizes_looks_at_the_number_of_axes() -> None:
     check = guard([torch.ones(2, 3)], {0: [0]})
     assert check(torch.ones(5, 3))

@@ -195,12 +195,7 @@ class Signature:
         if opened is None:
             return None
         tensors = self._take(opened)
-        try:
-            if not self._guard(*tensors):
-                return None
-        except TypeError:  # something there is no tensor
-            return None
-        if len(set(map(id, tensors))) < len(tensors):
+        if not self._guard(*tensors):  # which refuses one that stands there twice too, a new tie
             return None
         if self._read and torch.is_grad_enabled() and any(tensors[k].grad_fn is not None for k in self._read):
             return None
