@@ -5,6 +5,7 @@ To find out what it did set, make the namespaces before it runs, and ask each fo
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 import types
@@ -17,7 +18,16 @@ from torch import Tensor
 from fluxlike.trees.functor import spec_of
 from fluxlike.trees.paths import is_node
 
-__all__ = ["Assignment", "Namespace", "attributes", "filled", "reached", "variables", "within"]
+__all__ = [
+    "Assignment",
+    "Namespace",
+    "attributes",
+    "attributes_in",
+    "filled",
+    "reached",
+    "variables",
+    "within",
+]
 
 
 class Assignment(NamedTuple):
@@ -128,6 +138,48 @@ def _own(x: Any) -> dict[str, Any] | None:
     except AttributeError:
         return None
     return held if type(held) is dict else None
+
+
+def attributes_in(x: Any, /) -> dict[str, Any]:
+    """The attributes of an object by their paths, and what is in those, as they are now.
+
+    A path to a dict, a list or a tuple leads to its class and its keys, as its entries have paths of their
+    own. Modules, classes, functions, enumerations and objects of torch have no such attributes, nor has an
+    object with more of them than a call can look at, which is data.
+    """
+    found: dict[str, Any] = {}
+    seen, queue = {id(x)}, deque([("", x)])
+    while queue:
+        path, part = queue.popleft()
+        for step, inner in _settings(part):
+            found[path + step] = _as_now(inner)
+            if id(inner) not in seen:
+                seen.add(id(inner))
+                queue.append((path + step, inner))
+            if len(found) > _MOST:
+                return {}
+    return found
+
+
+_MOST = 500  # attributes that are looked at in one object
+_WITHOUT = (*_CLOSED, types.MethodWrapperType, enum.Enum, functools.partial)
+
+
+def _settings(x: Any) -> Iterator[tuple[str, Any]]:
+    kind = type(x)
+    if kind is dict or kind is list or kind is tuple:
+        if len(x) <= _MOST:
+            yield from ((_entry(k), part) for k, part in (x.items() if kind is dict else enumerate(x)))
+    elif not issubclass(kind, _WITHOUT) and kind.__module__.partition(".")[0] not in ("torch", "fluxlike"):
+        for name, part in (_own(x) or {}).items():
+            yield f".{name}", part
+
+
+def _as_now(x: Any) -> Any:
+    kind = type(x)
+    if kind is dict or kind is list or kind is tuple:
+        return kind, tuple(x) if kind is dict else len(x)
+    return set(x) if kind is set else bytes(x) if kind is bytearray else x
 
 
 _MANY = 1000  # a list or a dict of more entries holds data, not models

@@ -24,8 +24,8 @@ from fluxlike.trees.nodes import (
 )
 
 __all__ = [
-    "NAMESPACE", "PIN", "Spec", "default_scalars", "functor", "is_leaf_class", "kinds_of", "leaf",
-    "on_register", "register", "spec_of",
+    "NAMESPACE", "PIN", "Spec", "default_scalars", "functor", "is_leaf_class", "is_plain_class", "kinds_of",
+    "leaf", "on_register", "register", "spec_of",
 ]  # fmt: skip
 
 C = TypeVar("C", bound=type)
@@ -55,7 +55,7 @@ def spec_of(cls: type, /) -> Spec | None:
                 if cls not in _specs:
                     register(cls, _specs[parent], inherited=True)
             return _specs[cls]
-    if dataclasses.is_dataclass(cls) and _is_plain_class(cls):
+    if dataclasses.is_dataclass(cls) and is_plain_class(cls):
         functor(cls)
         return _specs[cls]
     return None
@@ -240,7 +240,7 @@ def _say(spec: Spec) -> str:
     return f"functor({', '.join(said)})"
 
 
-def _is_plain_class(cls: type) -> bool:
+def is_plain_class(cls: type, /) -> bool:
     """Whether the content of objects is in their attributes."""
     return not issubclass(cls, (torch.nn.Module, torch.Tensor)) and not _builtin_bases(cls)
 

@@ -7,7 +7,7 @@ import functools
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import ItemsView, Iterable, KeysView, ValuesView
 from itertools import islice
 from typing import Any
 
@@ -135,15 +135,17 @@ def _search(x: Any) -> str | None:
 
 
 def _parts(x: Any) -> Iterable[tuple[str, Any]]:
-    if isinstance(x, dict):
+    if isinstance(x, (dict, types.MappingProxyType)):
         return ((f"[{k!r}]", v) for k, v in islice(x.items(), _FAR))
-    if isinstance(x, (list, tuple, set, frozenset)):
+    if isinstance(x, (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)):
         return ((f"[{i}]", v) for i, v in enumerate(islice(x, _FAR)))
     if isinstance(x, functools.partial):
         return [(".func", x.func), (".args", x.args), (".keywords", x.keywords)]
     if isinstance(x, types.MethodType):
         return [(".__self__", x.__self__)]
-    if isinstance(x, type) or type(x) in _harmless or type(x).__module__ in ("builtins", "types", "torch"):
+    if isinstance(x, type) or type(x) in _harmless:
+        return []
+    if type(x).__module__ in ("builtins", "types", "torch") and not isinstance(x, types.SimpleNamespace):
         return []
     held = {n: getattr(x, n) for n in slots(type(x)) if hasattr(x, n)}
     held.update(getattr(x, "__dict__", ()))

@@ -17,7 +17,7 @@ import torch
 
 from fluxlike.trees import paths
 from fluxlike.trees.containers import is_known
-from fluxlike.trees.functor import NAMESPACE, spec_of
+from fluxlike.trees.functor import NAMESPACE, is_plain_class, spec_of
 from fluxlike.trees.leaves import is_harmless, what_holds_tensors
 from fluxlike.trees.nodes import TENSORS_RIDE
 
@@ -69,6 +69,11 @@ def _report_unregistered(path: str, x: Any, held: str) -> NoReturn:
         hint = (
             "its tensors would be treated as constants; make it a class with a __call__, registered with "
             "@fluxlike.functor"
+        )
+    elif not is_plain_class(type(x)):
+        hint = (
+            "it would be treated as a constant; hold its content in a list, a tuple or a dict, or in a class "
+            "registered with @fluxlike.functor"
         )
     else:
         hint = (

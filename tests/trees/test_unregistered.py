@@ -1,6 +1,7 @@
 """What is no tree: objects of unregistered classes that hold tensors, and cycles."""
 
 import functools
+import types
 
 import pytest
 import torch
@@ -104,6 +105,22 @@ class TestUnregistered:
     def test_a_set_of_tensors(self):
         with pytest.raises(TypeError, match=r"\[0\] is a set.*holds a tensor at \[0\]"):
             fl.trainables([{torch.ones(1)}])
+
+    @pytest.mark.parametrize(
+        ("holding", "held"),
+        [
+            (lambda x: types.SimpleNamespace(a=[x]), r"\.a\[0\]"),
+            (lambda x: types.MappingProxyType({"a": x}), r"\['a'\]"),
+            (lambda x: {"a": x}.values(), r"\[0\]"),
+            (lambda x: {"a": x}.items(), r"\[0\]\[1\]"),
+            (lambda x: {x: "a"}.keys(), r"\[0\]"),
+            (lambda x: {x}, r"\[0\]"),
+        ],
+    )
+    @pytest.mark.parametrize("content", [torch.ones(1), fl.Dense(1, 1)], ids=["tensor", "layer"])
+    def test_what_python_itself_keeps_things_in_says_in_what_to_keep_them(self, holding, held, content):
+        with pytest.raises(TypeError, match=rf"holds a tensor at {held}: .*in a list, a tuple or a dict, or"):
+            fl.trainables([holding(content)])
 
     def test_objects_without_tensors_are_constants(self):
         constant = [

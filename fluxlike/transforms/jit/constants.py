@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fluxlike.transforms.outside import attributes_in
 from fluxlike.trees.constants import same_constant
 from fluxlike.trees.nodes import as_now
 
@@ -18,7 +19,8 @@ class Constants:
     """Constants as they are now: a set that is changed later is another value.
 
     Equal ones may give other results, such as 0.0 and -0.0, or {1} and {True}. What can have such a double
-    is compared by what it is written as, and all else by ``==``, at once.
+    is compared by what it is written as, and all else by ``==``, at once. Of an object with attributes,
+    these count too: it may be equal to itself, and not to what it was.
 
     Args:
         values: the constants.
@@ -31,6 +33,7 @@ class Constants:
     def __init__(self, values: Iterable[Any]) -> None:
         self.values = tuple(map(as_now, values))
         self.types = tuple(map(type, self.values))
+        self._attributes = [(n, held) for n, x in enumerate(self.values) if (held := attributes_in(x))]
 
     def agree(self, values: tuple[Any, ...], /) -> bool:
         """Whether others are these; objects that comparison gives no truth for are only themselves."""
@@ -39,12 +42,7 @@ class Constants:
         own = self.values
         if any(values[n] is not own[n] for n in self._doubled):
             values, own = self._written(values), self._own_written
-        try:
-            if values == own:
-                return True
-        except (ValueError, RuntimeError, TypeError):
-            pass
-        return all(map(same_constant, values, own))
+        return _equal(values, own) and all(_alike(values[n], held) for n, held in self._attributes)
 
     @cached_property
     def _doubled(self) -> list[int]:
@@ -59,6 +57,20 @@ class Constants:
         for n in self._doubled:
             written[n] = _in_full(values[n])
         return tuple(written)
+
+
+def _equal(values: tuple[Any, ...], own: tuple[Any, ...]) -> bool:
+    try:
+        if values == own:
+            return True
+    except (ValueError, RuntimeError, TypeError):
+        pass
+    return all(map(same_constant, values, own))
+
+
+def _alike(x: Any, held: dict[str, Any]) -> bool:
+    now = attributes_in(x)
+    return now.keys() == held.keys() and all(map(same_constant, now.values(), held.values()))
 
 
 _CONTAINERS = (tuple, set, frozenset)  # those that are leaves: sets, and what is in them

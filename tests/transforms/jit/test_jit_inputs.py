@@ -1,6 +1,9 @@
 """`jit`: what may be an argument: arrays, constants, floats."""
 
+import argparse
+import functools
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,6 +218,71 @@ def test_ints_and_bools_are_static():
     assert f(x, 2, True).shape == (4,)
     assert f(x, 2, False).shape == (2,)
     assert f.cache_info().traces == 3
+
+
+class Settings:
+    """Equal to all of its class, whatever its attributes."""
+
+    def __init__(self, rate):
+        self.rates, self.inner, self.me = [1.0, {"rate": rate}], SimpleNamespace(rate=rate), self
+
+    def __eq__(self, other):
+        return type(other) is Settings
+
+    __hash__ = None
+
+
+def changed_deep_inside(settings):
+    settings.inner.rate = settings.rates[1]["rate"] = 5.0
+
+
+@pytest.mark.parametrize("static", [(), ("settings",)], ids=["an argument", "a static argument"])
+@pytest.mark.parametrize("kind", [SimpleNamespace, argparse.Namespace, Settings])
+def test_an_object_whose_attributes_change_is_another_value(kind, static):
+    f = fl.jit(lambda x, settings: x * (settings.rates[1]["rate"] + settings.inner.rate), static=static)
+    made = Settings(2.0)
+    settings = made if kind is Settings else kind(**{k: v for k, v in vars(made).items() if k != "me"})
+    x = torch.ones(1)
+    assert f(x, settings=settings).item() == 4.0
+    assert f(x, settings=settings).item() == 4.0
+    changed_deep_inside(settings)
+    assert f(x, settings=settings).item() == 10.0
+    assert f.cache_info().traces == 2
+
+
+def test_an_object_in_a_model_whose_attributes_change_is_another_value():
+    @fl.functor
+    class Scaled:
+        def __init__(self):
+            self.settings, self.weight = Settings(2.0), torch.ones(1)
+
+        def __call__(self, x):
+            return self.settings.inner.rate * self.weight * x
+
+    f, model = fl.jit(lambda model, x: model(x)), Scaled()
+    assert f(model, torch.ones(1)).item() == 2.0
+    changed_deep_inside(model.settings)
+    assert f(model, torch.ones(1)).item() == 5.0
+
+
+def test_an_object_that_is_only_used_makes_no_other_trace():
+    class Counting:
+        limit = 3  # of the class
+
+        def __call__(self, x):
+            return self.half(x)
+
+        @functools.cached_property
+        def factor(self):
+            return 0.5
+
+        def half(self, x):
+            return x * self.factor
+
+    f, counting = fl.jit(lambda x, g: g(x)), Counting()
+    _ = counting.factor
+    assert [f(torch.ones(1), counting).item() for _ in range(3)] == [0.5] * 3
+    assert f.cache_info().traces == 1
 
 
 def test_what_is_tied_after_a_trace_of_what_was_not_has_one_gradient():
