@@ -190,7 +190,7 @@ def freeze(state: Any, /, where: Where | tuple[Where, ...] | None = None) -> Any
         >>> state.layers[0].weight.frozen, state.layers[1].weight.frozen
         (True, False)
     """
-    return _map_entries(lambda entry: ParamState(entry.rule, entry.state, True), state, where)
+    return _marked(state, where, frozen=True)
 
 
 def thaw(state: Any, /, where: Where | tuple[Where, ...] | None = None) -> Any:
@@ -212,7 +212,17 @@ def thaw(state: Any, /, where: Where | tuple[Where, ...] | None = None) -> Any:
         >>> fl.thaw(frozen, "['w']")["w"].frozen
         False
     """
-    return _map_entries(lambda entry: ParamState(entry.rule, entry.state, False), state, where)
+    return _marked(state, where, frozen=False)
+
+
+def _marked(state: Any, where: Where | tuple[Where, ...] | None, *, frozen: bool) -> Any:
+    counters: dict[int, Tensor] = {}
+
+    def mark(entry: ParamState) -> ParamState:
+        own = entry.state if where is None else _apart(entry.state, counters)
+        return ParamState(entry.rule, own, frozen)
+
+    return _map_entries(mark, state, where)
 
 
 def _map_entries(

@@ -202,6 +202,23 @@ def test_freeze_without_a_place_freezes_everything() -> None:
     assert moved["b"][0] is model["b"][0]
 
 
+def test_what_is_frozen_counts_by_itself_so_that_no_update_parts_it_from_what_moves() -> None:
+    """A tie that the first update breaks would be another trace of `jit`."""
+    model = {name: torch.ones(2) for name in "abcd"}
+    start = fl.setup(fl.Adam(), model)
+    state = fl.freeze(start, ("['a']", "['b']"))
+    a, b, c, d = (state[name].state.step for name in "abcd")
+    assert a is b
+    assert c is d is start["a"].state.step
+    assert a is not c
+    assert a.item() == 0
+    jitted = fl.jit(fl.update)
+    for _ in range(3):
+        model, state = jitted(state, model, fl.tree.clone(model))
+    assert jitted.cache_info() == (3, 1)
+    assert [state[name].state.step.item() for name in "abcd"] == [0, 0, 3, 3]
+
+
 def test_thaw_undoes_freeze() -> None:
     model, state = trained(fl.Adam())
     again = fl.thaw(fl.freeze(state), "['a']")
