@@ -6,8 +6,9 @@ the ranks were seeded alike; so noise of the shape of a batch over a mesh is tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,14 +16,34 @@ from torch import Tensor
 from fluxlike._private import functorch
 from fluxlike.rooms import room
 from fluxlike.scope import draws
+from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import active
 
 __all__ = ["bernoulli", "integers", "normal", "permutation", "uniform"]
 
 
 Device = torch.device | str | int | None
+F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _keyless(f: F, /) -> F:
+    """A draw whose TypeError over a key says where the key belongs."""
+
+    @functools.wraps(f)
+    def drawn(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return f(*args, **kwargs)
+        except TypeError:
+            if "key" not in kwargs and not any(isinstance(arg, Key) for arg in args):
+                raise
+            raise TypeError(
+                f"{f.__name__} takes no key: leave it out, and draw under `with fluxlike.seeded(key):`"
+            ) from None
+
+    return cast(F, drawn)
+
+
+@_keyless
 def uniform(
     shape: Sequence[int] = (),
     /,
@@ -65,6 +86,7 @@ def uniform(
     return u if (low, high) == (0, 1) else u * (high - low) + low
 
 
+@_keyless
 def normal(
     shape: Sequence[int] = (),
     /,
@@ -106,6 +128,7 @@ def normal(
     return z if (mean, std) == (0, 1) else z * std + mean
 
 
+@_keyless
 def bernoulli(
     shape: Sequence[int] | None = None, /, p: float | Tensor = 0.5, *, device: Device = None
 ) -> Tensor:
@@ -145,6 +168,7 @@ def bernoulli(
     return draws.bernoulli(key.data, number, size, p, place)
 
 
+@_keyless
 def integers(shape: Sequence[int], /, low: int, high: int, *, device: Device = None) -> Tensor:
     """Whole numbers from `low` to below `high`, each as likely.
 
@@ -177,6 +201,7 @@ def integers(shape: Sequence[int], /, low: int, high: int, *, device: Device = N
     return draws.integers(key.data, number, shape, low, high, _device(device))
 
 
+@_keyless
 def permutation(n: int, /, *, device: Device = None) -> Tensor:
     """The numbers 0 to n - 1 in random order, for example to index rows with.
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from fluxlike.words_of_torch import absent
+from fluxlike.advice import absent
 
 __all__ = ["room"]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import warnings
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -24,6 +26,14 @@ def pytest_collection_finish() -> None:
     """Keep what the imports left out of every collection: transformers and JAX are millions of objects."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, as it does but for jobs in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ FLOORS = {
     "aligned": 0,
     "rooms": 0,
     "optional": 0,
-    "words_of_torch": 0,
+    "advice": 0,
     "trees": 1,
     "scope": 2,
     "random": 2,

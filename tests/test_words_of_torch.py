@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fluxlike as fl
-from fluxlike.words_of_torch import OF_CHAINS, OF_RULES, WORDS
+from fluxlike.advice import OF_CHAINS, OF_RULES, WORDS
 
 
 @pytest.mark.parametrize(

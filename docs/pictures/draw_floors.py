@@ -19,7 +19,7 @@ FLOORS = (
     ("3 placement", "placement", "stays_float32  parameter_rule  belongs_to_parameter"),
     ("2 scope", "scope  random", "parts of draws"),
     ("1 trees", "trees", "adopt  default_scalars  inside_transform  lent  may_lack  says_settings"),
-    ("0 ground", "_private  rooms  optional  aligned  words_of_torch", ""),
+    ("0 ground", "_private  rooms  optional  aligned  advice", ""),
 )
 
 

@@ -69,8 +69,8 @@ class Workers:
     def _await_death(self) -> None:
         """Let the exit code of a worker that is dying be known, if there is one."""
         dying = {process.sentinel: process for process in self._iterator._workers}
-        for sentinel in wait(list(dying), timeout=1):
-            dying[sentinel].join(1)  # the sentinel tells of the end before the exit code is there
+        for sentinel in wait(list(dying), timeout=5):
+            dying[sentinel].join(5)  # the sentinel tells of the end before the exit code is there
 
     def _require_alive(self) -> None:
         for process in self._iterator._workers:

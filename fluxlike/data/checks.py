@@ -5,34 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from numbers import Number
-from typing import Any, NoReturn
+from typing import Any
 
 from fluxlike.data.order import order_key
 from fluxlike.data.sources import Arrays, Source, Stream
 from fluxlike.scope.key import Key
 
-__all__ = ["checked_settings", "refuse_options", "require_settings", "whole_number"]
-
-#: What says the same as an option of torch's DataLoader.
-_INSTEAD = {
-    "batch_sampler": "data in the order wanted, such as torch.utils.data.Subset(data, order)",
-    "collate_fn": "collate=",
-    "drop_last": "partial=False to leave out a last, smaller batch",
-    "generator": "key=fluxlike.Key(0), or seed torch's generator by torch.manual_seed",
-    "num_workers": "workers=",
-    "pin_memory": "device=, to which batches are copied ahead, on CUDA from pinned memory",
-    "pin_memory_device": "device=",
-    "sampler": "data in the order wanted, such as torch.utils.data.Subset(data, order)",
-    "worker_init_fn": "nothing: what is random in a worker follows from the key, the epoch and the batch",
-}
-
-
-def refuse_options(others: Mapping[str, Any], /) -> NoReturn:
-    """Raise a TypeError for options that a DataLoader does not have, which may be torch's."""
-    name = next(iter(others))
-    known = "it has batch_size, shuffle, partial, collate, transform, key, workers and device"
-    instead = f"write {_INSTEAD[name]}" if name in _INSTEAD else known
-    raise TypeError(f"a DataLoader has no option {name!r}; {instead}")
+__all__ = ["checked_settings", "require_settings", "whole_number"]
 
 
 def checked_settings(

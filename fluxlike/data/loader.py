@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Never, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from fluxlike.data.checks import checked_settings, refuse_options, require_settings
+from fluxlike.advice import teaching
+from fluxlike.data.checks import checked_settings, require_settings
 from fluxlike.data.collation import collate as stack_samples
 from fluxlike.data.cursor import Cursor
 from fluxlike.data.epoch import Epoch, drawn_epoch, keyed_epoch
@@ -31,6 +32,7 @@ __all__ = ["DataLoader"]
 _EPOCHS = int.from_bytes(b"epochs", "big")
 
 
+@teaching
 class DataLoader:
     """Iterate over a data set in batches.
 
@@ -115,10 +117,7 @@ class DataLoader:
         key: Key | None = None,
         workers: int = 0,
         device: torch.device | str | int | DeviceMesh | None = None,
-        **others: Never,
     ) -> None:
-        if others:
-            refuse_options(others)
         source = source_of(data)
         self._plain = isinstance(source, Arrays) and transform is None
         numbers = checked_settings(source, batch_size, shuffle, collate, workers, key, self._plain)

@@ -40,7 +40,8 @@ def save(path: str | os.PathLike[str], tree: Any, /) -> None:
     """Write a tree to a safetensors file: a model, the state of an optimiser, or both in a dict.
 
     Ties are kept, and each tensor is stored once. The file is written beside its place, brought to the
-    disk and renamed, so a save that dies half-way leaves an older file whole.
+    disk and renamed, so a save that dies half-way leaves an older file whole. Functions are stored by name,
+    by which `load` compares them; it can't tell two lambdas apart, so give an activation a name by ``def``.
 
     A tree over a mesh is gathered, tensor by tensor, in the main memory of the first rank, which alone
     writes: every rank calls `save`, and returns when the file is there. Where one rank can't hold the tree,

@@ -1,19 +1,20 @@
-"""What layers answer when they are asked for what modules of torch have: an error, and what to write."""
+"""What layers answer to names and arguments that modules of torch have: an error, and what to write."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fluxlike.advice import OF_LAYERS, Absent, teaching
 from fluxlike.trees.functor import on_register
-from fluxlike.words_of_torch import OF_LAYERS, Absent
 
 __all__ = ["answer"]
 
 
 def answer(cls: Any, /) -> None:
-    """Give a class of layers what it says to names that it does not have, unless it has its own way."""
+    """Give a class of layers what it says to what it does not have, unless it has its own way."""
     if not cls.__module__.startswith("fluxlike.layers.") or hasattr(cls, "__getattr__"):
         return
+    teaching(cls)
     for name, write in OF_LAYERS.items():
         if not hasattr(cls, name):
             setattr(cls, name, Absent(name, write))

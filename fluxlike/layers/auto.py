@@ -235,6 +235,8 @@ class Deferred:
         try:
             return _signature(self.kind).bind(*self.args, **self.kwargs)
         except TypeError as error:
+            if isinstance(self.kind, type):  # the constructor itself has more to say
+                self.kind.__init__(object.__new__(self.kind), *self.args, **self.kwargs)  # type: ignore[misc]
             raise TypeError(f"{self.kind.__name__}: {error}") from None
 
     def sizes(self, *inputs: Any, **named: Any) -> Sizes:

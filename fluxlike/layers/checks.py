@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from fluxlike.words_of_torch import call_hint
+from fluxlike.advice import call_hint
 
 __all__ = [
     "explain_mixture", "refuse_input", "require_activation", "require_callable", "require_features",

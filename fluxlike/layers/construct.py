@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,11 @@ def new_weight(name: str, init: Callable[[Sequence[int]], Tensor], shape: tuple[
         raise TypeError(
             f"{name}: {init.__name__} fills a tensor in place, and init= takes a function of a shape; write "
             f"init=lambda shape: torch.nn.init.{init.__name__}(torch.empty(shape)), or one of fluxlike.init"
+        )
+    if not callable(init):
+        raise TypeError(
+            f"{name}: init={value_text(init)} can't be called; write a function of a shape, such as "
+            f"init=lambda shape: torch.full(shape, {value_text(init) if isinstance(init, Real) else 0.25})"
         )
     weight = init(sizes)
     if not isinstance(weight, Tensor) or not (weight.is_floating_point() or weight.is_complex()):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fluxlike.advice import OF_CHAINS, call_hint
 from fluxlike.layers.closed_over import warn_of_layers_in
 from fluxlike.trees.adopt import adopted
 from fluxlike.trees.step_names import holds_steps
-from fluxlike.words_of_torch import OF_CHAINS, call_hint
 
 __all__ = ["Steps", "refuse_attribute"]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Never, NoReturn
 
 import torch
 
+from fluxlike.advice import OF_LAYERS, call_hint, teaching
 from fluxlike.data.loader import DataLoader
 from fluxlike.learning.callback import Callback
 from fluxlike.learning.callbacks.defaults import default_callbacks
@@ -23,7 +24,6 @@ from fluxlike.optimisers.state import is_param_state, setup
 from fluxlike.scope.key import Key
 from fluxlike.trees.functor import functor
 from fluxlike.trees.structure import flatten
-from fluxlike.words_of_torch import OF_LAYERS, call_hint
 
 __all__ = ["Learner"]
 
@@ -31,6 +31,7 @@ _MADE_OF = {"data", "steps", "callbacks", "phases", "keyed", "jit", "averaged"}
 _TRAINED = ("model", "state", "loss_scale", "key", "step", "epoch", "phase", "batch", "memory")
 
 
+@teaching
 @functor(children=_TRAINED)
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class Learner:

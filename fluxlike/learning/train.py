@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fluxlike.advice import call_hint
 from fluxlike.learning.callback import Callback
 from fluxlike.learning.callbacks.nonfinite import StopOnNonFiniteLoss
 from fluxlike.learning.fit import fit
@@ -15,7 +16,6 @@ from fluxlike.learning.learner import Learner
 from fluxlike.learning.step import Out, Step, as_out, signature_of, takes, what
 from fluxlike.scope.key import Key
 from fluxlike.trees.trainables import trainables
-from fluxlike.words_of_torch import call_hint
 
 __all__ = ["train"]
 

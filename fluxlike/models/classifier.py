@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fluxlike.advice import OF_MODULES
 from fluxlike.init import kaiming_normal
 from fluxlike.layers.activations import flatten, relu
 from fluxlike.layers.adaptive_pool import AdaptiveMeanPool
@@ -18,7 +19,6 @@ from fluxlike.layers.errors import within
 from fluxlike.models.origins import Origin
 from fluxlike.trees.adopt import adopted
 from fluxlike.trees.functor import functor
-from fluxlike.words_of_torch import OF_MODULES
 
 __all__ = ["Classifier", "hidden_classifier", "pooled_classifier"]
 

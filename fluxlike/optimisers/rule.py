@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fluxlike.trees.functor import default_scalars, functor, spec_of
-from fluxlike.words_of_torch import OF_RULES, Absent
+from fluxlike.advice import OF_RULES, Absent, teaching
+from fluxlike.trees.functor import default_scalars, functor, on_register, spec_of
 
 __all__ = [
     "BatchRule", "Hyper", "LeafError", "ListRule", "Rule", "as_functor", "fields_of", "form_of", "hook",
@@ -59,6 +59,15 @@ class BatchRule:
 
 for _name, _write in OF_RULES.items():
     setattr(BatchRule, _name, Absent(_name, _write))
+
+
+def _answer(cls: Any) -> None:
+    """Give a class of rules what it says to arguments that it does not have."""
+    if cls.__module__.startswith("fluxlike.") and issubclass(cls, BatchRule):
+        teaching(cls)
+
+
+on_register(_answer)
 
 
 def hook(rule: Any, name: str, /) -> Any:

@@ -12,6 +12,7 @@ from fluxlike.optimisers.rule import is_rule
 from fluxlike.optimisers.state import ParamState, is_param_state
 from fluxlike.placement.mesh import used
 from fluxlike.transforms.updates import put_assigned
+from fluxlike.trees import paths
 from fluxlike.trees.leaves import Assigned, can_train
 from fluxlike.trees.show import value_text
 from fluxlike.trees.structure import flatten, leaves_like, require_same, structure_of
@@ -199,7 +200,24 @@ def _leaves_of_gradients(grads: Any, model: Any, treedef: Any) -> list[Any]:
             ) from None
         if isinstance(grads, tuple) and isinstance(model, list):
             raise ValueError(f"{error}; write list(grads)") from None
-        raise
+        part = _part_like(model, flatten(grads)[1])
+        if part is None:
+            raise
+        raise ValueError(
+            f"{error}; it fits the model's {part}: gradient returns the tree itself, so write "
+            "grads = gradient(loss, model, x, y), without [0]"
+        ) from None
+
+
+def _part_like(node: Any, treedef: Any, path: str = "") -> str | None:
+    """The path of the first node below another that has this structure; None if none has."""
+    for step, child in paths.children(node):
+        here = path + step.text
+        if paths.is_node(child):
+            found = here if flatten(child)[1] == treedef else _part_like(child, treedef, here)
+            if found is not None:
+                return found
+    return None
 
 
 def _check_order(state: Any, entries: list[Any], model: Any, grads: Any) -> None:

@@ -177,7 +177,8 @@ def seeded(key: Key, /) -> Iterator[None]:
     bits on every device, eager, under ``vmap`` and under ``jit``; the n-th draw inside has number n. torch's
     random operations are drawn from generators seeded by the key, whose state comes back at the end.
     Where functions are traced or mapped, torch's dropout, rand, randn and bernoulli are drawn from the key
-    itself, and any other random operation is an error. Another key inside takes over until its end.
+    itself, and any other random operation is an error. Another key inside takes over until its end. Without
+    ``with``, ``seeded(key)`` does nothing.
 
     Args:
         key: one key.

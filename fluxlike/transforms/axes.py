@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fluxlike.trees import paths
+from fluxlike.trees.functor import spec_of
 from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import flatten, structure_of
 from fluxlike.trees.values import stands_for_float
@@ -32,7 +33,7 @@ class Inputs:
         self.axes: list[int] = []
         self._slots: list[dict[int, int]] = []  # for each argument, from leaf to mapped tensor
         self._said: list[str] = []  # the place of each mapped tensor
-        self._args = args
+        self._args, self._in_dims = args, in_dims
         self._flat = [flatten(arg) for arg in args]
         known: dict[tuple[int, int], int] = {}  # tensor and axis → mapped tensor, tied to itself
         for n, (leaves, axes) in enumerate(zip(self._flat, _axes(in_dims, args), strict=True)):
@@ -71,6 +72,15 @@ class Inputs:
             for i, k in slots.items():
                 result[i] = Assigned(tensors[k]) if isinstance(leaves[i], Assigned) else tensors[k]
             yield treedef.unflatten(result)
+
+    def note(self, error: Exception) -> None:
+        """Note on an error of the function that models were mapped too, where `in_dims` was left out."""
+        written = self._of_one_model()
+        if written and isinstance(error, (IndexError, RuntimeError, TypeError, ValueError)):
+            error.add_note(
+                "vmap: in_dims=0 maps the model among the arguments too; where it is one that all members "
+                f"share, and no stack of several, write in_dims={written}"
+            )
 
     def _checked(self, x: Tensor, axis: int, n: int, i: int) -> int:
         if not -x.ndim <= axis < x.ndim:
@@ -117,7 +127,15 @@ class Inputs:
                     f"argument {n} is a {type(arg).__name__} of {len(arg)} trees of one structure, so stack "
                     "them first: fluxlike.stack(models)"
                 )
-        return "give None in in_dims for what all members share"
+        written = self._of_one_model()
+        return "give None in in_dims for what all members share" + (f": in_dims={written}" if written else "")
+
+    def _of_one_model(self) -> str:
+        """The in_dims to write where a model is one, and no stack; empty where they were given."""
+        models = [callable(arg) and spec_of(type(arg)) is not None for arg in self._args]
+        if self._in_dims != 0 or not any(models) or all(models):
+            return ""
+        return f"({', '.join('None' if model else '0' for model in models)})"
 
     def _say(self, n: int, i: int) -> str:
         return f"{structure_of(self._flat[n][1]).paths[i] or 'the whole'} of argument {n}"

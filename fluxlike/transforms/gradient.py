@@ -10,6 +10,7 @@ from typing import Any
 import optree
 from torch import Tensor
 
+from fluxlike.advice import teaching_function
 from fluxlike.scope import assigned, mode
 from fluxlike.scope.key import Key
 from fluxlike.scope.seeded import Draws, enter, leave
@@ -23,6 +24,7 @@ from fluxlike.trees.places import Where
 __all__ = ["gradient", "withgradient"]
 
 
+@teaching_function
 def gradient(
     f: Callable[..., Any],
     /,
@@ -71,6 +73,7 @@ def gradient(
     return withgradient(f, *args, argnums=argnums, wrt=wrt, key=key)[1]
 
 
+@teaching_function
 def withgradient(
     f: Callable[..., Any],
     /,

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import optree
 from torch import Tensor
 
+from fluxlike.advice import call_hint
 from fluxlike.trees.constants import StandIn
 from fluxlike.trees.found import found, written
 from fluxlike.trees.functor import leaf, spec_of
 from fluxlike.trees.paths import children
 from fluxlike.trees.structure import flatten, structure_of
-from fluxlike.words_of_torch import call_hint
 
 __all__ = ["Call", "Listener", "overheard", "require_model", "same_place"]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fluxlike._private import functorch
 from fluxlike._private.tracing import tracing
+from fluxlike.advice import teaching_function
 from fluxlike.scope import seeded
 from fluxlike.scope.key import Key
 from fluxlike.transforms.axes import Inputs, spread, tensor_in
@@ -24,6 +25,7 @@ __all__ = ["Randomness", "vmap"]
 Randomness = Literal["error", "different", "same"]
 
 
+@teaching_function
 def vmap(
     f: Callable[..., Any],
     /,
@@ -109,10 +111,11 @@ def vmap(
         try:
             with keyed.unkeyed():
                 found = at_once(keyed.numbers, *tensors)
-        except RuntimeError as error:
-            if "random operation while in randomness error mode" not in str(error):
-                raise
-            raise RuntimeError(_UNSAID) from error
+        except Exception as error:
+            if isinstance(error, RuntimeError) and "random operation while in randomness error" in str(error):
+                raise RuntimeError(_UNSAID) from error
+            inputs.note(error)
+            raise
         return outputs.result(found)
 
     return mapped

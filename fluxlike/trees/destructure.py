@@ -21,6 +21,10 @@ def destructure(model: Any, /) -> tuple[Tensor, Callable[[Tensor], Any]]:
     Both ways are differentiable, and work inside every transform: ``vmap(rebuild)`` of a matrix of
     vectors is an ensemble.
 
+    A gradient by the vector keeps the mode around it, which is test mode, since no functor is in the vector:
+    write it in ``with mode("train"):``, and have what layers assign reported by
+    ``withupdates(loss, rebuild(flat))`` inside.
+
     Args:
         model: any tree.
 

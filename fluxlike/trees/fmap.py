@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fluxlike.trees import paths
 from fluxlike.trees.found import found, is_plain_function, written
+from fluxlike.trees.leaves import Assigned
 from fluxlike.trees.structure import IsLeaf, flatten, leaves_like, structure_of
 from fluxlike.trees.values import is_tensor
 
@@ -119,11 +120,30 @@ def _map(
             _check_ties(others, where, first, i)
             result.append(image)
             continue
-        image = f(where[i], x, *(o[i] for o in others))
+        try:
+            image = f(where[i], x, *(o[i] for o in others))
+        except (TypeError, AttributeError) as error:
+            _note_gradients(error, where[i], [o[i] for o in others])
+            raise
         if shared:
             mapped[id(x)] = i, image
         result.append(image)
     return treedef.unflatten(result)
+
+
+def _note_gradients(error: Exception, path: str, others: list[Any]) -> None:
+    """Note on the error of a function of several leaves what trees of gradients hold beside tensors."""
+    for n, x in enumerate(others):
+        if x is None or isinstance(x, Assigned):
+            held = "None, as of a parameter that the loss does not reach"
+            if x is not None:
+                held = "an Assigned, the new value of a buffer"
+            error.add_note(
+                f"at {path or 'the root'}, tree {n + 2} of fmap holds {held}; for a step by gradients write "
+                "state = fluxlike.setup(fluxlike.Descent(0.1), model), then model, state = "
+                "fluxlike.update(state, model, grads)"
+            )
+            return
 
 
 def _check_ties(others: list[list[Any]], where: tuple[str, ...], first: int, later: int) -> None:

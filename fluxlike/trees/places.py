@@ -83,9 +83,12 @@ def find_places(
         return [known[id(chosen)]], False
     if isinstance(chosen, (tuple, list)) and chosen and all(id(c) in known for c in chosen):
         return [known[id(c)] for c in chosen], True
+    by_what = "torch.is_tensor(node)" if part is None else "path.endswith('.bias')"
+    predicate = f"; a predicate takes two arguments: lambda path, node: {by_what}"
     raise ValueError(
         f"the selector returned {chosen!r}, which is not a place of the tree: an attribute that is not a "
         f"child, or a value that was computed; places are {_some_paths(treedef)}"
+        f"{predicate if isinstance(chosen, bool) else ''}"
     )
 
 

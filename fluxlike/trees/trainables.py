@@ -74,6 +74,9 @@ def trainables(tree: Any, /, *, paths: bool = False) -> list[Any]:
 def partition(tree: Any, where: Where | tuple[Where, ...], /) -> tuple[Any, Any]:
     """Split a tree in two of the same structure: the leaves at some places, and the others.
 
+    To train a part, give ``wrt=`` to `gradient`. In a loss over ``combine(selected, others)`` that is
+    differentiated by `selected`, a buffer in `others` does not move; `withupdates` fetches it.
+
     Args:
         tree: any tree.
         where: places as in `at`; of a tied leaf, all places go with the first one selected.

@@ -606,13 +606,13 @@ class TestHostileFiles:
 
 
 def refused_cheaply(path, *texts):
-    """Refused in seconds, and with less than a hundred megabytes."""
+    """Refused in seconds of the processor, and with less than a hundred megabytes."""
     tracemalloc.start()
-    start = time.monotonic()
+    start = time.process_time()
     try:
         refused(path, *texts)
         assert tracemalloc.get_traced_memory()[1] < 10**8
-        assert time.monotonic() - start < 20
+        assert time.process_time() - start < 20
     finally:
         tracemalloc.stop()
 
@@ -626,7 +626,7 @@ def in_a_process_of_its_own(path):
         "except ValueError: print('ValueError')\n"
         "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18, 'more than 256 MB'\n"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 

@@ -114,7 +114,7 @@ def test_a_reader_that_leaves_is_no_problem(tmp_path):
         assert run.stdout.readline().startswith(str(file).encode())
         run.stdout.close()
         assert run.stderr.read() == b""
-        assert run.wait(60) == 0
+        assert run.wait(300) == 0
 
 
 def test_info_says_which_device_gpu_takes(capsys):

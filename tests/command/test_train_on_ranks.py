@@ -58,4 +58,4 @@ if rank() == 1:
     assert (first.code, second.code) == (1, 1)
     assert second.err == "fluxlike train: iris.csv has no column target\n"
     assert first.err == "rank 0 ends: rank 1 failed: ValueError: iris.csv has no column target\n"
-    assert max(first.seconds, second.seconds) < 20
+    assert max(first.seconds, second.seconds) < 250  # a rank that was not told is killed after 300

@@ -21,10 +21,27 @@ from fluxlike.learning.run import Run
 
 ROOT = Path(fl.__file__).parents[1]
 
+#: The command, which waits in its last epoch for a signal: none comes after its end.
+HELD = """
+import signal, sys, time
+from fluxlike.command.main import main
+from fluxlike.learning.run import Run
 
-def started(path):
+emit = Run.emit
+
+def held(self, event):
+    emit(self, event)
+    while self.epoch == self.goal and not signal.getsignal(signal.SIGINT).__self__.asked:
+        time.sleep(0.01)
+
+Run.emit = held
+sys.exit(main())
+"""
+
+
+def started(path, *how):
     return subprocess.Popen(
-        [sys.executable, "-m", "fluxlike", "train", path],
+        [sys.executable, *(how or ("-m", "fluxlike")), "train", path],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -36,7 +53,7 @@ def started(path):
 
 
 def ended(run):
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=300)
     return run.returncode, out, err
 
 
@@ -46,11 +63,12 @@ def steps(folder):
 
 def ended_by(number, path, folder, after):
     """Start a run, and send it a signal when it has a checkpoint of some step."""
-    run = started(path)
-    until = time.monotonic() + 90
+    run = started(path, "-c", HELD)
+    until = time.monotonic() + 300
     while steps(folder) < after and run.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
-    os.killpg(run.pid, number)
+    if run.poll() is None:
+        os.killpg(run.pid, number)
     return ended(run)
 
 
@@ -97,6 +115,7 @@ def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(tmp_path):
     assert "80 epochs" in out.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("phase", ["training", "validation"])
 @pytest.mark.parametrize("event", [Event.STEP_BEGIN, Event.STEP_END, Event.EPOCH_END])
 def test_a_run_is_unfinished_wherever_in_an_epoch_ctrl_c_is_pressed(
@@ -143,7 +162,7 @@ def test_two_runs_at_once_in_one_folder_are_told(tmp_path):
     path, folder = iris(tmp_path, epochs=100_000), tmp_path / "run"
     first = started(path)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not steps(folder) and time.monotonic() < until:
             time.sleep(0.01)
         code, _, err = ended(started(path))

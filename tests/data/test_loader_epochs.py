@@ -6,7 +6,9 @@ import json
 import random
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -310,8 +312,14 @@ def test_a_data_set_may_read_another_loader():
 
 
 def test_a_thread_that_waits_long_for_another_says_why(monkeypatch):
+    found, warned = [], threading.Event()
+
+    def warn(*args, **options):
+        warnings.warn(*args, **options)
+        warned.set()
+
     monkeypatch.setattr(seeding, "_PATIENCE", 0.05)
-    found = []
+    monkeypatch.setattr(seeding, "warnings", SimpleNamespace(warn=warn))
 
     def read():
         with pytest.warns(RuntimeWarning, match=r"waited 0.05 s for another .* a key, and workers=1"):
@@ -320,7 +328,7 @@ def test_a_thread_that_waits_long_for_another_says_why(monkeypatch):
     thread = threading.Thread(target=read)
     with seeding.alone():
         thread.start()
-        time.sleep(0.3)
+        warned.wait(60)
     thread.join()
     assert [b.tolist() for b in found] == [[0, 1], [2, 3]]
 

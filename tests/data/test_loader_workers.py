@@ -260,11 +260,11 @@ def test_workers_that_start_while_another_thread_makes_a_batch_do_not_wait_for_i
     def hold():
         with alone():
             begun.set()
-            done.wait(30)
+            done.wait(300)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    begun.wait()
+    assert begun.wait(60)
     try:
         (batch,) = fl.DataLoader([1, 2], 2, workers=1, key=fl.Key(0))
         assert batch.tolist() == [1, 2]

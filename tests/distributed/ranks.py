@@ -36,7 +36,7 @@ import torch.distributed as dist
 
 __all__ = ["RankError", "run"]
 
-_STARTING = 240.0  # seconds, where every core is busy with other tests
+_STARTING = 600.0  # seconds, where every core is busy with other tests
 
 _pools = {}
 
@@ -49,7 +49,7 @@ class RankError(AssertionError):
         self.rank, self.error = rank, error
 
 
-def run(function, ranks, /, *args, timeout=120.0):
+def run(function, ranks, /, *args, timeout=300.0):
     """The results of ``function(*args)`` on each of the ranks, in their order.
 
     Each call begins at the same seed, in the default dtype float32 and with gradients on, whatever the one
@@ -59,7 +59,7 @@ def run(function, ranks, /, *args, timeout=120.0):
         function: of a test module's top level, so that the ranks can import it.
         ranks: how many.
         args: for every rank the same; a rank asks `torch.distributed.get_rank` who it is.
-        timeout: seconds after which the call is an error that shows where each rank stands. (default: 120)
+        timeout: seconds after which the call is an error that shows where each rank stands. (default: 300)
 
     Raises:
         RankError: the first error of a rank, with its traceback.
@@ -133,7 +133,7 @@ class _Pool:
                 try:
                     kind, answer = line.recv()
                 except EOFError:
-                    self.processes[rank].join(5.0)
+                    self.processes[rank].join(60.0)
                     code = self.processes[rank].exitcode
                     raise RankError(f"rank {rank} ended with exit code {code}", rank) from None
                 if kind == "error":
@@ -145,9 +145,15 @@ class _Pool:
     def _where(self, waiting, timeout):
         for rank in waiting:
             os.kill(self.processes[rank].pid, signal.SIGUSR1)
-        time.sleep(0.5)
+        until = time.monotonic() + 10
+        while time.monotonic() < until and not all(map(self._stands, waiting)):
+            time.sleep(0.01)
         stacks = (f"rank {rank} stands at\n{self._stack(rank).read_text()}" for rank in waiting)
         return f"no answer within {timeout:g} s from ranks {waiting}\n" + "\n".join(stacks)
+
+    def _stands(self, rank):
+        """Whether a rank has written its whole stack, whose last line is the outermost frame."""
+        return self._stack(rank).read_text().endswith(" in <module>\n")
 
     def _stack(self, rank):
         return Path(self.folder.name) / f"stack_{rank}"

@@ -7,6 +7,8 @@ are those of a program.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -44,13 +46,13 @@ class Starter:
         )
         self.calls = 0
 
-    def run(self, script, ranks, *, limit=120.0, interrupt=()):
+    def run(self, script, ranks, *, limit=300.0, interrupt=()):
         """How each rank ended; a rank that still runs after `limit` seconds is killed, and its code None.
 
         Args:
             script: its text.
             ranks: how many.
-            limit: seconds. (default: 120)
+            limit: seconds. (default: 300)
             interrupt: ranks that get Ctrl-C once all have made a file ``ready_0``, ``ready_1``, … in the
                 folder ``here``. (default: none)
         """
@@ -68,13 +70,18 @@ class Starter:
         ]
 
     def close(self):
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=120)
 
 
 def free_port():
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    """A port that nobody listens on now, below those that the system gives away, and another at each call."""
+    while True:
+        port = 10_000 + next(_numbers) % 20_000
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+_numbers = itertools.count(100 * os.getpid())  # so that processes beside each other begin at others
 
 
 def _watch(ask, processes):
@@ -108,6 +115,7 @@ def _become(ask, rank):
         file = os.open(name, flags)
         os.dup2(file, number)
         os.close(file)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by jobs in the background of a shell
     os.chdir(ask["here"])
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ask["ranks"], "MASTER_PORT": ask["port"]}
     os.environ.update({name: str(value) for name, value in variables.items()}, MASTER_ADDR="127.0.0.1")

@@ -25,7 +25,7 @@ def killed_under_torchrun(kind, folder, tmp_path):
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3")
     ended = subprocess.run(
         [*torchrun, resumed_run.__file__, kind, folder, "kill", str(KILLED)],
-        capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ended.returncode == 1
     assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9 " in ended.stderr
@@ -34,7 +34,7 @@ def killed_under_torchrun(kind, folder, tmp_path):
 def killed_without_torchrun(kind, folder, tmp_path):
     starter = Starter(tmp_path)
     script = f"from resumed_run import main\nmain({kind!r}, {str(folder)!r}, 'kill', {KILLED})"
-    ended = starter.run(script, 3, limit=120.0)
+    ended = starter.run(script, 3)
     starter.close()
     assert [rank.code for rank in ended] == [1, -9, 1]
     assert all(f"rank {i} ends: rank 1 " in ended[i].err for i in (0, 2))

@@ -1,6 +1,7 @@
 """One script for one device and many ranks; the end of one rank ends all."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from tests.distributed.scripts import Starter, free_port
 pytestmark = pytest.mark.slow  # processes take a while to start and to meet
 
 ROOT = Path(__file__).parents[2]
-SOON = 50  # seconds, where every core is busy with other tests; less than the ranks would sleep
+SOON = 250  # seconds, where every core is busy with other tests; less than the ranks would sleep
 
 BEGIN = """
 import os, signal, sys, time, threading
@@ -49,7 +50,7 @@ def python(*arguments, **environment):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=300,
         env=os.environ | {"PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"} | environment,
     )
 
@@ -124,15 +125,22 @@ def test_a_rank_may_run_on_after_the_others_have_ended(starter):
 
 
 def test_idle_ranks_take_no_time_of_the_processor(starter):
-    ended = ends(starter, "t = time.process_time(); time.sleep(2); print(time.process_time() - t)", 2)
-    assert all(float(rank.out) < 0.02 for rank in ended)
+    script = """
+        def spent():
+            before = time.process_time()
+            time.sleep(0.4)
+            return time.process_time() - before
+
+        print(min(spent() for _ in range(5)))
+    """
+    assert all(float(rank.out) < 0.004 for rank in ends(starter, script, 2))
 
 
 # The end of one rank
 
 
 @pytest.mark.parametrize("failing", [0, 2])
-@pytest.mark.parametrize("others", ["dist.all_reduce(x)", "time.sleep(60)"])
+@pytest.mark.parametrize("others", ["dist.all_reduce(x)", "time.sleep(600)"])
 def test_an_error_on_one_rank_ends_all_with_its_message(starter, failing, others):
     script = f"""
         if rank() == {failing}:
@@ -149,7 +157,7 @@ def test_an_error_on_one_rank_ends_all_with_its_message(starter, failing, others
 
 
 @pytest.mark.parametrize("gone", [0, 1])
-@pytest.mark.parametrize("others", ["dist.all_reduce(x)", "time.sleep(60)"])
+@pytest.mark.parametrize("others", ["dist.all_reduce(x)", "time.sleep(600)"])
 def test_a_killed_rank_ends_all_and_is_named(starter, gone, others):
     script = f"""
         if rank() == {gone}:
@@ -192,7 +200,7 @@ def test_ctrl_c_is_keyboard_interrupt_on_every_rank(starter):
     script = """
         try:
             Path(f"ready_{rank()}").touch()
-            time.sleep(60)
+            time.sleep(600)
         except KeyboardInterrupt:
             time.sleep(1)
             print("saved")
@@ -211,7 +219,7 @@ def test_a_caught_error_is_told_by_abort(starter):
         except ValueError as error:
             abort(error)
             sys.exit(3)
-        time.sleep(60)
+        time.sleep(600)
     """
     ended = ends(starter, script)
     assert [rank.code for rank in ended] == [1, 3, 1]
@@ -249,13 +257,15 @@ def test_a_forked_child_speaks_for_nobody(starter):
 def test_a_forked_child_that_lives_on_hides_no_killed_rank(starter):
     script = """
         if rank() == 1:
-            if os.fork() == 0:
-                time.sleep(20)
-                os._exit(0)
+            child = os.fork()
+            if child == 0:
+                time.sleep(600)
+            Path("child").write_text(str(child))
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(600)
     """
     ended = ends(starter, script)
+    os.kill(int((starter.folder / str(starter.calls) / "child").read_text()), signal.SIGKILL)
     assert [rank.code for rank in ended] == [1, -9, 1]
     assert max(rank.seconds for rank in ended) < SOON
 

@@ -1,7 +1,8 @@
 """Mutants of files, read in a process of their own: ``python mutated_files.py KIND COUNT SEED STATUS``.
 
-The process may take 256 MiB, and ten seconds a mutant. It prints, as JSON, how many mutants were refused and
-how many were read, and what is wrong. The number of the mutant at work stands in STATUS, for when it dies.
+The process may take 256 MiB, and ten seconds of the processor a mutant. It prints, as JSON, how many mutants
+were refused and how many were read, and what is wrong. The number of the mutant at work stands in STATUS, for
+when it dies.
 """
 
 import io
@@ -367,12 +368,12 @@ def run(kind, count, seed, status):
         before = fingerprint(subject.like)
         subject.file.write_bytes(b"")
         result = {"refused": 0, "read": 0, "wrong": []}
-        signal.signal(signal.SIGALRM, give_up)
+        signal.signal(signal.SIGPROF, give_up)
         limit_memory(256 << 20)
         for n in range(count):
             Path(status).write_text(str(n))
             subject.mutate(random.Random(f"{kind} {seed} {n}"))
-            signal.alarm(10)
+            signal.setitimer(signal.ITIMER_PROF, 10)
             try:
                 fault = subject.fault(subject.read())
                 result["read"] += fault is None
@@ -382,7 +383,7 @@ def run(kind, count, seed, status):
                 result["refused"] += fault is None
             except Exception as error:
                 fault = f"{type(error).__name__}: {str(error)[:200]}"
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             if fault:
                 result["wrong"].append([n, fault])
         if fingerprint(subject.like) != before:

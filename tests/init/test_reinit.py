@@ -272,7 +272,7 @@ def test_under_jit_it_is_the_same(compiled, monkeypatch):
 def test_an_optimisers_state_is_untouched_and_still_fits():
     old = model()
     state = fl.freeze(fl.setup(fl.Adam(), old), lambda s: s.layers[0])
-    new = fl.reinit(old, {fl.Dense: init.orthogonal})
+    new = fl.reinit(old, {fl.Dense: init.orthogonal}, key=fl.Key(0))
     grads = fl.gradient(lambda m: m(torch.ones(2, 3)).square().sum(), new)
     after, _ = fl.update(state, new, grads)
     assert after.layers[0].weight is new.layers[0].weight

@@ -375,7 +375,7 @@ def test_dataclasses_and_classes_with_slots_can_wait() -> None:
 
 
 def test_a_constructor_called_wrongly_fails_at_once() -> None:
-    with pytest.raises(TypeError, match="Dense: missing a required argument: 'out_features'"):
+    with pytest.raises(TypeError, match=r"Dense.* missing 1 required .*: 'out_features'"):
         fl.Dense(fl.auto)
     with pytest.raises(
         TypeError, match=r"Dense\(out_features=auto\).*the input tells in_features; write a number"

@@ -235,5 +235,5 @@ def test_a_decoder_names_the_attention_of_the_context():
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="embed_dim is a multiple of num_heads"):
         fl.TransformerBlock(8, 3)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'head'"):
+    with pytest.raises(TypeError, match="TransformerDecoderBlock has no head="):
         fl.TransformerDecoderBlock(8, 2, head=3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fluxlike as fl
-from fluxlike.words_of_torch import OF_CHAINS, OF_LAYERS
+from fluxlike.advice import OF_CHAINS, OF_LAYERS
 
 
 @pytest.mark.parametrize(

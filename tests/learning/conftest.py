@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import warnings
 
 import pytest
@@ -17,11 +16,3 @@ def recorded(request, monkeypatch):
     """Quick tests run the graphs of jit as they are recorded, without Inductor's kernels."""
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setattr(build, "_can_compile", lambda: False)
-
-
-@pytest.fixture
-def ctrl_c():
-    """Let Ctrl-C raise KeyboardInterrupt, as it does but for jobs in the background of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

@@ -1,5 +1,8 @@
 """A run that a test kills: ``python killed_run.py FOLDER eager|jit EPOCHS``. It prints a digest of its end.
 
+Each step waits for a byte of the standard input, or its end. With a fourth argument, N, it waits in a save,
+when it has called ``fsync`` N times, to be killed; it says so before.
+
 Whatever may be random is: the order, a transform that draws from torch, numpy and Python, dropout, and a
 callback.
 """
@@ -7,9 +10,12 @@ callback.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,8 +23,11 @@ import torch
 import fluxlike as fl
 
 
+@dataclass
 class Noise(fl.Callback):
-    """Draws at every step from all generators, and remembers."""
+    """Draws at every step from all generators, and remembers; then waits."""
+
+    wait: Callable[[], object]
 
     def init(self):
         return {"seen": []}
@@ -26,7 +35,7 @@ class Noise(fl.Callback):
     def step_end(self, run):
         seen = [random.random(), np.random.rand(), torch.rand(()).item()]
         run.memory["seen"].append(seen)
-        time.sleep(0.002)  # so that a kill falls into a step as likely as into a save
+        self.wait()
 
 
 def noisy(batch):
@@ -35,7 +44,7 @@ def noisy(batch):
     return x * scale + 0.01 * torch.randn_like(x), y
 
 
-def learner(folder, jit):
+def learner(folder, jit, wait=lambda: None):
     torch.manual_seed(0)
     x = torch.randn(240, 6)
     y = (x.sum(1) > 0).long()
@@ -52,7 +61,7 @@ def learner(folder, jit):
     )
     rule = fl.EMA(fl.OptimiserChain(fl.ClipGlobalNorm(1.0), fl.AdamW(1e-2)), 0.9)
     callbacks = [
-        Noise(),
+        Noise(wait),
         fl.callbacks.Scheduler(lr=fl.schedules.OneCycle(90, 1e-2)),
         fl.callbacks.EarlyStopping(patience=50),
         fl.callbacks.Checkpointer(folder, every=2, keep=2, by="loss"),
@@ -80,7 +89,24 @@ def digest(learner):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def hold_in_a_save(calls):
+    fsync = os.fsync
+
+    def held(file):
+        nonlocal calls
+        if calls == 0:
+            print("in a save", flush=True)
+            time.sleep(600)
+        calls -= 1
+        fsync(file)
+
+    os.fsync = held
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, kind, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    print(digest(fl.fit(learner(folder, kind == "jit"), epochs, resume=True)))
+    folder, kind, epochs, *calls = sys.argv[1:]
+    if calls:
+        hold_in_a_save(*map(int, calls))
+    begun = learner(folder, kind == "jit", lambda: os.read(0, 1))
+    print(digest(fl.fit(begun, int(epochs), resume=True)))

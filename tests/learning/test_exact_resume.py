@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -20,11 +21,12 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("killed_run.py")
 
 
-def started(folder, kind, epochs):
+def started(folder, kind, epochs, *calls, stdin=subprocess.DEVNULL):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), kind, str(epochs)]
+    command = [sys.executable, "-W", "error", SCRIPT, folder, kind, epochs, *calls]
+    pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        [*map(str, command)], stdin=stdin, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=ROOT
     )
 
 
@@ -38,51 +40,52 @@ def checkpoints(folder):
     return {path.name for path in folder.glob("*") if path.suffix == ".safetensors" and path.name[0] != "."}
 
 
-def wait_for(process, condition):
-    while process.poll() is None and not condition():
+def in_an_epoch(chance, folder, kind, epochs):
+    """A run at any instant of its next few steps, after a new checkpoint."""
+    before = checkpoints(folder)
+    process = started(folder, kind, epochs, stdin=subprocess.PIPE)
+    process.stdin.write("x" * chance.randrange(8, 14))  # steps that it may take: the run does not end
+    process.stdin.flush()
+    while process.poll() is None and not checkpoints(folder) - before:
         time.sleep(0.0005)
+    time.sleep(chance.random() * 0.05)
+    return process
 
 
-def killed(folder, kind, epochs, kills, in_a_save, seed=0):
-    """Run and kill until it is done; how often it was killed, and what it printed."""
+def in_a_save(chance, folder, kind, epochs):
+    """A run that has stopped in one of its next saves."""
+    process = started(folder, kind, epochs, chance.randrange(6))
+    assert process.stdout.readline() == "in a save\n"
+    return process
+
+
+def killed(folder, kind, epochs, kills, where, seed=0):
+    """What a run printed in the end that was killed many times before."""
     chance = random.Random(seed)
-    for count in range(kills):
-        before = checkpoints(folder)
-        process = started(folder, kind, epochs)
-        wait_for(process, lambda before=before: checkpoints(folder) - before)
-        if in_a_save:
-            seen = {p.name for p in folder.glob(".*.tmp")}
-            wait_for(process, lambda seen=seen: {p.name for p in folder.glob(".*.tmp")} - seen)
-        else:
-            time.sleep(chance.random() * 0.15)
-        if process.poll() is not None:
-            return count, finished(process)
+    folder.mkdir()
+    for _ in range(kills):
+        process = where(chance, folder, kind, epochs)
         process.kill()
-        process.communicate()
-    return kills, finished(started(folder, kind, epochs))
+        _, err = process.communicate()
+        assert process.returncode == -signal.SIGKILL, err
+    return finished(started(folder, kind, epochs))
 
 
-@pytest.mark.parametrize("in_a_save", [False, True], ids=["in an epoch", "in a save"])
-def test_a_run_that_is_killed_ends_in_the_same_bits(tmp_path, in_a_save):
+@pytest.mark.parametrize("where", [in_an_epoch, in_a_save])
+def test_a_run_that_is_killed_ends_in_the_same_bits(tmp_path, where):
     whole = finished(started(tmp_path / "whole", "eager", 6))
-    (tmp_path / "killed").mkdir()
-    kills, found = killed(tmp_path / "killed", "eager", 6, 3, in_a_save)
-    assert kills >= 2
-    assert found == whole
+    assert killed(tmp_path / "killed", "eager", 6, 3, where) == whole
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "most", "in_a_save"),
-    [("eager", 10, False), ("eager", 10, True), ("jit", 3, True)],
+    ("kind", "kills", "where"),
+    [("eager", 10, in_an_epoch), ("eager", 10, in_a_save), ("jit", 3, in_a_save)],
     ids=["in an epoch", "in a save", "in a save, jit"],
 )
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, kind, most, in_a_save):
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path, kind, kills, where):
     whole = finished(started(tmp_path / "whole", kind, 8))
-    (tmp_path / "killed").mkdir()
-    kills, found = killed(tmp_path / "killed", kind, 8, most, in_a_save, seed=1)
-    assert kills >= min(most, 4)
-    assert found == whole
+    assert killed(tmp_path / "killed", kind, 8, kills, where, seed=1) == whole
 
 
 class Crash(fl.Callback):

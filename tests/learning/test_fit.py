@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
@@ -314,7 +313,7 @@ def test_ctrl_c_ends_the_fit_after_the_step_and_says_how_to_go_on(capsys):
     class Press(fl.Callback):
         def loss_begin(self, run):
             if run.step == 6:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
 
     left = fl.fit(learner(callbacks=[Press()]), 3)
     assert left.stopped == "interrupted"
@@ -328,8 +327,8 @@ def test_a_second_ctrl_c_stops_at_once_and_brings_the_learner():
     class Press(fl.Callback):
         def loss_begin(self, run):
             if run.step == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt) as caught:
         fl.fit(learner(callbacks=[Press()]), 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 import signal
@@ -299,7 +298,7 @@ def test_a_learner_whose_update_was_half_done_is_not_said_to_go_on():
 
 
 def press(run):
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("event", ["epoch_begin", "epoch_end", "step_begin"])

@@ -24,7 +24,9 @@ Compared only where the formulas meet:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ jax = pytest.importorskip("jax", reason=WHY)
 optax = pytest.importorskip("optax", reason=WHY)
 
 STEPS = 100
+DOCS = Path(__file__).parents[2] / "docs"
 Model = dict[str, Any]
 
 
@@ -226,6 +229,25 @@ RULES: dict[str, tuple[Any, Callable[[], Any]]] = {
 def test_a_hundred_steps_equal_optaxs(name: str) -> None:
     rule, theirs = RULES[name]
     assert_alike(our_run(rule), their_run(theirs()))
+
+
+def _told() -> Iterator[tuple[str, str]]:
+    """What the docs say to write for the numbers of Optax, as pairs of code with a rate ``lr``."""
+    section = (DOCS / "coming_from/equinox.md").read_text().split("\n## Rules\n")[1].split("\n## ")[0]
+    alike, _, table = section.partition("the same numbers with the same rate")
+    classes = {name.lower(): name for name in fl.__all__}
+    for name in re.findall(r"`(\w+)`", alike):
+        yield f"optax.{name}(lr)", f"fl.{classes[name]}(lr)"
+    for theirs, ours in re.findall(r"^\| (`.*`) \| (`.*) \|$", table, re.MULTILINE):
+        if "(lr" in theirs:
+            pairs = zip(re.findall(r"`(.+?)`", theirs), re.findall(r"`(.+?)`", ours), strict=True)
+            yield from ((f"optax.{their}", our) for their, our in pairs)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), list(_told()))
+def test_what_the_docs_say_to_write_for_optaxs_numbers_gives_them(theirs: str, ours: str) -> None:
+    names = {"optax": optax, "fl": fl, "lr": 0.05}
+    assert_alike(our_run(eval(ours, names)), their_run(eval(theirs, names)))
 
 
 # Links and wrappers

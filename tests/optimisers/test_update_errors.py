@@ -54,6 +54,20 @@ def test_gradients_of_another_structure_name_the_first_difference(grads: Any, me
     refuse(grads, f"grads and the model differ in structure: {message}")
 
 
+def test_a_part_of_the_gradient_is_told_that_gradient_returns_the_tree_itself() -> None:
+    model = fl.Chain(fl.Dense(3, 2), fl.Chain(fl.LayerNorm(2)))
+    state = fl.setup(fl.Descent(), model)
+    grads = fl.gradient(lambda m: m(torch.ones(1, 3)).sum(), model)
+    for taken, place in ((grads[0], r"\.layers\[0\]"), (grads[1][0], r"\.layers\[1\]\.layers\[0\]")):
+        with pytest.raises(
+            ValueError,
+            match=rf"it fits the model's {place}: gradient returns the tree itself, .* without \[0\]$",
+        ):
+            fl.update(state, model, taken)
+    with pytest.raises(ValueError, match=r"grads has a Scale, the model has a Chain$"):
+        fl.update(state, model, fl.Scale(3))
+
+
 def test_a_tuple_of_another_length_is_not_truncated() -> None:
     state = fl.setup(fl.Descent(), (torch.ones(1), torch.ones(1)))
     with pytest.raises(ValueError, match="at the root, grads has 2, which the model lacks"):

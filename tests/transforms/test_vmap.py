@@ -324,6 +324,26 @@ def test_options_are_checked_before_the_call() -> None:
             fl.vmap(identity, chunk_size=chunk_size)  # type: ignore[arg-type]
 
 
+def test_one_model_that_was_mapped_as_a_stack_is_told_of_in_dims():
+    call, x = lambda m, x: m(x), torch.ones(4, 4)
+    for model in (fl.Dense(4, 4), fl.Chain(fl.Dense(4, 4))):
+        with pytest.raises((IndexError, fl.LayerError)) as error:
+            fl.vmap(call)(model, x)
+        assert error.value.__notes__[-1].endswith("no stack of several, write in_dims=(None, 0)")
+        assert fl.vmap(call, in_dims=(None, 0))(model, x).shape == (4, 4)
+    with pytest.raises(ValueError, match=r"for what all members share: in_dims=\(None, 0\)$"):
+        fl.vmap(call)(fl.Dense(4, 8), torch.ones(5, 4))
+
+
+@pytest.mark.parametrize(
+    "args", [(torch.ones(2), torch.ones(2)), (fl.Dense(2, 2),), (fl.Key(0).split(2), torch.ones(2))]
+)
+def test_an_error_of_the_function_without_a_model_to_share_is_left_as_it_is(args):
+    with pytest.raises(IndexError) as error:
+        fl.vmap(lambda *args: ()[1])(*args)
+    assert not hasattr(error.value, "__notes__")
+
+
 def test_an_unregistered_object_with_tensors_is_an_error_in_arguments_and_results() -> None:
     class Unknown:
         def __init__(self, x: Tensor) -> None:

@@ -1,5 +1,6 @@
 """`fmap` and its family, and what counts as a leaf."""
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +83,23 @@ def test_other_trees_with_values_of_their_own_at_a_tie_are_refused():
         ValueError, match=r"\[0\] and \[1\] are tied in the first tree.*tree 2 holds different"
     ):
         fl.fmap(torch.add, [w, w], [torch.ones(1), torch.ones(1)])
+
+
+@pytest.mark.parametrize("step", [lambda p, g: p - 0.1 * g, lambda p, g: p - g.mul(0.1)])
+def test_a_step_by_hand_that_meets_none_or_assigned_is_told_of_update(step):
+    model, x = fl.Chain(fl.Dense(2, 2), fl.BatchNorm(2)), torch.ones(3, 2)
+    for loss, place, held in (
+        (lambda m: m.layers[0].bias.sum(), r"\.layers\[0\]\.weight", "None, as of"),
+        (lambda m: m(x).sum(), r"\.layers\[1\]\.running_mean", "an Assigned"),
+    ):
+        with pytest.raises((TypeError, AttributeError)) as error:
+            fl.fmap(step, model, fl.gradient(loss, model))
+        (note,) = error.value.__notes__
+        assert re.match(f"at {place}, tree 2 of fmap holds {held}", note)
+        assert note.endswith("model, state = fluxlike.update(state, model, grads)")
+    with pytest.raises(TypeError) as error:
+        fl.fmap(lambda p, g: p + "", model, model)
+    assert not hasattr(error.value, "__notes__")
 
 
 def test_is_leaf_maps_a_node_whole_and_once():

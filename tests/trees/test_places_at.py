@@ -322,6 +322,21 @@ class TestErrors:
         with pytest.raises(ValueError, match="is not a place of the tree: an attribute that is not a child"):
             fl.at(fl.BatchNorm(2), lambda m: m.eps)
 
+    def test_a_predicate_of_the_leaf_alone_is_told_of_its_two_arguments(self):
+        with pytest.raises(
+            ValueError, match=r"returned False.*two arguments: lambda path, node: torch\.is_tensor\(node\)$"
+        ):
+            fl.partition(model(), torch.is_tensor)
+        selected, others = fl.partition(model(), lambda path, node: torch.is_tensor(node))
+        assert fl.trainables(others) == []
+        assert len(fl.trainables(selected)) == len(fl.trainables(model()))
+        state = fl.setup(fl.Adam(), model())
+        with pytest.raises(
+            ValueError, match=r"two arguments: lambda path, node: path\.endswith\('\.bias'\)$"
+        ):
+            fl.freeze(state, torch.is_tensor)
+        assert fl.freeze(state, lambda path, node: path.endswith(".bias")).layers[0].bias.frozen
+
     def test_a_selector_that_looks_at_a_leaf_is_told_about_predicates(self):
         with pytest.raises(
             ValueError, match=r"sees the tree with a marker.*write a predicate of two arguments"

@@ -72,15 +72,28 @@ class Recorded:
     mode: FakeTensorMode
 
 
-class _Mode(FakeTensorMode):
-    """Fake tensors for captured tensors, too.
+# Their kernels refuse tensors of several dtypes; on fake tensors torch's shape functions do not.
+_OF_ONE_DTYPE = {
+    getattr(torch.ops.aten, name).default
+    for name in ("addbmm", "addmm", "addmv", "baddbmm", "bmm", "convolution", "dot", "mm", "mv", "vdot")
+}
 
-    torch computes with those where no other tensor is around: it would write to them, and tell their values.
+
+class _Mode(FakeTensorMode):
+    """Fake tensors for captured tensors, too, and the kernels' refusal of mixed dtypes.
+
+    torch computes with captured tensors where no other tensor is around: it would write to them, and tell
+    their values.
     """
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in self.lift_fns:  # that of a literal is its value
             args, kwargs = map_tensors(self._own, (args, kwargs or {}))
+        if func in _OF_ONE_DTYPE:
+            found = list(dict.fromkeys(str(x.dtype) for x in args if isinstance(x, Tensor)))
+            if len(found) > 1:
+                name = func.overloadpacket.__name__
+                raise RuntimeError(f"{name} takes tensors of one dtype, found {' and '.join(found)}")
         return super().dispatch(func, types, args, kwargs or {})
 
     def _own(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 
 from fluxlike._private.modules import CALL, transient_buffers
 from fluxlike._private.pytree import tensors_in
+from fluxlike.advice import OF_MODULES
 from fluxlike.bridges.torch_modules.classes import RIDING, class_for
 from fluxlike.bridges.torch_modules.run import Run
 from fluxlike.bridges.torch_modules.skeleton import Skeleton
@@ -19,7 +20,6 @@ from fluxlike.trees.nodes import PIN
 from fluxlike.trees.paths import children
 from fluxlike.trees.records import may_lack
 from fluxlike.trees.structure import flatten
-from fluxlike.words_of_torch import OF_MODULES
 
 __all__ = ["TorchModule"]
 

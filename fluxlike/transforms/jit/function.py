@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxlike._private import functorch, tracing
+from fluxlike.advice import teaching_function
 from fluxlike.scope import assigned, mode, seeded
 from fluxlike.scope.autocast import autocast_dtypes
 from fluxlike.transforms.engine.motors import enclosed
@@ -72,6 +73,7 @@ def jit(
 def jit(
     f: None = None, /, *, donate: Names = (), static: Names = (), dynamic: bool = False
 ) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
+@teaching_function
 def jit(
     f: Callable[..., Any] | None = None,
     /,

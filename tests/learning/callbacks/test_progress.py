@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -51,6 +52,13 @@ def learner(data=None, callbacks=(), **options):
     return fl.Learner(
         fl.Dense(2, 3), data, fl.Adam(), fl.losses.logitcrossentropy, callbacks=callbacks, **options
     )
+
+
+@pytest.fixture
+def quick_steps(monkeypatch):
+    """However slow this machine is, a step takes a hundredth of a second."""
+    clock = itertools.count(0.0, 0.01)
+    monkeypatch.setattr(progress, "perf_counter", lambda: next(clock))
 
 
 def lines(printer, epochs=1, data=None, **options):
@@ -199,7 +207,7 @@ def test_a_terminal_that_takes_no_bar_gets_plain_lines(reason):
     assert "━" not in "".join(screen.seen)
 
 
-def test_without_a_terminal_progress_is_a_plain_line_now_and_then(capsys):
+def test_without_a_terminal_progress_is_a_plain_line_now_and_then(capsys, quick_steps):
     lines(ProgressPrinter(every=0.0), 2)
     out, err = capsys.readouterr()
     assert out == ""
@@ -292,7 +300,7 @@ def test_drawing_takes_a_hundredth_of_the_time(monkeypatch):
     assert 8 <= slow.frames <= 12
 
 
-def test_a_notebook_gets_a_bar_of_its_own(monkeypatch):
+def test_a_notebook_gets_a_bar_of_its_own(monkeypatch, quick_steps):
     told = []
 
     class Handle:

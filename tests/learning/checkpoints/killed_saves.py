@@ -126,16 +126,22 @@ def at_instants(folder, count, seed):
     rng = random.Random(seed)
     newest = removed = 0
     for kill in range(count):
+        there, here = os.pipe()
 
-        def run(step=newest, background=kill % 2):
+        def run(step=newest, background=kill % 2, here=here):
             writer = AsyncWriter(store_of(folder)) if background else store_of(folder)
             while True:
                 step += 1
                 save(writer, step)
+                os.write(here, b"x")
 
         child = forked(run)
-        time.sleep(rng.uniform(0.001, 0.08))
+        os.close(here)
+        for _ in range(rng.choice((0, 1, 2, 3))):
+            os.read(there, 1)  # a save, which is over where it is not in the background
+        time.sleep(rng.uniform(0.001, 0.02))
         os.kill(child, signal.SIGKILL)
+        os.close(there)
         os.waitpid(child, 0)
         found, more = check(folder)
         assert found >= newest

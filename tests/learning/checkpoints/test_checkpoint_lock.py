@@ -18,8 +18,12 @@ HOLDER = """
 import os, sys, time
 from fluxlike.learning.checkpoints.store import Store
 store = Store(sys.argv[1]).open()
-if "fork" in sys.argv and os.fork() == 0:
-    time.sleep(60)
+if "fork" in sys.argv:
+    there, here = os.pipe()
+    if os.fork() == 0:
+        os.write(here, b"x")  # it has let go of what it inherited
+        time.sleep(60)
+    os.read(there, 1)
 print(os.getpid(), flush=True)
 time.sleep(60)
 """

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ class Slow(Store):
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         try:
-            assert self.go.wait(30)
+            assert self.go.wait(300)
             super().write(prepared)
         finally:
             self.at_once -= 1
@@ -80,9 +79,8 @@ class TestOneAtATime:
             writer.save(1, {"w": torch.ones(1)})
             assert store.list() == []  # the run went on before it was written
             threading.Timer(0.2, store.go.set).start()
-            start = time.monotonic()
             writer.save(2, {"w": torch.ones(1)})
-            assert time.monotonic() - start > 0.1
+            assert [entry.step for entry in store.list()][:1] == [1]
         assert [entry.step for entry in store.list()] == [1, 2]
         assert store.most == 1
 

@@ -314,6 +314,31 @@ def test_a_layer_error_comes_through():
         fl.jit(lambda m, x: m(x))(model, torch.ones(4, 3))
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: fl.Dense(3, 2), (4, 3)),
+        (lambda: fl.Dense(3, 2), (3,)),
+        (lambda: fl.ConvTranspose((3,), 3, 2), (4, 3, 5)),
+        (lambda: fl.Bilinear((3, 3), 2), (4, 3)),
+    ],
+    ids=["Dense", "Dense of one", "ConvTranspose", "Bilinear"],
+)
+def test_a_layer_refuses_an_input_of_another_dtype_as_in_eager(layer, shape):
+    model, x = fl.Chain(fl.identity, layer()), torch.ones(shape, dtype=torch.float64)
+    with pytest.raises(fl.LayerError) as eager:
+        model(x)
+    with pytest.raises(fl.LayerError) as compiled:
+        fl.jit(model)(x)
+    assert str(compiled.value) == str(eager.value)
+    assert "write x.to(torch.float32)" in str(eager.value)
+
+
+def test_an_operation_refuses_tensors_of_two_dtypes_by_name():
+    with pytest.raises(RuntimeError, match=r"^mm takes tensors of one dtype, found torch\.float32 and"):
+        fl.jit(torch.mm)(torch.ones(2, 2), torch.ones(2, 2, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_shape_mismatch_says_the_sizes(dynamic):
     f = fl.jit(lambda x, y: (x - y).square().mean(), dynamic=dynamic)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-from typing import Any, NoReturn
-
-__all__ = ["OF_CHAINS", "OF_LAYERS", "OF_MODULES", "OF_RULES", "WORDS", "Absent", "absent", "call_hint"]
+__all__ = ["OF_CHAINS", "OF_LAYERS", "OF_MODULES", "OF_RULES", "WORDS"]
 
 _CONV = "fl.Conv((3, 3), in_channels, out_channels, pad=1), with a number an axis in the kernel"
 _CONV_TRANSPOSE = "fl.ConvTranspose((3, 3), in_channels, out_channels), with a number an axis in the kernel"
@@ -111,7 +107,7 @@ WORDS = {
     "LambdaLR": "fl.Scheduled(fl.Adam(), lr=f), with a function f of the step",
     # torch itself
     "no_grad": _RECORDED,
-    "inference_mode": _RECORDED,
+    "inference_mode": f"{_RECORDED}, and layers are in test mode; fl.testmode(model) pins them",
     "enable_grad": _RECORDED,
     "grad": "fl.gradient(loss, model, x, y)",
     "value_and_grad": "fl.withgradient(loss, model, x, y)",
@@ -235,53 +231,3 @@ OF_RULES = {
     "fluxlike.setup(rule, model)",
     "defaults": "a rule is a dataclass: write rule.lr, or dataclasses.asdict(rule)",
 }
-
-
-class Absent:
-    """An attribute that a class does not have: reading it says what to write.
-
-    Unlike ``__getattr__``, it costs other attributes nothing. `hasattr` is False, and an attribute of an
-    object or of a subclass comes before it.
-
-    Args:
-        name: the attribute.
-        write: what to write.
-    """
-
-    def __init__(self, name: str, write: str) -> None:
-        self._name, self._write = name, write
-
-    def __get__(self, instance: Any, owner: type) -> NoReturn:
-        text = f"{owner.__name__} has no {self._name!r}: {self._write}"
-        raise AttributeError(text, name=self._name, obj=None)
-
-
-def call_hint(x: Any, /) -> str:
-    """What to add to the error of an object that can't be called: something if its class has a `forward`."""
-    if callable(x) or not callable(getattr(type(x), "forward", None)):
-        return ""
-    return (
-        f"; define __call__ in {type(x).__name__} (fluxlike calls models directly; forward is "
-        "torch.nn.Module's name)"
-    )
-
-
-def absent(module: str, name: str, known: Iterable[str], /) -> AttributeError:
-    """The error of a name that a module does not have.
-
-    Args:
-        module: the full name of the module.
-        name: what it was asked for.
-        known: the names that it has.
-
-    Returns:
-        An AttributeError that says what to write for a name of torch, and else which name is near.
-    """
-    text = f"module {module!r} has no attribute {name!r}"
-    if name in WORDS:
-        text += f": write {WORDS[name]}"
-    elif not name.startswith("_"):  # which tools ask for, and nobody mistypes
-        near = difflib.get_close_matches(name, known, 1)
-        text += f"; did you mean {near[0]!r}?" if near else ""
-    # Without an object Python does not add a guess of its own, such as Bilinear for Linear.
-    return AttributeError(text, name=name, obj=None)
