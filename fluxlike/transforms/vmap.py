@@ -15,6 +15,7 @@ from fluxlike._private.tracing import tracing
 from fluxlike.advice import teaching_function
 from fluxlike.scope import seeded
 from fluxlike.scope.key import Key
+from fluxlike.transforms.asked_values import explain_in_vmap
 from fluxlike.transforms.axes import Inputs, spread, tensor_in
 from fluxlike.transforms.engine import over_mesh
 from fluxlike.trees.leaves import Assigned
@@ -114,6 +115,7 @@ def vmap(
         except Exception as error:
             if isinstance(error, RuntimeError) and "random operation while in randomness error" in str(error):
                 raise RuntimeError(_UNSAID) from error
+            explain_in_vmap(error)
             inputs.note(error)
             raise
         return outputs.result(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -782,3 +783,40 @@ def test_a_comparison_in_a_mapped_function_under_a_key_is_no_draw():
             return x == 0
 
     assert fl.vmap(f)(torch.tensor([0, 1])).tolist() == [True, False]
+
+
+# What one member's value would decide
+
+
+@pytest.mark.parametrize(
+    ("f", "instead"),
+    [
+        (lambda row: row if row.sum() > 0 else -row, r"torch\.where or fluxlike\.cond for a branch"),
+        (lambda row: torch.tensor([row[0], row[1]]), r"torch\.stack\(\[a, b\]\) for torch\.tensor"),
+        (lambda row: row * float(row[0]), "one member after another"),
+        (lambda row: [row for _ in range(int(row[0]))], r"fluxlike\.scan for a loop"),
+        (lambda row: row[row > 0], r"torch\.where\(mask, x, 0\) instead of x\[mask\]"),
+        (lambda row: torch.nonzero(row), "keep the shape"),
+    ],
+)
+def test_a_line_that_asks_for_a_value_is_shown_with_what_to_write(f: Any, instead: str) -> None:
+    line = r"test_vmap\.py:\d+, in <lambda>:\n    .*lambda row: "
+    for mapped, x in (
+        (f, torch.ones(3, 2)),
+        (fl.vmap(f), torch.ones(2, 3, 2)),
+        (fl.Chain(f), torch.ones(3, 2)),
+    ):
+        with pytest.raises(RuntimeError, match="vmap computes all members at once") as info:
+            fl.vmap(mapped)(x)
+        said = str(info.value)
+        assert re.search(line, said)
+        assert re.search(instead, said)
+        assert said.count("all members at once") == 1
+
+
+def test_a_line_of_a_loss_of_one_example_is_shown_too() -> None:
+    def loss(model: Any, x: Tensor) -> Tensor:
+        return (model["w"] * x).sum() if x.sum() > 0 else model["w"]
+
+    with pytest.raises(RuntimeError, match=r"if x\.sum\(\) > 0 else .*\n.*torch\.where or fluxlike\.cond"):
+        fl.per_example_gradient(loss, {"w": torch.ones(())}, torch.ones(3, 2))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import linecache
 import traceback
 import types
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import optree
-import torch
 
+from fluxlike.transforms.asked_values import (
+    INSTEAD_OF_A_SHAPE,
+    INSTEAD_OF_A_VALUE,
+    causes,
+    users_line,
+)
 from fluxlike.transforms.jit.call import Signature
 from fluxlike.transforms.jit.leaks import holds_stand_in
 from fluxlike.trees.functor import NAMESPACE
@@ -19,53 +22,37 @@ from fluxlike.trees.structure import structure_of
 
 __all__ = ["explain", "require_attributes_unchanged", "require_no_writes", "require_result"]
 
+_OF_PYTHON = (
+    "() is not supported for tensor subclasses",
+    "FakeTensor.__format__",
+    "its data is not allocated yet",
+)
+
 
 def explain(error: BaseException) -> None:
     """Raise a better error where a line asked for what is not known while a function is traced."""
     from fluxlike._private.compiler.trace import NEEDS_A_SHAPE, NEEDS_A_VALUE
 
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, NEEDS_A_SHAPE):
             raise RuntimeError(
                 "jit can't know the values of a tensor while it traces, and the shape of what this line "
-                f"makes depends on them:\n  {_line(cause)}keep the shape: torch.where(mask, x, 0) instead of "
-                "x[mask], a sum over (mask * x), or topk and sort with a number that is fixed"
+                f"makes depends on them:\n  {users_line(cause)}{INSTEAD_OF_A_SHAPE}"
             ) from error
         if isinstance(cause, NEEDS_A_VALUE) or _is_of_python(cause):
             raise RuntimeError(
                 "jit can't know the value of a tensor while it traces, and this line asks for it (by if, "
-                f"while, float(), int(), .item(), .tolist() or .numpy()):\n  {_line(cause)}use torch.where "
-                "or fluxlike.cond for a branch, fluxlike.scan for a loop, keep numbers as tensors (float "
-                "arguments are 0-d tensors here), or name an argument that never changes in jit(…, static=…)"
+                "while, float(), int(), .item(), .tolist(), .numpy() or torch.tensor):\n"
+                f"  {users_line(cause)}{INSTEAD_OF_A_VALUE}, keep numbers as tensors (float arguments are "
+                "0-d tensors here), or name an argument that never changes in jit(…, static=…)"
                 f"{_checks_of_distributions(cause)}"
             ) from error
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that it was raised from: layers say where in a model they stand."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
-
-
 def _is_of_python(error: BaseException) -> bool:
-    """Whether a tensor without a value was to become an array of numpy, or text."""
+    """Whether a tensor without a value was to become an array of numpy, text, or part of another."""
     said = str(error)
-    return "() is not supported for tensor subclasses" in said or "FakeTensor.__format__" in said
-
-
-def _line(error: BaseException) -> str:
-    """The innermost line of an error's way that is the user's own."""
-    own, torchs = Path(__file__).parents[2], Path(torch.__file__).parent
-    line = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        path = Path(frame.filename)
-        if own not in path.parents and torchs not in path.parents and "/optree/" not in frame.filename:
-            code = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
-            if code or frame.filename != "<string>":  # a function that torch writes
-                line = f"{frame.filename}:{frame.lineno}, in {frame.name}:\n    {code}\n"
-    return line or "the compiled function itself\n"
+    return any(words in said for words in _OF_PYTHON)
 
 
 def _checks_of_distributions(error: BaseException) -> str:

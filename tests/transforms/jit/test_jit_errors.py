@@ -141,8 +141,15 @@ def test_the_checks_of_torch_s_distributions_are_named():
     assert torch.allclose(fl.jit(unchecked)(torch.ones(3)), unchecked(torch.ones(3)))
 
 
+def test_a_tensor_made_of_tensors_says_to_stack_them():
+    with pytest.raises(
+        RuntimeError, match=r"torch\.tensor\(\[a, b\]\)\.sum(.|\n)*torch\.stack\(\[a, b\]\) for"
+    ):
+        fl.jit(lambda a, b: torch.tensor([a, b]).sum())(torch.ones(()), torch.ones(()))
+
+
 def test_a_function_of_torch_s_own_is_named_as_the_function_itself():
-    with pytest.raises(RuntimeError, match="the compiled function itself"):
+    with pytest.raises(RuntimeError, match="the function itself"):
         fl.jit(torch.nonzero)(torch.ones(3))
 
 
